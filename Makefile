@@ -1,0 +1,48 @@
+# make train   train a language model on real text, under a memory budget, on two Ray workers
+# make test    run the tests
+# Both make a virtual environment in .venv first, and are quick the second time. More options: make train ARGS="--steps 100".
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS ?=
+
+.PHONY: train test lint format install soak clean
+
+train: .venv/.installed
+	$(BIN)/python scripts/train.py $(ARGS)
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What takes longer than CI allows.
+soak: .venv/.installed-test
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+install: .venv/.installed-test .venv/.installed-lint
+
+clean:
+	rm -rf .venv
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+.venv/.installed-lint: .venv/.installed
+	$(PIP) --editable '.[lint]'
+	touch $@
