@@ -1,0 +1,57 @@
+"""Arrays, layers and their VJPs, losses, optimizers, data, and the ledger that counts every byte."""
+
+from framework.data import ArrayDataset, ByteText, Dataset, EpochOrder
+from framework.keys import Key
+from framework.layers import (
+    GELU,
+    CausalAttention,
+    Chain,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNorm,
+    Linear,
+    ReLU,
+    Residual,
+    Spec,
+)
+from framework.losses import CrossEntropy, Loss, MeanSquaredError
+from framework.memory import BudgetExceeded, Ledger
+from framework.models import Model, build
+from framework.optimizers import SGD, AdamW, Optimizer
+from framework.parameters import Parameters
+from framework.schedules import WarmupCosine
+from framework.sizes import format_size, parse_size
+
+__all__ = [
+    "GELU",
+    "SGD",
+    "AdamW",
+    "ArrayDataset",
+    "BudgetExceeded",
+    "ByteText",
+    "CausalAttention",
+    "Chain",
+    "CrossEntropy",
+    "Dataset",
+    "Dropout",
+    "Embedding",
+    "EpochOrder",
+    "Key",
+    "Layer",
+    "LayerNorm",
+    "Ledger",
+    "Linear",
+    "Loss",
+    "MeanSquaredError",
+    "Model",
+    "Optimizer",
+    "Parameters",
+    "ReLU",
+    "Residual",
+    "Spec",
+    "WarmupCosine",
+    "build",
+    "format_size",
+    "parse_size",
+]

@@ -1,0 +1,354 @@
+"""Data: windows of bytes from text, arrays, and the order of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+import sysconfig
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from framework.keys import Key
+from framework.layers.layer import Spec
+from framework.memory import Array, Ledger
+
+#: Every so-manieth file of a text is for validation.
+VALIDATION_EVERY = 20
+#: The part held out from the end of a text of fewer files.
+VALIDATION_PART = 0.05
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+_TESTS = frozenset({"test", "tests", "idle_test"})
+_CHUNK = 2**20
+
+
+class Dataset(Protocol):
+    """Examples in two splits, "train" and "validation", written into given arrays.
+
+    `inputs` and `targets` are the specs of one example; `nbytes` is what its own arrays hold in memory.
+    """
+
+    inputs: Spec
+    targets: Spec
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def size(self, split: str) -> int:
+        """Number of examples of a split."""
+        ...
+
+    def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
+        """Writes examples into x (n, ...) and targets (n, ...)."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for the run's records."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes start..stop of a file that is expected to be `size` bytes long."""
+
+    path: Path
+    size: int
+    start: int
+    stop: int
+
+
+class _Text:
+    """The concatenation of pieces of files, read through read-only memory maps."""
+
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
+        self.pieces = tuple(pieces)
+        self._ends: list[int] = []
+        self._maps: dict[Path, mmap.mmap] = {}
+        for piece in self.pieces:
+            self._ends.append(len(self) + piece.stop - piece.start)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"pieces": self.pieces, "_ends": self._ends, "_maps": {}}
+
+    def read(self, start: int, out: Array) -> None:
+        """Copies bytes from `start` on into `out`, a uint8 vector."""
+        number, done = bisect_right(self._ends, start), 0
+        while done < out.size:
+            piece = self.pieces[number]
+            begin = piece.stop - (self._ends[number] - start - done)
+            count = min(piece.stop - begin, out.size - done)
+            out[done : done + count] = np.frombuffer(self._map(piece), np.uint8, count, begin)
+            done += count
+            number += 1
+
+    def chunks(self) -> Iterator[Array]:
+        """Yields the text in order, at most 1 MiB at a time."""
+        for start in range(0, len(self), _CHUNK):
+            chunk = np.empty(min(_CHUNK, len(self) - start), np.uint8)
+            self.read(start, chunk)
+            yield chunk
+
+    def _map(self, piece: _Piece) -> mmap.mmap:
+        mapped = self._maps.get(piece.path)
+        if mapped is None:
+            with piece.path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(mapped) != piece.size:
+                raise ValueError(
+                    f"text file {piece.path} has {len(mapped)} bytes, but had {piece.size} when the run was set up; "
+                    "the text must not change during a run and be the same for every worker"
+                )
+            self._maps[piece.path] = mapped
+        return mapped
+
+
+class ByteText:
+    """Windows of bytes from text files: a window's first bytes are the input, its bytes one later the targets.
+
+    Files are joined in the order of their sorted relative paths. Every 20th file is for validation; of fewer than 20 files, the
+    last 5 % of the text are. Windows of `window + 1` bytes do not overlap. The text is read through memory maps, which are
+    page cache and not the engine's.
+
+    Args:
+        paths: Files or folders (searched for files at any depth, hidden ones and caches left out). None: the
+            sources of the running Python's standard library without site-packages and test folders.
+        window: Bytes of an input.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: A file is empty, a folder holds none, or the text is shorter than one window for each split.
+    """
+
+    def __init__(self, paths: Sequence[str | Path] = (), window: int = 128) -> None:
+        self.window = window
+        self.inputs = self.targets = Spec.of((window,), np.uint8)
+        self.source = [str(path) for path in paths] or ["the standard library of Python"]
+        files = _named_files(paths) if paths else _standard_library()
+        sizes = [(path, path.stat().st_size) for path in files]
+        whole = [_Piece(path, size, 0, size) for path, size in sizes if size]
+        if len(whole) >= VALIDATION_EVERY:
+            held = whole[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]
+            kept = [piece for number, piece in enumerate(whole) if (number + 1) % VALIDATION_EVERY]
+        else:
+            total = sum(piece.size for piece in whole)
+            kept, held = _cut(whole, total - max(window + 1, math.ceil(total * VALIDATION_PART)))
+        self._texts = {"train": _Text(kept), "validation": _Text(held)}
+        for split, text in self._texts.items():
+            if len(text) <= window:
+                raise ValueError(
+                    f"the {split} text has {len(text)} bytes, shorter than one window of {window + 1}; name more text with "
+                    "--data, or a model with a smaller window"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def size(self, split: str) -> int:
+        return len(self._texts[split]) // (self.window + 1)
+
+    def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
+        text = self._texts[split]
+        for row, index in enumerate(indices):
+            start = int(index) * (self.window + 1)
+            text.read(start, x[row])
+            text.read(start + 1, targets[row])
+
+    def describe(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for text in self._texts.values():
+            for chunk in text.chunks():
+                digest.update(chunk.data)
+        return {
+            "kind": "bytes of text",
+            "source": self.source,
+            "files": sum(len(text.pieces) for text in self._texts.values()),
+            "train_bytes": len(self._texts["train"]),
+            "validation_bytes": len(self._texts["validation"]),
+            "window": self.window,
+            "sha256": digest.hexdigest(),
+        }
+
+    def entropies(self, windows: Sequence[int]) -> tuple[float, float]:
+        """Returns what simple models of the training text reach, in nats per byte.
+
+        Args:
+            windows: The validation windows that the second figure is taken over.
+
+        Returns:
+            The entropy of the training text's bytes, and the cross-entropy of the windows' targets under the add-one
+            byte-pair counts of the training text.
+        """
+        pairs = np.zeros(256 * 256, np.int64)
+        singles = np.zeros(256, np.int64)
+        before = None
+        for chunk in self._texts["train"].chunks():
+            singles += np.bincount(chunk, minlength=256)
+            joined = chunk if before is None else np.concatenate([before, chunk])
+            pairs += np.bincount(joined[:-1].astype(np.intp) * 256 + joined[1:], minlength=256 * 256)
+            before = chunk[-1:]
+        shares = singles[singles > 0] / singles.sum()
+        counts = pairs.reshape(256, 256) + 1
+        surprise = -np.log(counts / counts.sum(axis=1, keepdims=True))
+        x, targets = np.empty((1, self.window), np.uint8), np.empty((1, self.window), np.uint8)
+        total = 0.0
+        for index in windows:
+            self.load("validation", [index], x, targets)
+            total += float(surprise[x[0], targets[0]].sum())
+        return float(-(shares * np.log(shares)).sum()), total / (self.window * len(windows))
+
+
+class ArrayDataset:
+    """Examples from arrays held in memory.
+
+    Args:
+        x: Inputs, shape (n, ...).
+        targets: Targets, shape (n, ...).
+        validation: The part held out from the end, in (0, 1).
+
+    Raises:
+        ValueError: The lengths differ, or a split would be empty.
+    """
+
+    def __init__(self, x: Array, targets: Array, validation: float = 0.1) -> None:
+        self.x, self.y = np.ascontiguousarray(x), np.ascontiguousarray(targets)
+        if len(self.x) != len(self.y):
+            raise ValueError(f"inputs and targets must have one length, but got {len(self.x)} and {len(self.y)}")
+        held = math.ceil(len(self.x) * validation)
+        self._sizes = {"train": len(self.x) - held, "validation": held}
+        if not 0 < held < len(self.x):
+            raise ValueError(
+                f"{len(self.x)} examples with {validation:.0%} for validation leave a split empty; give more examples"
+            )
+        self.inputs = Spec(self.x.shape[1:], self.x.dtype)
+        self.targets = Spec(self.y.shape[1:], self.y.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.x.nbytes + self.y.nbytes)
+
+    def size(self, split: str) -> int:
+        return self._sizes[split]
+
+    def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
+        first = 0 if split == "train" else self._sizes["train"]
+        for row, index in enumerate(indices):
+            x[row] = self.x[first + int(index)]
+            targets[row] = self.y[first + int(index)]
+
+    def describe(self) -> dict[str, Any]:
+        digest = hashlib.sha256(self.x.data)
+        digest.update(self.y.data)
+        return {
+            "kind": "arrays",
+            **{f"{split}_examples": n for split, n in self._sizes.items()},
+            "sha256": digest.hexdigest(),
+        }
+
+
+def clusters(examples: int, features: int, classes: int, dtype: str = "float32", seed: int = 0) -> ArrayDataset:
+    """Generates a classification set: one Gaussian cloud a class, around centres drawn at random.
+
+    Returns:
+        Inputs (examples, features) of unit variance or so and integer targets (examples,).
+    """
+    generator = Key(seed).fold("clusters", examples, features, classes).generator()
+    centres = generator.standard_normal((classes, features))
+    labels = generator.integers(classes, size=examples)
+    x = 0.5 * centres[labels] + generator.standard_normal((examples, features))
+    return ArrayDataset(x.astype(dtype), labels)
+
+
+class EpochOrder:
+    """The order of a split's examples, another in each epoch, a function of (seed, epoch) alone.
+
+    The order is one array of the ledger's category `data`; a new epoch is shuffled in place. An incomplete last batch of
+    an epoch is left out.
+
+    Args:
+        size: Number of examples.
+        batch: Examples of a global batch.
+        seed: The run's seed.
+        ledger: Counts the array.
+    """
+
+    def __init__(self, size: int, batch: int, seed: int, ledger: Ledger) -> None:
+        if size < batch:
+            raise ValueError(f"a batch of {batch} examples is larger than the {size} that there are; lower --batch")
+        self.batch = batch
+        self._key = Key(seed).fold("epoch")
+        self._epoch = -1
+        self._order = ledger.empty((size,), order_dtype(size), "data", "epoch order")
+
+    def indices(self, step: int, first: int, count: int) -> Array:
+        """Returns the examples first..first+count of the batch of a step (a view, valid until the next epoch)."""
+        epoch, number = divmod(step, self._order.size // self.batch)
+        if epoch != self._epoch:
+            for start in range(0, self._order.size, 4096):
+                stop = min(start + 4096, self._order.size)
+                self._order[start:stop] = np.arange(start, stop)
+            self._key.fold(epoch).generator().shuffle(self._order)
+            self._epoch = epoch
+        start = number * self.batch + first
+        return self._order[start : start + count]
+
+
+def order_dtype(size: int) -> np.dtype[Any]:
+    """The dtype of the order of `size` examples."""
+    return np.dtype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
+
+
+def spread(size: int, most: int) -> list[int]:
+    """Returns at most `most` of `size` indices, evenly spaced."""
+    count = min(size, most)
+    return [i * size // count for i in range(count)]
+
+
+def _standard_library() -> list[Path]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [path for path in _below(root, _INSTALLED | _TESTS) if path.suffix == ".py"]
+
+
+def _named_files(paths: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no text file or folder {path}")
+        files = _below(path, frozenset()) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"folder {path} holds no file to read text from")
+        if path.is_file() and not path.stat().st_size:
+            raise ValueError(f"text file {path} is empty")
+        found.extend(files)
+    return [path.resolve() for path in found]
+
+
+def _below(root: Path, skipped: frozenset[str]) -> list[Path]:
+    """All files below a folder in the order of their relative paths, without hidden ones, caches and skipped folders."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped | {"__pycache__"}]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix())
+
+
+def _cut(pieces: Sequence[_Piece], where: int) -> tuple[list[_Piece], list[_Piece]]:
+    """Cuts joined pieces into those before and after a byte."""
+    before, after, seen = [], [], 0
+    for piece in pieces:
+        cut = piece.start + max(0, min(where - seen, piece.stop - piece.start))
+        seen += piece.stop - piece.start
+        if cut > piece.start:
+            before.append(_Piece(piece.path, piece.size, piece.start, cut))
+        if cut < piece.stop:
+            after.append(_Piece(piece.path, piece.size, cut, piece.stop))
+    return before, after

@@ -1,0 +1,78 @@
+"""The loops under the layers: matrix products without hidden copies, and rows in cache-sized blocks.
+
+A chain of ufuncs over a large array reads and writes main memory once for each ufunc. Run over blocks of rows that fit the
+cache it does so once in all. Block sizes depend on shapes alone, never on the cache, the threads, the budget or an
+option, so that results do not either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from framework.memory import Array
+
+#: Elements of a block: 64 KiB of float32, so that a handful of blocks fit a level-2 cache.
+BLOCK = 16_384
+
+
+def matmul(a: Array, b: Array, out: Array) -> Array:
+    """Writes the matrix product of the last two axes of `a` and `b` into `out`.
+
+    Args:
+        a: Shape (..., m, k), one of its last two axes with unit stride.
+        b: Shape (..., k, n), likewise.
+        out: Shape (..., m, n), its last axis with unit stride.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: An operand has a layout that NumPy would copy first, where neither the ledger nor
+            `tracemalloc` sees it.
+    """
+    for name, operand in (("a", a), ("b", b), ("out", out)):
+        if not _blas_reads(operand, transposed=name != "out"):
+            raise ValueError(
+                f"matmul operand {name} of shape {operand.shape} has strides {operand.strides}, which NumPy would "
+                "copy silently; pass an array whose last axis (or the one before it) has unit stride"
+            )
+    return np.matmul(a, b, out=out)
+
+
+def _blas_reads(a: Array, transposed: bool) -> bool:
+    """Whether BLAS takes the last two axes of `a` as they are (row-major, or column-major if `transposed` may be)."""
+    if a.flags.c_contiguous or a.size == 0:
+        return True
+    (rows, columns), (down, across), item = a.shape[-2:], a.strides[-2:], a.itemsize
+    row_major = (across == item or columns == 1) and (down >= columns * item or rows == 1)
+    column_major = (down == item or rows == 1) and (across >= rows * item or columns == 1)
+    return row_major or (transposed and column_major)
+
+
+def block_rows(rows: int, width: int) -> int:
+    """Returns how many rows of `width` elements make a block (at least one, at most all)."""
+    return max(1, min(rows, BLOCK // max(1, width)))
+
+
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Yields slices that cut `rows` rows of `width` elements into blocks."""
+    step = block_rows(rows, width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def as_rows(a: Array) -> Array:
+    """Returns a view of `a` with all but its last axis merged: shape (rows, width)."""
+    return as_view(a, (math.prod(a.shape[:-1]), a.shape[-1]))
+
+
+def as_view(a: Array, shape: tuple[int, ...]) -> Array:
+    """Returns `a.reshape(shape)`, refusing what only a copy could do."""
+    if not a.flags.c_contiguous:
+        raise ValueError(
+            f"an array of shape {a.shape} with strides {a.strides} is not contiguous; pass a contiguous one"
+        )
+    return a.reshape(shape)

@@ -1,0 +1,207 @@
+"""Chain and Residual, and how they flatten to the leaf steps that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from framework.layers.layer import Context, Footprint, Layer, Params, Spec
+from framework.memory import Array
+from framework.parameters import Layout, ParameterSpec
+
+#: The number by which a step's inputs name the batch.
+BATCH = -1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A leaf layer at its place in the flattened chain.
+
+    Attributes:
+        path: Its name, "block0.attention.qkv".
+        layer: The leaf layer.
+        inputs: For each input, the step that makes it, or `BATCH`.
+        stage: The element of the outermost chain it belongs to.
+    """
+
+    path: str
+    layer: Layer
+    inputs: tuple[int, ...]
+    stage: int
+
+
+class Composite(Layer):
+    """A layer that is made of others and flattens to them."""
+
+    def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
+        """Appends the leaf steps and returns the number of the step (or `BATCH`) that makes the output.
+
+        Args:
+            steps: The steps so far.
+            path: This layer's name, "" for the outermost chain.
+            source: The step that makes the input.
+            stage: The stage that contains this layer; None for the outermost chain, which counts them itself.
+        """
+        raise NotImplementedError(f"{self.kind} does not flatten")
+
+    def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
+        """Returns the parameters of all leaf steps by "path.name", in the order of the chain."""
+        steps = flatten(self)
+        found: dict[str, ParameterSpec] = {}
+        for step, spec in zip(steps, input_specs(steps, x), strict=True):
+            for name, parameter in step.layer.parameters(spec).items():
+                found[f"{step.path}.{name}"] = parameter
+        return found
+
+    def layout(self, x: Spec) -> Layout:
+        """Returns the layout of the flat parameter buffer for an input of spec `x`."""
+        return Layout(self.parameters(x))
+
+
+class Chain(Composite):
+    """Layers one after the other.
+
+    Args:
+        *layers: Layers named "0", "1", ….
+        **named: Layers named by keyword, after the positional ones.
+
+    >>> from framework.layers import Linear, ReLU
+    >>> [step.path for step in flatten(Chain(Linear(8), act=ReLU()))]
+    ['0', 'act']
+    """
+
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        self.layers: dict[str, Layer] = {str(i): layer for i, layer in enumerate(layers)} | named
+        for name, layer in self.layers.items():
+            if not isinstance(layer, Layer):
+                raise TypeError(f"a Chain takes layers, but {name!r} is {layer!r}")
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers.values())
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        for name, layer in self.layers.items():
+            x = _apply(layer, params, x, context, name)
+        return x
+
+    def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
+        for number, (name, layer) in enumerate(self.layers.items()):
+            inner = f"{path}.{name}" if path else name
+            source = _append(layer, steps, inner, source, number if stage is None else stage)
+        return source
+
+
+class Residual(Composite):
+    """x + inner(x): the inner steps and one Add.
+
+    Args:
+        inner: A layer whose output has the shape and dtype of its input.
+    """
+
+    def __init__(self, inner: Layer) -> None:
+        self.inner = inner
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        if isinstance(self.inner, Composite):
+            return self.inner.apply(params, x, context) + x
+        return _apply(self.inner, params, x, context, "inner") + x
+
+    def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
+        prefix = f"{path}." if path else ""
+        within = 0 if stage is None else stage
+        if isinstance(self.inner, Composite):
+            inner = self.inner.flatten_onto(steps, path, source, within)
+        else:
+            inner = _append(self.inner, steps, f"{prefix}inner", source, within)
+        steps.append(Step(f"{prefix}add", Add(), (inner, source), within))
+        return len(steps) - 1
+
+
+class Add(Layer):
+    """y = inner + skip, the leaf step at the end of a Residual.
+
+    Shapes: both inputs and the output (...), equal. The VJP passes the cotangent itself to both.
+    """
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        return x[0] + x[1]
+
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+        inner, skip = x
+        y = context.empty(inner.shape, inner.dtype, "activations")
+        y[...] = inner
+        y += skip
+        return y, ()
+
+    def vjp(
+        self,
+        params: Params,
+        x: Any,
+        y: Array | None,
+        own: tuple[Array, ...],
+        cotangent: Array,
+        grads: Params,
+        context: Context,
+    ) -> Any:
+        return tuple(cotangent if wanted else None for wanted in context.wanted)
+
+    def footprint(self, x: Any, training: bool = True) -> Footprint:
+        inner, skip = x
+        if inner != skip:
+            raise ValueError(
+                f"a Residual adds its input and its inner output, which must be equal in shape and dtype, but the input is "
+                f"{skip} and the inner output {inner}"
+            )
+        return Footprint(
+            output=inner,
+            needs_input=(False, False),
+            forward_flops=inner.size,
+            cotangent_aliases=(True, True),
+        )
+
+
+def flatten(layer: Layer) -> tuple[Step, ...]:
+    """Returns the leaf steps of a layer in the order in which they run."""
+    steps: list[Step] = []
+    _append(layer, steps, "", BATCH, None)
+    if not steps:
+        raise ValueError("the chain is empty: it needs at least one layer")
+    return tuple(steps)
+
+
+def input_specs(steps: tuple[Step, ...], x: Spec, training: bool = True) -> list[Any]:
+    """Returns the input spec of each step (a tuple of specs where it has several inputs).
+
+    Raises:
+        ValueError: A step does not take its input; the message names its path.
+    """
+    outputs: dict[int, Spec] = {BATCH: x}
+    found: list[Any] = []
+    for number, step in enumerate(steps):
+        specs = tuple(outputs[source] for source in step.inputs)
+        found.append(specs[0] if len(specs) == 1 else specs)
+        try:
+            outputs[number] = step.layer.footprint(found[-1], training).output
+        except ValueError as error:
+            raise ValueError(f"step {step.path or step.layer.kind!r}: {error}") from error
+    return found
+
+
+def _append(layer: Layer, steps: list[Step], path: str, source: int, stage: int | None) -> int:
+    if isinstance(layer, Composite):
+        return layer.flatten_onto(steps, path, source, stage)
+    steps.append(Step(path or layer.kind, layer, (source,), stage or 0))
+    return len(steps) - 1
+
+
+def _apply(layer: Layer, params: Mapping[str, Array], x: Any, context: Context, name: str) -> Any:
+    """Applies the element `name` of a composite to its own parameters, under the key that the executor gives it."""
+    path = f"{context.owner}.{name}" if context.owner else name
+    key = context.key if isinstance(layer, Composite) else context.key.fold(path)
+    prefix = f"{name}."
+    below = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
+    return layer.apply(below, x, Context(context.ledger, path, key, context.training, context.wanted))

@@ -1,0 +1,156 @@
+"""Parameters: named views of one flat buffer.
+
+Gradients and optimizer state have the same layout, so all-reduce, the optimizer and saving work on slices of one
+array, and the buffer may live in shared memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from framework.keys import Key
+from framework.memory import Array, Ledger
+
+
+class Initializer(Protocol):
+    """Fills a new parameter in place."""
+
+    def __call__(self, out: Array, key: Key) -> None: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element the same value."""
+
+    value: float
+
+    def __call__(self, out: Array, key: Key) -> None:
+        out.fill(self.value)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Independent normal numbers of mean 0 and the given standard deviation."""
+
+    std: float
+
+    def __call__(self, out: Array, key: Key) -> None:
+        key.generator().standard_normal(out=out, dtype=out.dtype.type)
+        out *= self.std
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent uniform numbers in [-bound, bound)."""
+
+    bound: float
+
+    def __call__(self, out: Array, key: Key) -> None:
+        key.generator().random(out=out, dtype=out.dtype.type)
+        out -= 0.5
+        out *= 2 * self.bound
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Shape, dtype and initializer of a parameter: all that is known of it before there is an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    initializer: Initializer
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Layout:
+    """Where each named parameter lies in the flat buffer, in the order of the chain.
+
+    Args:
+        specs: Parameters by name ("path.of.layer.weight").
+
+    Raises:
+        ValueError: The parameters do not share one float dtype.
+    """
+
+    def __init__(self, specs: Mapping[str, ParameterSpec]) -> None:
+        dtypes = sorted({spec.dtype.name for spec in specs.values()})
+        if len(dtypes) > 1 or any(spec.dtype.kind != "f" for spec in specs.values()):
+            raise ValueError(f"the parameters of a model share one float dtype, but these have {', '.join(dtypes)}")
+        self.specs = dict(specs)
+        self.dtype = np.dtype(dtypes[0]) if dtypes else np.dtype(np.float32)
+        self.slices: dict[str, slice] = {}
+        self.size = 0
+        for name, spec in self.specs.items():
+            self.slices[name] = slice(self.size, self.size + spec.size)
+            self.size += spec.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Returns named views of a flat buffer of this layout."""
+        return {name: flat[where].reshape(self.specs[name].shape) for name, where in self.slices.items()}
+
+    def grouped_views(self, flat: Array) -> dict[str, dict[str, Array]]:
+        """Returns the views by the path of their layer, then by local name."""
+        groups: dict[str, dict[str, Array]] = {}
+        for name, view in self.views(flat).items():
+            path, _, local = name.rpartition(".")
+            groups.setdefault(path, {})[local] = view
+        return groups
+
+
+class Parameters(Mapping[str, Array]):
+    """A model's parameters: a mapping from name to a view of `flat`.
+
+    Args:
+        layout: Names, shapes and places.
+        flat: The buffer, shape (layout.size,).
+    """
+
+    def __init__(self, layout: Layout, flat: Array) -> None:
+        if flat.shape != (layout.size,) or flat.dtype != layout.dtype:
+            raise ValueError(
+                f"a flat buffer of shape {flat.shape} and dtype {flat.dtype} does not hold "
+                f"{layout.size} parameters of {layout.dtype}"
+            )
+        self.layout = layout
+        self.flat = flat
+        self._views = layout.views(flat)
+
+    @classmethod
+    def initialize(cls, layout: Layout, key: Key, ledger: Ledger | None = None) -> Parameters:
+        """Allocates and fills parameters; each draws from a key of its own name."""
+        flat = (ledger or Ledger()).empty((layout.size,), layout.dtype, "parameters", "model")
+        parameters = cls(layout, flat)
+        for name, view in parameters.items():
+            layout.specs[name].initializer(view, key.fold("initialize", name))
+        return parameters
+
+    def __getitem__(self, name: str) -> Array:
+        return self._views[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def sha256(self) -> str:
+        """Returns the SHA-256 of the flat buffer's little-endian bytes."""
+        return sha256_of(self.flat)
+
+
+def sha256_of(a: Array) -> str:
+    """Returns the SHA-256 of an array's bytes in little-endian order."""
+    little = a.astype(a.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(np.ascontiguousarray(little).data).hexdigest()
