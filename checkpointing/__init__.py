@@ -1,0 +1,43 @@
+"""What to keep and what to recompute: plans, policies, the simulator and the executor."""
+
+from checkpointing.budgets import parse_budget
+from checkpointing.costs import Costs, costs_of
+from checkpointing.engine import Engine, predict, run_plans, value_and_grad
+from checkpointing.executor import Executor
+from checkpointing.operations import PlanError
+from checkpointing.plan import Plan
+from checkpointing.policies import (
+    Budget,
+    EveryK,
+    InfeasibleBudget,
+    Policy,
+    RecomputeAll,
+    RunPlans,
+    SqrtN,
+    StoreAll,
+    parse_policy,
+    plan_run,
+)
+
+__all__ = [
+    "Budget",
+    "Costs",
+    "Engine",
+    "EveryK",
+    "Executor",
+    "InfeasibleBudget",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "RecomputeAll",
+    "RunPlans",
+    "SqrtN",
+    "StoreAll",
+    "costs_of",
+    "parse_budget",
+    "parse_policy",
+    "plan_run",
+    "predict",
+    "run_plans",
+    "value_and_grad",
+]

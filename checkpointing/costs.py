@@ -1,0 +1,178 @@
+"""Costs: the bytes and FLOPs that a plan is made from, known without an array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs
+from framework.losses import Loss, LossFootprint
+from framework.optimizers import Optimizer, norm_workspace_nbytes
+from framework.parameters import Layout
+
+#: The speed that the time model assumes. It scales all times alike and changes no choice.
+MODELLED_FLOPS_PER_SECOND = 50e9
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A leaf step as the planner sees it.
+
+    Attributes:
+        path: Its name.
+        kind: The layer's kind.
+        inputs: For each input, the step that makes it, or `BATCH`.
+        stage: The element of the outermost chain it belongs to.
+        footprint: Its bytes and FLOPs.
+        trains: Whether it or a step before it has parameters, so that it has a Backward.
+        wanted: For each input, whether its cotangent is needed.
+    """
+
+    path: str
+    kind: str
+    inputs: tuple[int, ...]
+    stage: int
+    footprint: Footprint
+    trains: bool
+    wanted: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that a plan is made from.
+
+    Attributes:
+        steps: The leaf steps in order.
+        batch: Spec of a shard's input.
+        targets: Spec of a shard's targets.
+        loss: Bytes and FLOPs of the loss.
+        gradient_nbytes: Bytes of one gradient buffer.
+        norm_workspace: Scratch of the global norm.
+        update_workspace: Scratch of the optimizer.
+        static: Bytes that live through the whole step, by category.
+    """
+
+    steps: tuple[StepCost, ...]
+    batch: Spec
+    targets: Spec
+    loss: LossFootprint
+    gradient_nbytes: int = 0
+    norm_workspace: int = 0
+    update_workspace: int = 0
+    static: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> int:
+        return self.steps[-1].stage + 1
+
+    def steps_of(self, first_stage: int, last_stage: int) -> range:
+        """The steps of stages first..last."""
+        inside = [i for i, step in enumerate(self.steps) if first_stage <= step.stage <= last_stage]
+        return range(inside[0], inside[-1] + 1)
+
+    def output(self, step: int) -> Spec:
+        """Spec of the output of a step, or of the batch."""
+        return self.batch if step == BATCH else self.steps[step].footprint.output
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict; a spec is written as its shape and dtype."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Costs:
+        """Reads what `to_json` wrote."""
+        loss = {**data["loss"], "own": tuple(map(_spec, data["loss"]["own"]))}
+        read = {
+            "steps": tuple(map(_step_cost, data["steps"])),
+            "batch": _spec(data["batch"]),
+            "targets": _spec(data["targets"]),
+            "loss": LossFootprint(**loss),
+        }
+        return cls(**{**data, **read})
+
+
+def costs_of(
+    layer: Layer,
+    loss: Loss,
+    batch: Spec,
+    targets: Spec,
+    optimizer: Optimizer | None = None,
+    static: Mapping[str, int] | None = None,
+    training: bool = True,
+) -> Costs:
+    """Returns the costs of one shard's pass and of a step's end.
+
+    Args:
+        layer: The model.
+        loss: Its loss.
+        batch: Spec of a shard's input.
+        targets: Spec of a shard's targets.
+        optimizer: Who updates the parameters; None where nothing does.
+        static: More bytes that live through the step, by category (data, communication).
+        training: False for an evaluation pass.
+
+    Raises:
+        ValueError: A step does not take its input (the message names it), or nothing has parameters.
+    """
+    steps = flatten(layer)
+    specs = input_specs(steps, batch, training)
+    layout = Layout(
+        {f"{s.path}.{n}": p for s, x in zip(steps, specs, strict=True) for n, p in s.layer.parameters(x).items()}
+    )
+    if not layout.size:
+        raise ValueError("the model has no parameters, so there is nothing to train")
+    found = _step_costs(steps, specs, training)
+    held = {"parameters": layout.nbytes, "optimizer": optimizer.state_nbytes(layout) if optimizer else 0}
+    for category, nbytes in (static or {}).items():
+        held[category] = held.get(category, 0) + nbytes
+    return Costs(
+        steps=found,
+        batch=batch,
+        targets=targets,
+        loss=loss.footprint(found[-1].footprint.output, targets),
+        gradient_nbytes=layout.nbytes,
+        norm_workspace=norm_workspace_nbytes(layout),
+        update_workspace=optimizer.workspace_nbytes(layout) if optimizer else 0,
+        static={category: nbytes for category, nbytes in held.items() if nbytes},
+    )
+
+
+def _step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool) -> tuple[StepCost, ...]:
+    trains: dict[int, bool] = {BATCH: False}
+    found = []
+    for number, (step, x) in enumerate(zip(steps, specs, strict=True)):
+        inputs = x if isinstance(x, tuple) else (x,)
+        wanted = tuple(
+            trains[source] and spec.dtype.kind == "f" for source, spec in zip(step.inputs, inputs, strict=True)
+        )
+        trains[number] = bool(step.layer.parameters(x)) or any(wanted)
+        footprint = step.layer.footprint(x, training)
+        found.append(StepCost(step.path, step.layer.kind, step.inputs, step.stage, footprint, trains[number], wanted))
+    return tuple(found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _spec(data: Mapping[str, Any]) -> Spec:
+    return Spec.of(data["shape"], data["dtype"])
+
+
+def _step_cost(data: Mapping[str, Any]) -> StepCost:
+    fields = _tuples(data["footprint"])
+    footprint = Footprint(**{**fields, "output": _spec(fields["output"]), "own": tuple(map(_spec, fields["own"]))})
+    return StepCost(**{**_tuples(data), "footprint": footprint})
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

@@ -1,0 +1,292 @@
+"""The executor: runs a plan, operation by operation, on arrays.
+
+It keeps values in one table and nowhere else. Each operation is a method, so its locals are gone when it returns, and layers'
+rules are called directly, since wrappers would keep their arguments alive. So an array dies exactly at its Drop.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from checkpointing.operations import (
+    TARGETS,
+    Accumulate,
+    Backward,
+    Drop,
+    Forward,
+    Load,
+    Loss,
+    Norm,
+    Reduce,
+    Update,
+    Value,
+    cotangent,
+    gradient,
+    output,
+    residuals,
+)
+from checkpointing.plan import Plan
+from checkpointing.reduction_tree import Node
+from checkpointing.simulation import Merge
+from framework.keys import Key
+from framework.layers import BATCH, Context, Layer, flatten
+from framework.losses import Loss as LossFunction
+from framework.memory import Allocator, Array, Ledger
+from framework.optimizers import global_norm, tree_sum
+from framework.parameters import Parameters
+
+#: For each shard its sum of losses and its count of targets.
+Sums = dict[int, tuple[float, float]]
+
+
+class Reduction(Protocol):
+    """Adds gradients and losses across ranks."""
+
+    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, float, float]:
+        """Returns the mean gradient in place of shard 0's buffer, the sum of losses, and the count of targets."""
+        ...
+
+
+class LocalReduction:
+    """One rank: the root is the sum already, and is divided by the count of targets."""
+
+    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, float, float]:
+        (total,) = roots.values()
+        loss, count = total_of(sums)
+        total /= count
+        return total, loss, count
+
+
+def total_of(sums: Sums) -> tuple[float, float]:
+    """Returns the sums over all shards, added in the canonical tree."""
+    ordered = [sums[shard] for shard in sorted(sums)]
+    return tree_sum([loss for loss, _ in ordered]), tree_sum([count for _, count in ordered])
+
+
+@dataclass
+class Job:
+    """What a plan is run on.
+
+    Attributes:
+        load: Writes a shard's inputs and targets into given arrays.
+        key: For random numbers; each operation folds its shard and path into it.
+        update: Changes the parameters, given the mean gradient and its norm.
+    """
+
+    load: Callable[[int, Array, Array], None]
+    key: Key
+    update: Callable[[Array, float], None] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a plan gave.
+
+    Attributes:
+        sums: The rank's own sums of losses and counts of targets, by shard.
+        loss: The mean loss over all shards; NaN in an evaluation, whose sums the caller adds.
+        gradient_norm: The norm of the mean gradient; NaN where no Norm ran.
+        gradient: The mean gradient, where the plan's purpose is that.
+    """
+
+    sums: Sums
+    loss: float
+    gradient_norm: float
+    gradient: Array | None
+
+
+class Executor:
+    """Runs plans of one model on one rank.
+
+    Args:
+        layer: The model.
+        loss: Its loss.
+        parameters: Its parameters.
+        ledger: Counts every array.
+        reduction: Adds across ranks; by default there is one.
+        gradients: Where gradient buffers come from; by default the ledger's allocator.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        loss: LossFunction,
+        parameters: Parameters,
+        ledger: Ledger,
+        reduction: Reduction | None = None,
+        gradients: Allocator | None = None,
+    ) -> None:
+        self.steps = flatten(layer)
+        self.loss = loss
+        self.layout = parameters.layout
+        self.params = self.layout.grouped_views(parameters.flat)
+        self.ledger = ledger
+        self.reduction: Reduction = reduction or LocalReduction()
+        self.gradients = gradients
+
+    def run(self, plan: Plan, job: Job) -> Outcome:
+        """Runs a plan once.
+
+        Raises:
+            BudgetExceeded: The ledger's limit would have been passed.
+
+        After an exception nothing of the step is held.
+        """
+        run = _Run(self, plan, job)
+        try:
+            return run.execute()
+        except BaseException as error:
+            # The frames of the failed rules hold arrays for as long as the exception lives.
+            traceback.clear_frames(error.__traceback__)
+            run.clear()
+            raise
+
+
+class _Run:
+    """One run of a plan: the table of values, and a method an operation."""
+
+    def __init__(self, executor: Executor, plan: Plan, job: Job) -> None:
+        self.executor, self.plan, self.job = executor, plan, job
+        self.costs, self.ledger, self.steps = plan.costs, executor.ledger, executor.steps
+        self.training = plan.purpose != "evaluate"
+        self.table: dict[Value, Any] = {}
+        self.grads: dict[str, dict[str, Array]] = {}  # views of the gradient buffer of the shard at work
+        self.shard, self.place = -1, 0
+        self.key = job.key
+        self.sums: Sums = {}
+        self.mean = self.gradient_norm = float("nan")
+        self.contexts = [
+            Context(self.ledger, step.path, None, self.training, cost.wanted)
+            for step, cost in zip(self.steps, self.costs.steps, strict=True)
+        ]
+
+    def execute(self) -> Outcome:
+        methods: dict[type, Callable[[Any], None]] = {
+            Load: self.load,
+            Forward: self.forward,
+            Loss: self.loss,
+            Backward: self.backward,
+            Drop: self.drop,
+            Accumulate: self.accumulate,
+            Reduce: self.reduce,
+            Norm: self.norm,
+            Update: self.update,
+        }
+        mark = self.ledger.mark
+        for place, (operation, label) in enumerate(zip(self.plan.operations, self.plan.labels, strict=True)):
+            self.place = place
+            methods[type(operation)](operation)
+            mark(label)
+        left = self.table.pop(gradient(0, self.plan.shards), None)
+        return Outcome(self.sums, self.mean, self.gradient_norm, left)
+
+    def clear(self) -> None:
+        self.table.clear()
+        self.grads = {}
+
+    def load(self, operation: Load) -> None:
+        costs, table, shard = self.costs, self.table, operation.shard
+        self.shard, self.key = shard, self.job.key.fold(shard)
+        x = table[output(BATCH)] = self.ledger.empty(costs.batch.shape, costs.batch.dtype, "batch", "batch")
+        t = table[TARGETS] = self.ledger.empty(costs.targets.shape, costs.targets.dtype, "batch", "targets")
+        if self.training:
+            layout, allocator = self.executor.layout, self.executor.gradients
+            g = self.ledger.empty((layout.size,), layout.dtype, "gradients", f"shard {shard}", allocator)
+            table[gradient(shard, 1)] = g
+            self.grads = layout.grouped_views(g)
+        self.job.load(shard, x, t)
+
+    def forward(self, operation: Forward) -> None:
+        number = operation.step
+        step = self.steps[number]
+        y, own = step.layer.forward(self.params(number), self.inputs(number), self.context(number))
+        self.table[output(number)] = y
+        if operation.keep is not None:
+            self.table[residuals(number)] = own
+
+    def loss(self, operation: Loss) -> None:
+        last, loss = len(self.steps) - 1, self.executor.loss
+        y, targets = self.table[output(last)], self.table[TARGETS]
+        context = Context(self.ledger, "loss")
+        total, count, own = loss.forward(y, targets, None, context)
+        self.sums[self.shard] = (total, count)
+        if self.training:
+            self.table[cotangent(last)] = loss.vjp(y, targets, None, own, context)
+
+    def backward(self, operation: Backward) -> None:
+        number = operation.step
+        step, footprint = self.steps[number], self.costs.steps[number].footprint
+        cotangents = step.layer.vjp(
+            self.params(number),
+            self.inputs(number, footprint.needs_input),
+            self.table[output(number)] if footprint.needs_output else None,
+            self.table[residuals(number)] if footprint.own else (),
+            self.table[cotangent(number)],
+            self.grads.get(step.path, {}),
+            self.context(number),
+        )
+        each = cotangents if len(step.inputs) > 1 else (cotangents,)
+        for source, merge, new in zip(step.inputs, self.plan.simulation.merges[self.place], each, strict=True):
+            self.merge(cotangent(source), merge, new)
+
+    def merge(self, value: Value, merge: Merge, new: Array) -> None:
+        """Puts a cotangent into the table, or adds it to the one that is there, as the simulator decided."""
+        match merge:
+            case Merge.BIND:
+                self.table[value] = new
+            case Merge.INTO_OLD:
+                self.table[value] += new
+            case Merge.INTO_NEW:
+                new += self.table[value]
+                self.table[value] = new
+            case Merge.FRESH:
+                fresh = self.ledger.empty(new.shape, new.dtype, "cotangents", "sum")
+                np.add(self.table[value], new, out=fresh)
+                self.table[value] = fresh
+
+    def drop(self, operation: Drop) -> None:
+        del self.table[operation.value]
+
+    def accumulate(self, operation: Accumulate) -> None:
+        self.grads = {}  # the shard's backward is done, and its views must not outlive the buffer
+        first, count = operation.first, operation.count
+        total = self.table.pop(gradient(first, count))
+        total += self.table[gradient(first + count, count)]
+        self.table[gradient(first, 2 * count)] = total
+
+    def reduce(self, operation: Reduce) -> None:
+        self.grads = {}
+        roots = {(value.at, value.span): array for value, array in self.table.items() if value.kind == "g"}
+        total, loss, count = self.executor.reduction.reduce(roots, self.sums)
+        self.mean = loss / count
+        for first, span in roots:
+            if first == 0:  # the sum took its place
+                del self.table[gradient(first, span)]
+        self.table[gradient(0, self.plan.shards)] = total
+
+    def norm(self, operation: Norm) -> None:
+        self.gradient_norm = global_norm(self.table[gradient(0, self.plan.shards)], self.ledger)
+
+    def update(self, operation: Update) -> None:
+        if self.job.update is None:
+            raise ValueError("the plan updates parameters, but the job says not how")
+        self.job.update(self.table[gradient(0, self.plan.shards)], self.gradient_norm)
+
+    def inputs(self, number: int, needed: tuple[bool, ...] | None = None) -> Any:
+        """The inputs of a step (those that the VJP needs, else None), a tuple where it has several."""
+        sources = self.steps[number].inputs
+        found = [self.table[output(s)] if needed is None or needed[i] else None for i, s in enumerate(sources)]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def params(self, number: int) -> dict[str, Array]:
+        return self.executor.params.get(self.steps[number].path, {})
+
+    def context(self, number: int) -> Context:
+        context = self.contexts[number]
+        context.key = self.key.fold(self.steps[number].path)
+        return context

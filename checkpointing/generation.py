@@ -1,0 +1,57 @@
+"""Text from a trained byte model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from checkpointing.engine import predict
+from framework.keys import Key
+from framework.memory import Ledger
+from framework.models import Model
+from framework.parameters import Parameters
+
+
+def generate(
+    model: Model, parameters: Parameters, prompt: bytes, length: int, temperature: float = 0.8, seed: int = 0
+) -> Iterator[bytes]:
+    """Yields bytes that continue a prompt, one at a time.
+
+    Args:
+        model: A model over bytes: input (B, T) of uint8, output (B, T, 256) logits.
+        parameters: Its trained parameters.
+        prompt: What is continued; a line feed stands for an empty one.
+        length: Number of bytes.
+        temperature: Logits are divided by it; 0 takes the likeliest byte.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: The model is not over bytes, or an argument is out of range.
+    """
+    window = _window(model)
+    if length < 1 or temperature < 0:
+        raise ValueError(f"length must be at least 1 and temperature at least 0, but got {length} and {temperature}")
+    text = bytearray(prompt or b"\n")
+    generator, ledger = Key(seed).fold("generate").generator(), Ledger()
+    for _ in range(length):
+        x = np.frombuffer(bytes(text[-window:]), np.uint8)[None]
+        logits = predict(model.chain, parameters, x, ledger)[0, -1].astype(np.float64)
+        if temperature == 0:
+            byte = int(np.argmax(logits))
+        else:
+            chances = np.exp((logits - logits.max()) / temperature)
+            byte = int(generator.choice(256, p=chances / chances.sum()))
+        text.append(byte)
+        yield bytes([byte])
+
+
+def _window(model: Model) -> int:
+    """The most bytes that the model reads."""
+    first = next(iter(model.chain))
+    window, vocabulary = getattr(first, "positions", None), getattr(first, "vocabulary", None)
+    if window is None or vocabulary != 256:
+        raise ValueError(
+            f"model {model.name!r} does not write text: it is no model over bytes; name a run of a byte-gpt"
+        )
+    return int(window)

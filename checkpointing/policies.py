@@ -1,0 +1,260 @@
+"""Policies: what to keep and what to recompute.
+
+`StoreAll`, `RecomputeAll`, `EveryK` and `SqrtN` cut the stages of a chain (the elements of the outermost Chain) into segments. A
+segment keeps its input alone and is computed again before its backwards; the last one is saved in the first forward. `Budget`
+chooses the fastest of them that fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from checkpointing.costs import Costs
+from checkpointing.operations import Loss
+from checkpointing.plan import Plan
+from checkpointing.schedules import Schedule, backwards, evaluation, forwards, make_plan
+from framework.sizes import format_size
+
+
+class InfeasibleBudget(ValueError):  # noqa: N818  (the name that callers act on)
+    """A budget that no plan meets, or that a named policy does not.
+
+    Attributes:
+        smallest: The smallest budget in bytes that would do.
+    """
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.smallest)
+
+
+class Segment(NamedTuple):
+    """Stages first..last."""
+
+    first: int
+    last: int
+
+
+class Policy:
+    """Turns costs into the schedule of one shard."""
+
+    @property
+    def name(self) -> str:
+        """How the policy is spelled on the command line."""
+        raise NotImplementedError
+
+    def schedule(self, costs: Costs) -> Schedule:
+        """Returns the order in which forwards and backwards run."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StoreAll(Policy):
+    """Keeps all that the backwards need: one segment, nothing computed twice."""
+
+    name = "store-all"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        return _by_segments(costs, [Segment(0, costs.stages - 1)])
+
+
+@dataclass(frozen=True)
+class RecomputeAll(Policy):
+    """Keeps the batch alone and starts from it for every stage: quadratic time, the least memory of these."""
+
+    name = "recompute-all"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        return _by_segments(costs, [Segment(stage, stage) for stage in range(costs.stages)], from_batch=True)
+
+
+@dataclass(frozen=True)
+class EveryK(Policy):
+    """Keeps the input of every k-th stage (segments of k stages, the last one shorter).
+
+    EveryK(1) is what PyTorch users call checkpointing every block.
+    """
+
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"every-k:{self.k}"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        starts = range(0, costs.stages, self.k)
+        return _by_segments(costs, [Segment(s, min(s + self.k, costs.stages) - 1) for s in starts])
+
+
+@dataclass(frozen=True)
+class SqrtN(Policy):
+    """Cuts n stages into ⌊√n⌋ segments whose sizes differ by at most one (Chen et al. 2016, arXiv 1604.06174).
+
+    The longer segments come last, since the last one is not computed again.
+    """
+
+    name = "sqrt-n"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        count = math.isqrt(costs.stages)
+        borders = [i * costs.stages // count for i in range(count + 1)]
+        return _by_segments(costs, [Segment(a, b - 1) for a, b in pairwise(borders)])
+
+
+@dataclass(frozen=True)
+class Budget(Policy):
+    """The fastest of all policies that fits a budget; see `plan_run`."""
+
+    name = "budget"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        raise TypeError("a budget is met by choosing among policies: call plan_run")
+
+
+def _by_segments(costs: Costs, segments: Sequence[Segment], from_batch: bool = False) -> Schedule:
+    """Forward through all stages, then for each segment, last to first: compute it again, and its backwards.
+
+    Args:
+        costs: The chain.
+        segments: They cover the stages in order.
+        from_batch: Whether a segment is computed again from the batch instead of from its kept input.
+    """
+    schedule = [*forwards(costs, range(len(costs.steps))), Loss()]
+    for segment in reversed(segments):
+        steps = costs.steps_of(*segment)
+        if segment is not segments[-1]:
+            schedule += forwards(costs, range(0 if from_batch else steps.start, steps.stop))
+        schedule += backwards(costs, steps)
+    return schedule
+
+
+_SIMPLE: dict[str, Callable[[], Policy]] = {
+    "store-all": StoreAll,
+    "recompute-all": RecomputeAll,
+    "sqrt-n": SqrtN,
+    "budget": Budget,
+}
+KNOWN = (*_SIMPLE, "every-k:K")
+
+
+def parse_policy(text: str) -> Policy:
+    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, budget.
+
+    Raises:
+        ValueError: It is unknown or its number is wrong; the message lists the known ones.
+    """
+    if text in _SIMPLE:
+        return _SIMPLE[text]()
+    name, _, number = text.partition(":")
+    if name == "every-k" and number.isdecimal() and int(number) > 0:
+        return EveryK(int(number))
+    raise ValueError(f"unknown policy {text!r}; known: {', '.join(KNOWN)} with K = 1, 2, …")
+
+
+@dataclass(frozen=True)
+class RunPlans:
+    """The plans of a run.
+
+    Attributes:
+        policy: The policy that was named or chosen.
+        train: The plan of a training step for each rank.
+        evaluate: The plan of a validation batch for each rank (none if there is no validation).
+        store_all_activation_nbytes: What StoreAll would hold at its peak besides parameters, gradients and optimizer state.
+    """
+
+    policy: Policy
+    train: tuple[Plan, ...]
+    evaluate: tuple[Plan, ...]
+    store_all_activation_nbytes: int
+
+    @property
+    def peak(self) -> int:
+        """The predicted peak of the rank that holds the most, in bytes."""
+        return max(plan.peak for plan in (*self.train, *self.evaluate))
+
+    @property
+    def activation_nbytes(self) -> int:
+        """What the rank with the most holds at its peak besides parameters, gradients and optimizer state."""
+        return _largest(self.train).simulation.activation_nbytes
+
+
+def plan_run(
+    costs: Costs,
+    evaluation_costs: Costs | None = None,
+    policy: Policy | None = None,
+    budget: int | None = None,
+    shards: int = 1,
+    world: int = 1,
+    purpose: str = "train",
+) -> RunPlans:
+    """Chooses a policy and plans every rank of a run.
+
+    All ranks take one policy, one that fits the rank with the most. Without policy and budget it is StoreAll; with a budget alone,
+    or the policy `Budget`, the fastest that fits, ties going to the lower peak.
+
+    Args:
+        costs: Costs of a training pass over a shard.
+        evaluation_costs: Costs of a validation pass over a shard.
+        policy: The policy.
+        budget: The most bytes of any rank.
+        shards: V, the virtual shards.
+        world: W, the number of ranks.
+        purpose: Of the training plans: train or gradient.
+
+    Raises:
+        InfeasibleBudget: The policy does not fit the budget, or nothing does; the message names the smallest that would.
+        ValueError: The policy `Budget` without a budget.
+    """
+    if isinstance(policy, Budget) and budget is None:
+        raise ValueError("the policy 'budget' needs a budget; give --memory-budget, for example engine:64MiB")
+    evaluate: tuple[Plan, ...] = ()
+    if evaluation_costs is not None:
+        evaluate = _plans(evaluation(evaluation_costs), evaluation_costs, "", "evaluate", shards, world)
+
+    def planned(candidate: Policy) -> RunPlans:
+        train = _plans(candidate.schedule(costs), costs, candidate.name, purpose, shards, world)
+        return RunPlans(candidate, train, evaluate, store_all)
+
+    everything = _plans(StoreAll().schedule(costs), costs, StoreAll.name, purpose, shards, world)
+    store_all = _largest(everything).simulation.activation_nbytes
+    if policy is not None and not isinstance(policy, Budget):
+        chosen = planned(policy)
+        if budget is not None and chosen.peak > budget:
+            raise InfeasibleBudget(_too_small(f"the policy {policy.name}", budget, chosen.peak), chosen.peak)
+        return chosen
+    if budget is None:
+        return planned(StoreAll())
+    found = [planned(candidate) for candidate in candidates(costs)]
+    fitting = [plans for plans in found if plans.peak <= budget]
+    if not fitting:
+        smallest = min(plans.peak for plans in found)
+        raise InfeasibleBudget(_too_small("every known plan", budget, smallest), smallest)
+    # min keeps the first of equals, and the candidates come in the order of k.
+    return min(fitting, key=lambda plans: (_largest(plans.train).simulation.flops, plans.peak))
+
+
+def candidates(costs: Costs) -> list[Policy]:
+    """The policies that a budget chooses from."""
+    return [StoreAll(), *(EveryK(k) for k in range(1, costs.stages)), SqrtN(), RecomputeAll()]
+
+
+def _plans(schedule: Schedule, costs: Costs, policy: str, purpose: str, shards: int, world: int) -> tuple[Plan, ...]:
+    return tuple(make_plan(schedule, costs, policy, purpose, shards, world, rank) for rank in range(world))
+
+
+def _largest(plans: Sequence[Plan]) -> Plan:
+    return max(plans, key=lambda plan: plan.peak)
+
+
+def _too_small(what: str, budget: int, smallest: int) -> str:
+    return (
+        f"a budget of {budget:,} bytes ({format_size(budget)}) is too small: {what} needs {smallest:,} bytes "
+        f"(engine:{smallest}, {format_size(smallest)}) or more"
+    )

@@ -1,0 +1,305 @@
+"""The simulator: what a plan holds after and inside every operation, counted in buffers.
+
+A value is a name; a buffer is memory. Several values may name one buffer (the input and output of a Flatten, the
+cotangents that an Add passes on), and a buffer's bytes count once, until its last value is dropped. The executor does what
+is decided here, so prediction and measurement are one thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from checkpointing.costs import MODELLED_FLOPS_PER_SECOND, Costs
+from checkpointing.operations import (
+    TARGETS,
+    Accumulate,
+    Backward,
+    Drop,
+    Forward,
+    Load,
+    Loss,
+    Norm,
+    Operation,
+    PlanError,
+    Reduce,
+    Update,
+    Value,
+    cotangent,
+    gradient,
+    label,
+    output,
+    residuals,
+)
+from framework.layers import BATCH
+from framework.memory import CATEGORIES, Moment
+
+
+class Merge(Enum):
+    """What becomes of a cotangent that a Backward made for an input."""
+
+    NONE = "nobody reads it"
+    BIND = "it is the first for this value"
+    INTO_OLD = "it is added into the buffer of the earlier ones"
+    INTO_NEW = "the earlier ones are added into its buffer"
+    FRESH = "both are added into a fresh buffer, since others name theirs"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What `simulate` found.
+
+    Attributes:
+        timeline: A `Moment` for each operation, as the ledger records them.
+        static: Bytes that live throughout.
+        merges: For each Backward, by its place in the plan, what becomes of its cotangents.
+        left: The values that are left at the end.
+        roots: The rank's sums of gradients when its Reduce begins.
+        flops: Floating-point operations of all Forwards, Losses and Backwards.
+    """
+
+    timeline: tuple[Moment, ...]
+    static: int
+    merges: dict[int, tuple[Merge, ...]]
+    left: tuple[Value, ...]
+    roots: tuple[Value, ...]
+    flops: int
+
+    @property
+    def peak(self) -> int:
+        """The most bytes alive at once."""
+        return max((moment.inside for moment in self.timeline), default=self.static)
+
+    @property
+    def seconds(self) -> float:
+        """The modelled time: FLOPs at an assumed speed, good for comparing plans alone."""
+        return self.flops / MODELLED_FLOPS_PER_SECOND
+
+    @property
+    def activation_nbytes(self) -> int:
+        """The bytes at the peak that are not parameters, gradients or optimizer state."""
+        moment = max(self.timeline, key=lambda moment: moment.inside)
+        lasting = ("parameters", "gradients", "optimizer")
+        return moment.inside - sum(moment.categories.get(category, 0) for category in lasting)
+
+
+def simulate(operations: Sequence[Operation], costs: Costs, purpose: str, shards: int, rank: int) -> Simulation:
+    """Runs a plan on names and bytes alone.
+
+    Raises:
+        PlanError: An operation lacks a value, makes one that exists, or drops one that does not.
+    """
+    return _Simulator(costs, purpose, shards, rank).run(operations)
+
+
+class _Simulator:
+    def __init__(self, costs: Costs, purpose: str, shards: int, rank: int) -> None:
+        self.costs, self.purpose, self.shards, self.rank = costs, purpose, shards, rank
+        self.buffer_of: dict[Value, int] = {}
+        self.names: dict[int, int] = {}  # buffer -> number of values that name it
+        self.bytes_of: dict[int, tuple[int, str]] = {}
+        self.held = dict.fromkeys(CATEGORIES, 0) | dict(costs.static)
+        self.live = self.inside = sum(costs.static.values())
+        self.flops = 0
+        self.merges: dict[int, tuple[Merge, ...]] = {}
+        self.roots: tuple[Value, ...] = ()
+        self.next_buffer = 0
+
+    def run(self, operations: Sequence[Operation]) -> Simulation:
+        static, timeline = self.live, []
+        paths = [step.path for step in self.costs.steps]
+        for place, operation in enumerate(operations):
+            self.inside = self.live
+            try:
+                self.do(place, operation)
+            except (PlanError, IndexError) as error:
+                raise PlanError(f"operation {place} ({label_or_repr(operation, paths)}): {error}") from error
+            categories = {category: n for category, n in self.held.items() if n}
+            timeline.append(Moment(label(operation, paths), self.live, self.inside, categories))
+        return Simulation(tuple(timeline), static, self.merges, tuple(self.buffer_of), self.roots, self.flops)
+
+    def do(self, place: int, operation: Operation) -> None:
+        match operation:
+            case Load(shard):
+                self.make(output(BATCH), self.costs.batch.nbytes, "batch")
+                self.make(TARGETS, self.costs.targets.nbytes, "batch")
+                if self.purpose != "evaluate":
+                    self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients")
+            case Forward(step, keep):
+                self.forward(step, keep)
+            case Loss():
+                self.loss()
+            case Backward(step):
+                self.merges[place] = self.backward(step)
+            case Drop(value):
+                self.drop(value)
+            case Accumulate(first, count):
+                self.need(gradient(first + count, count))
+                self.rename(gradient(first, count), gradient(first, 2 * count))
+            case Reduce():
+                self.reduce()
+            case Norm():
+                self.need(gradient(0, self.shards))
+                self.peak_at(self.costs.norm_workspace)
+            case Update():
+                self.need(gradient(0, self.shards))
+                self.peak_at(self.costs.update_workspace)
+
+    def forward(self, step: int, keep: int | None) -> None:
+        cost = self.costs.steps[step]
+        footprint = cost.footprint
+        self.need(*map(output, cost.inputs))
+        if keep is not None and (keep != 0 or not footprint.own):
+            raise PlanError(f"keep is {keep}, but the step has {'one option' if footprint.own else 'nothing to keep'}")
+        self.flops += footprint.forward_flops
+        made = 0 if footprint.output_aliases_input else footprint.output.nbytes
+        self.peak_at(made + footprint.own_nbytes + footprint.forward_workspace)
+        if footprint.output_aliases_input:
+            self.alias(output(step), output(cost.inputs[0]))
+        else:
+            self.make(output(step), footprint.output.nbytes, "activations")
+        if keep is not None:
+            self.make(residuals(step), footprint.own_nbytes, "residuals")
+
+    def loss(self) -> None:
+        last, loss = len(self.costs.steps) - 1, self.costs.loss
+        self.need(output(last), TARGETS)
+        self.peak_at(loss.own_nbytes + loss.forward_workspace)
+        self.flops += loss.forward_flops
+        if self.purpose != "evaluate":
+            size = self.costs.output(last).nbytes
+            self.peak_at(loss.own_nbytes + size + loss.backward_workspace)
+            self.flops += loss.backward_flops
+            self.make(cotangent(last), size, "cotangents")
+
+    def backward(self, step: int) -> tuple[Merge, ...]:
+        cost = self.costs.steps[step]
+        footprint = cost.footprint
+        if not cost.trains:
+            raise PlanError("neither the step nor one before it has parameters, so it has no Backward")
+        self.need(cotangent(step), *backward_needs(self.costs, step))
+        self.flops += footprint.backward_flops
+        made: list[int | None] = []  # the new cotangents' buffers
+        new = [0 if aliases else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]
+        self.peak_at(sum(new) + footprint.backward_workspace)
+        for wanted, aliases, source in zip(cost.wanted, footprint.cotangent_aliases, cost.inputs, strict=True):
+            if not wanted:
+                made.append(None)
+            elif aliases:
+                made.append(self.buffer_of[cotangent(step)])
+            else:
+                made.append(self.allocate(self.costs.output(source).nbytes, "cotangents"))
+        # Each new cotangent is a name of its own until it is merged.
+        for buffer in made:
+            if buffer is not None:
+                self.names[buffer] += 1
+        return tuple(self.merge(source, buffer) for source, buffer in zip(cost.inputs, made, strict=True))
+
+    def _cotangents(self, step: int) -> list[tuple[int, bool]]:
+        """The inputs whose cotangents are wanted, and whether each is the output's cotangent itself."""
+        cost = self.costs.steps[step]
+        each = zip(cost.inputs, cost.footprint.cotangent_aliases, cost.wanted, strict=True)
+        return [(source, aliases) for source, aliases, wanted in each if wanted]
+
+    def merge(self, source: int, new: int | None) -> Merge:
+        """Makes buffer `new` the cotangent of a[source], or adds it to the earlier one."""
+        if new is None:
+            return Merge.NONE
+        value = cotangent(source)
+        old = self.buffer_of.get(value)
+        if old is None:
+            self.buffer_of[value] = new
+            return Merge.BIND
+        if self.names[old] == 1:
+            self.forget(new)
+            return Merge.INTO_OLD
+        if self.names[new] == 1:
+            self.forget(old)
+            self.buffer_of[value] = new
+            return Merge.INTO_NEW
+        fresh = self.allocate(self.costs.output(source).nbytes, "cotangents")
+        self.names[fresh] += 1
+        self.forget(new)
+        self.forget(old)
+        self.buffer_of[value] = fresh
+        return Merge.FRESH
+
+    def reduce(self) -> None:
+        self.roots = tuple(sorted(value for value in self.buffer_of if value.kind == "g"))
+        if not self.roots:
+            raise PlanError("there is no gradient to reduce")
+        if self.rank == 0:
+            self.rename(self.roots[0], gradient(0, self.shards))
+        else:
+            # It lies in the memory of rank 0, whose ledger counts it.
+            self.make(gradient(0, self.shards), 0, "gradients")
+
+    def need(self, *values: Value) -> None:
+        missing = [str(value) for value in values if value not in self.buffer_of]
+        if missing:
+            raise PlanError(f"needs {', '.join(missing)}, which is not held")
+
+    def make(self, value: Value, nbytes: int, category: str) -> None:
+        self.bind(value, self.allocate(nbytes, category))
+
+    def alias(self, value: Value, other: Value) -> None:
+        self.bind(value, self.buffer_of[other])
+
+    def bind(self, value: Value, buffer: int) -> None:
+        if value in self.buffer_of:
+            raise PlanError(f"makes {value}, which is still held; drop it first")
+        self.buffer_of[value] = buffer
+        self.names[buffer] += 1
+
+    def rename(self, value: Value, name: Value) -> None:
+        self.need(value)
+        if name != value:
+            self.bind(name, self.buffer_of[value])
+            self.drop(value)
+
+    def drop(self, value: Value) -> None:
+        self.need(value)
+        self.forget(self.buffer_of.pop(value))
+
+    def allocate(self, nbytes: int, category: str) -> int:
+        self.next_buffer += 1
+        self.names[self.next_buffer] = 0
+        self.bytes_of[self.next_buffer] = nbytes, category
+        self.held[category] += nbytes
+        self.live += nbytes
+        self.inside = max(self.inside, self.live)
+        return self.next_buffer
+
+    def forget(self, buffer: int) -> None:
+        """Takes one name from a buffer, which dies with its last."""
+        self.names[buffer] -= 1
+        if not self.names[buffer]:
+            nbytes, category = self.bytes_of.pop(buffer)
+            del self.names[buffer]
+            self.held[category] -= nbytes
+            self.live -= nbytes
+
+    def peak_at(self, more: int) -> None:
+        self.inside = max(self.inside, self.live + more)
+
+
+def backward_needs(costs: Costs, step: int) -> list[Value]:
+    """The values besides d[step] that Backward(step) reads."""
+    cost = costs.steps[step]
+    footprint = cost.footprint
+    each = zip(cost.inputs, footprint.needs_input, strict=True)
+    needs = [output(source) for source, needed in each if needed]
+    if footprint.needs_output:
+        needs.append(output(step))
+    if footprint.own:
+        needs.append(residuals(step))
+    return needs
+
+
+def label_or_repr(operation: Operation, paths: Sequence[str]) -> str:
+    """Names an operation even where its step does not exist."""
+    try:
+        return label(operation, paths)
+    except IndexError:
+        return repr(operation)
