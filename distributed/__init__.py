@@ -1,0 +1,8 @@
+"""Data-parallel training: virtual shards, Ray workers, all-reduce in shared memory, and the Trainer."""
+
+from distributed.groups import ClusterError, WorkerLost
+from distributed.options import TrainingOptions
+from distributed.run_folder import RunFolder
+from distributed.trainer import Trainer, TrainingResult
+
+__all__ = ["ClusterError", "RunFolder", "Trainer", "TrainingOptions", "TrainingResult", "WorkerLost"]

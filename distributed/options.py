@@ -1,0 +1,103 @@
+"""The options of a training run: one list for the Trainer and for the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpointing.budgets import EngineBudget, parse_budget
+from checkpointing.policies import Policy, parse_policy
+from checkpointing.reduction_tree import require_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How a model is trained. Results depend on none of workers, policy and memory_budget."""
+
+    workers: int = 0
+    """Ray workers on one machine; 0 trains in this process without Ray."""
+    shards: int = 8
+    """Virtual shards that a batch is cut into: a power of two, at least one for each worker. Part of the run's identity."""
+    batch: int = 8
+    """Examples in a global batch, over all workers; divisible by the shards."""
+    steps: int = 100
+    """Training steps."""
+    seed: int = 0
+    """Seed of initial weights, order of examples and dropout."""
+    policy: str | None = None
+    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, or budget (the fastest that fits
+    the budget). Default: budget if there is a budget, else store-all."""
+    memory_budget: str | None = None
+    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations)."""
+    threads_per_worker: int = 1
+    """Threads of matrix products in each worker. Part of the run's identity."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, after a linear warm-up and before a cosine decay to a tenth."""
+    warmup_steps: int | None = None
+    """Steps of the warm-up. Default: a twentieth of the steps."""
+    clip_norm: float | None = 1.0
+    """Greatest norm of a gradient; larger ones are scaled down to it."""
+    validate_every: int | None = None
+    """Steps between validations; there is always one at the end."""
+    validation_examples: int = 512
+    """Validation examples, spread evenly over the validation split."""
+    weights: Path | None = None
+    """A weights.safetensors file to start from."""
+    address: str | None = None
+    """A running Ray cluster to join, as HOST:PORT or auto. Default: Ray is started on this machine."""
+    timeout: float = 300.0
+    """Seconds that a worker waits for the others before the run fails."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("workers", 0),
+            ("shards", 1),
+            ("batch", 1),
+            ("steps", 1),
+            ("threads_per_worker", 1),
+            ("validation_examples", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{_flag(name)} must be at least {least}, but got {getattr(self, name)}")
+        for name, value in (("warmup_steps", self.warmup_steps), ("validate_every", self.validate_every)):
+            if value is not None and value < (1 if name == "validate_every" else 0):
+                raise ValueError(f"{_flag(name)} is a number of steps, but got {value}")
+        for name in ("learning_rate", "clip_norm", "timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{_flag(name)} must be positive, but got {value}")
+        require_shards(self.shards, max(1, self.workers))
+        if self.batch % self.shards:
+            raise ValueError(
+                f"a batch of {self.batch} does not divide into {self.shards} equal shards; give a batch that is a multiple of "
+                f"{self.shards}, or fewer shards"
+            )
+        if self.address is not None and not self.workers:
+            raise ValueError(f"{_flag('address')} is for workers, but there are none; give {_flag('workers')}")
+        self.parsed_policy()
+        self.parsed_budget()
+
+    @property
+    def world(self) -> int:
+        """Number of ranks: one in process, else one a worker."""
+        return max(1, self.workers)
+
+    @property
+    def warmup(self) -> int:
+        return self.warmup_steps if self.warmup_steps is not None else self.steps // 20
+
+    def parsed_policy(self) -> Policy | None:
+        return parse_policy(self.policy) if self.policy is not None else None
+
+    def parsed_budget(self) -> EngineBudget | None:
+        return parse_budget(self.memory_budget) if self.memory_budget is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the options as JSON-ready data."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
