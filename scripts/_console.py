@@ -1,0 +1,92 @@
+"""What all programs share: how they print, fail and stop."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console
+
+Command = TypeVar("Command")
+
+#: Exit codes.
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+#: People read this; it is plain where there is no terminal.
+console = Console(soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Terminated(SystemExit):
+    """SIGTERM came."""
+
+
+def run(main: Callable[[Command], dict[str, Any]], default: Command, description: str) -> NoReturn:
+    """Reads the options, runs a program, and ends the process with its exit code.
+
+    Args:
+        main: Gets the options and returns what `--json` prints as the last line.
+        default: The options' defaults; its class says what there is.
+        description: For `--help`.
+    """
+    _require_own_packages()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        # The working directory is where people keep their own models.
+        sys.path.insert(1, str(Path.cwd()))
+        options = tyro.cli(type(default), default=default, description=description)
+        result = main(options)
+    except KeyboardInterrupt:
+        errors.print("stopped by Ctrl-C")
+        sys.exit(INTERRUPTED)
+    except Terminated:
+        errors.print("stopped by SIGTERM")
+        sys.exit(TERMINATED)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        _fail(error, BAD_INPUT)
+    except (RuntimeError, MemoryError, OSError) as error:
+        _fail(error, FAILED)
+    if getattr(options, "json", False):
+        # Not through rich, which would wrap and colour it.
+        print(json.dumps(result), flush=True)
+    sys.exit(0)
+
+
+def _fail(error: BaseException, code: int) -> NoReturn:
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    errors.print(f"error: {error}", style="red", markup=False)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated(TERMINATED)
+
+
+def _require_own_packages() -> None:
+    """Ends with a clear message where `distributed` is another package, as Dask's scheduler is."""
+    homes = {}
+    for name in ("framework", "checkpointing", "distributed"):
+        spec = importlib.util.find_spec(name)
+        homes[name] = Path(spec.origin).parent.parent if spec and spec.origin else None
+    if None in homes.values():
+        missing = ", ".join(name for name, home in homes.items() if home is None)
+        errors.print(
+            f"error: cannot import {missing}; install Retape in this environment: pip install -e .", style="red"
+        )
+        sys.exit(FAILED)
+    if len(set(homes.values())) > 1:
+        where = "\n".join(f"  {name}: {home}" for name, home in homes.items())
+        errors.print(
+            "error: the packages framework, checkpointing and distributed come from different places, so one of them is "
+            f"foreign (Dask's scheduler is also named distributed):\n{where}\nUse an environment of Retape's own: make install",
+            style="red",
+        )
+        sys.exit(FAILED)

@@ -1,0 +1,64 @@
+"""Writes text from a trained model.
+
+Examples:
+  python scripts/generate.py runs/20260101-120000-byte-gpt-tiny
+  python scripts/generate.py RUN --prompt "def main(" --length 200 --temperature 0.5
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import _console
+import tyro
+
+from checkpointing.generation import generate
+from distributed.run_folder import read_json
+from framework import Key, Parameters, Spec, build, weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a finished run of a byte model."""
+    prompt: str = "import "
+    """What the text continues."""
+    length: int = 400
+    """Bytes to write."""
+    temperature: float = 0.8
+    """Below 1 likelier bytes, above 1 more surprising ones; 0 always the likeliest."""
+    seed: int = 0
+    """Seed of the draws."""
+    json: bool = False
+    """Print prompt and text as one JSON object on the last line."""
+    debug: bool = False
+    """Show tracebacks of errors."""
+
+
+def main(options: Generate) -> dict[str, Any]:
+    if options.run is None:
+        raise ValueError("name the folder of a finished run, as in: python scripts/generate.py runs/TIME-MODEL")
+    config = read_json(options.run / "config.json")
+    model = build(config["model"], config["dtype"])
+    layout = model.chain.layout(Spec.of((1, 1), "uint8"))
+    parameters = Parameters.initialize(layout, Key(0))
+    weights.load(options.run / "weights.safetensors", parameters)
+    # A character may be cut by the end of a byte, so bytes are decoded as they come.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pieces = []
+    out = _console.console.file
+    out.write(options.prompt)
+    for byte in generate(model, parameters, options.prompt.encode(), options.length, options.temperature, options.seed):
+        pieces.append(decoder.decode(byte))
+        out.write(pieces[-1])
+        out.flush()
+    pieces.append(decoder.decode(b"", final=True))
+    out.write(pieces[-1] + "\n")
+    return {"run": str(options.run), "prompt": options.prompt, "text": "".join(pieces)}
+
+
+if __name__ == "__main__":
+    _console.run(main, Generate(), __doc__ or "")

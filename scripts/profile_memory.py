@@ -1,0 +1,113 @@
+"""Measures what each recomputation policy costs in memory and time: predicted, counted, and of a fresh process.
+
+Examples:
+  python scripts/profile_memory.py
+  python scripts/profile_memory.py --model byte-gpt-small --batch 8 --shards 1 --policies store-all every-k:1 --json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import _console
+from _console import console
+from rich.table import Table
+
+from checkpointing import parse_policy
+from checkpointing.profiler import PolicyProfile, measure_policy
+from checkpointing.reduction_tree import require_shards
+from framework import build, format_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileMemory:
+    model: str = "byte-gpt-tiny"
+    """mlp-small, byte-gpt-tiny, byte-gpt-small, or your own as package.module:build."""
+    batch: int = 8
+    """Examples in a batch; divisible by the shards."""
+    shards: int = 1
+    """Virtual shards that run one after the other (a power of two)."""
+    policies: tuple[str, ...] = ("store-all", "every-k:2", "every-k:1", "sqrt-n", "recompute-all")
+    """Policies to measure."""
+    steps: int = 5
+    """Timed steps of each, after one that is not timed."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of parameters and activations."""
+    dropout: float = 0.0
+    """Rate of the model's dropout layers, in [0, 1)."""
+    threads: int = 1
+    """Threads of matrix products."""
+    json: bool = False
+    """Print the measurements as one JSON object on the last line."""
+    debug: bool = False
+    """Show tracebacks of errors."""
+
+
+def main(options: ProfileMemory) -> dict[str, Any]:
+    build(options.model, options.dtype, options.dropout)
+    require_shards(options.shards)
+    for policy in options.policies:
+        if parse_policy(policy).name == "budget":
+            raise ValueError(
+                "the policy 'budget' needs a budget and is no policy of its own; name the policies to compare"
+            )
+    if options.batch < 1 or options.batch % options.shards or options.steps < 1:
+        raise ValueError(
+            f"batch and steps must be positive and the batch divisible by the shards, but got batch {options.batch}, "
+            f"{options.shards} shards and {options.steps} steps"
+        )
+    found = []
+    with console.status("") as status:
+        for number, policy in enumerate(options.policies):
+            status.update(f"measuring {policy} ({number + 1}/{len(options.policies)})")
+            found.append(
+                measure_policy(
+                    options.model,
+                    policy,
+                    options.batch,
+                    options.shards,
+                    options.steps,
+                    options.dtype,
+                    options.dropout,
+                    options.threads,
+                )
+            )
+    console.print(table(found, options))
+    rows = [
+        {
+            "policy": p.policy,
+            "predicted_peak_bytes": p.predicted_peak_bytes,
+            "ledger_peak_bytes": p.ledger_peak_bytes,
+            "rss_peak_bytes": p.rss_peak_bytes,
+            "step_seconds": p.step_seconds,
+        }
+        for p in found
+    ]
+    return {"model": options.model, "batch": options.batch, "shards": options.shards, "policies": rows}
+
+
+def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
+    """Draws the measurements, memory and time relative to the first policy."""
+    title = f"{options.model}, batch {options.batch} in {options.shards} shard(s), {options.threads} thread(s)"
+    drawn = Table(title=title, caption="rss: peak resident memory over that before the first array, in a fresh process")
+    drawn.add_column("policy")
+    for name in ("predicted peak", "counted peak", "exact", "rss peak", "step", "memory", "time"):
+        drawn.add_column(name, justify="right")
+    first = found[0]
+    for p in found:
+        drawn.add_row(
+            p.policy,
+            format_size(p.predicted_peak_bytes),
+            format_size(p.ledger_peak_bytes),
+            "yes" if p.predicted_peak_bytes == p.ledger_peak_bytes else "NO",
+            format_size(p.rss_peak_bytes),
+            f"{p.step_seconds * 1e3:.1f} ms",
+            f"{p.predicted_peak_bytes / first.predicted_peak_bytes:.0%}",
+            f"{p.step_seconds / first.step_seconds:.0%}",
+        )
+    return drawn
+
+
+if __name__ == "__main__":
+    _console.run(main, ProfileMemory(), __doc__ or "")

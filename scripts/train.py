@@ -1,0 +1,180 @@
+"""Trains a model under a memory budget, on this machine or on Ray workers.
+
+Examples:
+  python scripts/train.py
+  python scripts/train.py --data my_text/ --steps 2000 --memory-budget engine:24MiB
+  python scripts/train.py --model byte-gpt-small --batch 16 --policy every-k:1 --workers 2 --json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import _console
+from _console import console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from checkpointing import InfeasibleBudget
+from distributed import RunFolder, Trainer, TrainingOptions
+from distributed.run_folder import new_run_path
+from framework import build, format_size
+
+#: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
+DEFAULT_BUDGET = "engine:60%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingOptions):
+    model: str = "byte-gpt-tiny"
+    """mlp-small, byte-gpt-tiny, byte-gpt-small, or your own as package.module:build."""
+    data: tuple[Path, ...] = ()
+    """Text files or folders to train on. Default: the sources of Python's standard library."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of parameters and activations."""
+    dropout: float = 0.0
+    """Rate of the model's dropout layers, in [0, 1)."""
+    run_dir: Path | None = None
+    """Folder of the run's records. Default: runs/TIME-MODEL."""
+    force: bool = False
+    """Overwrite an existing run folder."""
+    json: bool = False
+    """Print the summary as one JSON object on the last line."""
+    quiet: bool = False
+    """Print only errors (and the JSON line)."""
+    debug: bool = False
+    """Show tracebacks of errors."""
+
+
+def main(options: Train) -> dict[str, Any]:
+    console.quiet = options.quiet
+    model = build(options.model, options.dtype, options.dropout)
+    path = options.run_dir or new_run_path(model.name)
+    if path.exists() and not options.force:
+        raise FileExistsError(f"run folder {path} exists; name another with --run-dir, or overwrite it with --force")
+    for text in options.data:
+        if not text.exists():
+            raise FileNotFoundError(f"there is no text file or folder {text}")
+    trainer = make_trainer(options, model)
+    trainer.run_folder = RunFolder(path, options.force)
+    introduce(trainer, options)
+    result = trainer.fit(*progress(trainer))
+    conclude(result.summary, path)
+    return result.summary
+
+
+def make_trainer(options: Train, model: Any) -> Trainer:
+    """Plans the run; the default budget gives way to the smallest feasible one where a model is too small for it."""
+    data = model.dataset([str(path) for path in options.data])
+    chosen = {field.name: getattr(options, field.name) for field in fields(TrainingOptions)}
+    if options.policy is None and options.memory_budget is None:
+        try:
+            return Trainer(model, data=data, **{**chosen, "memory_budget": DEFAULT_BUDGET})
+        except InfeasibleBudget as error:
+            chosen["memory_budget"] = f"engine:{error.smallest}"
+    return Trainer(model, data=data, **chosen)
+
+
+def introduce(trainer: Trainer, options: Train) -> None:
+    """Says what is about to run."""
+    plans, data = trainer.plans, trainer.data.describe()
+    where = f"{options.workers} Ray workers" if options.workers else "in process"
+    if "train_bytes" in data:
+        text = (
+            f"{data['train_bytes']:,} bytes of {', '.join(data['source'])}; {data['validation_bytes']:,} for validation"
+        )
+    else:
+        text = f"{data['train_examples']:,} examples; {data['validation_examples']:,} for validation"
+    part = plans.activation_nbytes / plans.store_all_activation_nbytes
+    budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
+    for name, value in (
+        ("model", f"{options.model}, {trainer.layout.size:,} parameters of {options.dtype}"),
+        ("data", text),
+        (
+            "workers",
+            f"{where}, {options.threads_per_worker} thread each; batch {options.batch} in {options.shards} shards",
+        ),
+        ("budget", budget),
+        ("policy", f"{plans.policy.name}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)"),
+        (
+            "activations",
+            f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",
+        ),
+    ):
+        console.print(f"[bold]{name:>12}[/bold]  {value}")
+
+
+def conclude(summary: dict[str, Any], path: Path) -> None:
+    """Says what came of it."""
+    loss = f"{summary['validation_loss']:.4f} nats"
+    if summary["bigram_cross_entropy"] is not None:
+        loss += (
+            f" (byte pairs reach {summary['bigram_cross_entropy']:.4f}, single bytes {summary['unigram_entropy']:.4f})"
+        )
+    exact = "as predicted" if summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"] else "NOT AS PREDICTED"
+    for name, value in (
+        ("validation", loss),
+        ("peak", f"{format_size(summary['ledger_peak_bytes'])} ({summary['ledger_peak_bytes']:,} bytes), {exact}"),
+        (
+            "speed",
+            f"{summary['tokens_per_second']:,.0f} targets/s, {summary['step_seconds_median'] * 1e3:.0f} ms a step",
+        ),
+        ("run", str(path)),
+    ):
+        console.print(f"[bold]{name:>12}[/bold]  {value}")
+
+
+def progress(trainer: Trainer) -> tuple[Any, Any]:
+    """Returns callbacks for steps and validations: a bar on a terminal, else lines."""
+    steps = trainer.options.steps
+    limit = f"/{format_size(trainer.budget)}" if trainer.budget else ""
+
+    def told(row: dict[str, Any]) -> str:
+        memory = f"live {format_size(row['live_bytes'])} peak {format_size(row['peak_bytes'])}{limit}"
+        loss = f"loss {row['loss']:.4f}"
+        if "validation_loss" in row:
+            loss += f" validation {row['validation_loss']:.4f}"
+        return f"{loss}  {row['tokens_per_second']:,.0f}/s  {memory}"
+
+    if console.quiet or not console.is_terminal:
+        return _lines(steps, told)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        expand=True,
+        transient=True,
+    )
+    task = bar.add_task("starting", total=steps)
+    bar.start()
+
+    def on_step(row: dict[str, Any]) -> None:
+        bar.update(task, completed=row["step"] + 1, description=told(row))
+        if row["step"] + 1 == steps:
+            bar.stop()
+
+    def on_validation(done: int, total: int) -> None:
+        bar.update(task, description=f"validating {done}/{total}")
+
+    return on_step, on_validation
+
+
+def _lines(steps: int, told: Any) -> tuple[Any, Any]:
+    every = max(1, steps // 20)
+
+    def on_step(row: dict[str, Any]) -> None:
+        number = row["step"] + 1
+        if number % every == 0 or number in (1, steps) or "validation_loss" in row:
+            console.print(f"step {number}/{steps}  {told(row)}", markup=False)
+
+    return on_step, None
+
+
+if __name__ == "__main__":
+    # What was tried: fewer steps with larger batches reach less in the same time.
+    defaults = Train(workers=2, shards=4, batch=8, steps=480, learning_rate=1e-3)
+    _console.run(main, defaults, __doc__ or "")
