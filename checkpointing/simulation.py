@@ -122,6 +122,8 @@ class _Simulator:
     def do(self, place: int, operation: Operation) -> None:
         match operation:
             case Load(shard):
+                if stale := [str(value) for value in self.buffer_of if value.kind != "g"]:
+                    raise PlanError(f"still holds {', '.join(stale)} of the shard before")
                 self.make(output(BATCH), self.costs.batch.nbytes, "batch")
                 self.make(TARGETS, self.costs.targets.nbytes, "batch")
                 if self.purpose != "evaluate":

@@ -162,20 +162,22 @@ def global_norm(flat: Array, ledger: Ledger) -> float:
     """
     blocks = -(-flat.size // NORM_BLOCK)
     sums = ledger.empty((blocks,), np.float64, "workspace", "norm")
-    scratch = ledger.empty((_NORM_ROWS, NORM_BLOCK), np.float64, "workspace", "norm")
+    height = min(_NORM_ROWS, blocks)
+    scratch = ledger.empty((height, NORM_BLOCK), np.float64, "workspace", "norm")
     for first in range(0, blocks, _NORM_ROWS):
-        some = flat[first * NORM_BLOCK : (first + _NORM_ROWS) * NORM_BLOCK]
+        some = flat[first * NORM_BLOCK : (first + height) * NORM_BLOCK]
         whole = scratch.reshape(-1)
         whole[: some.size] = some
         whole[some.size :] = 0
-        rows = min(_NORM_ROWS, blocks - first)
+        rows = min(height, blocks - first)
         np.einsum("ij,ij->i", scratch[:rows], scratch[:rows], out=sums[first : first + rows])
     return math.sqrt(tree_sum(sums.tolist()))
 
 
 def norm_workspace_nbytes(layout: Layout) -> int:
     """Bytes of scratch of `global_norm` over a buffer of this layout."""
-    return (-(-layout.size // NORM_BLOCK) + _NORM_ROWS * NORM_BLOCK) * np.dtype(np.float64).itemsize
+    blocks = -(-layout.size // NORM_BLOCK)
+    return (blocks + min(_NORM_ROWS, blocks) * NORM_BLOCK) * np.dtype(np.float64).itemsize
 
 
 def clip_factor(norm: float, most: float | None) -> float:

@@ -1,0 +1,129 @@
+"""Models, data and schedules that the tests of this package share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from checkpointing import Engine, Plan, RunPlans, parse_policy, run_plans
+from framework import (
+    GELU,
+    AdamW,
+    CausalAttention,
+    Chain,
+    CrossEntropy,
+    Dropout,
+    Embedding,
+    Key,
+    LayerNorm,
+    Ledger,
+    Linear,
+    MeanSquaredError,
+    ReLU,
+    Residual,
+    Spec,
+)
+from framework.layers import Layer
+from framework.losses import Loss
+from framework.memory import Array
+
+POLICIES = ("store-all", "every-k:1", "every-k:2", "every-k:3", "sqrt-n", "recompute-all")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A chain, its loss, and one global batch for it."""
+
+    name: str
+    chain: Chain
+    loss: Loss
+    x: Array
+    targets: Array
+
+    def specs(self, shards: int) -> tuple[Spec, Spec]:
+        rows = len(self.x) // shards
+        return (
+            Spec.of((rows, *self.x.shape[1:]), self.x.dtype),
+            Spec.of((rows, *self.targets.shape[1:]), self.targets.dtype),
+        )
+
+    def plans(self, policy: str | None = None, shards: int = 1, world: int = 1, **options: Any) -> RunPlans:
+        chosen = parse_policy(policy) if policy else None
+        return run_plans(
+            self.chain, self.loss, *self.specs(shards), AdamW(), policy=chosen, shards=shards, world=world, **options
+        )
+
+    def loader(self, shards: int) -> Callable[[int, Array, Array], None]:
+        rows = len(self.x) // shards
+
+        def load(shard: int, x: Array, targets: Array) -> None:
+            x[...] = self.x[shard * rows : (shard + 1) * rows]
+            targets[...] = self.targets[shard * rows : (shard + 1) * rows]
+
+        return load
+
+    def engine(self, ledger: Ledger | None = None) -> Engine:
+        layout = self.chain.layout(self.specs(1)[0])
+        return Engine(self.chain, self.loss, layout, AdamW(), seed=3, clip=0.5, ledger=ledger)
+
+    def bits_after(self, plan: Plan, steps: int = 2) -> tuple[str, tuple[float, ...]]:
+        """The parameters' hash and the losses after some training steps."""
+        engine = self.engine()
+        outcomes = [engine.train_step(plan, self.loader(plan.shards), step, 1e-2) for step in range(steps)]
+        return engine.parameters.sha256(), tuple(o.loss for o in outcomes) + tuple(o.gradient_norm for o in outcomes)
+
+
+def digest(array: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _generator(name: str) -> np.random.Generator:
+    return Key(5).fold(name).generator()
+
+
+def mlp(dtype: str = "float32", dropout: float = 0.2, batch: int = 8) -> Case:
+    generator = _generator("mlp")
+    chain = Chain(Linear(13), ReLU(), Dropout(dropout), Linear(11, bias=False), GELU(), LayerNorm(), Linear(5))
+    x = generator.standard_normal((batch, 7)).astype(dtype)
+    return Case(f"mlp-{dtype}", chain, CrossEntropy(), x, generator.integers(5, size=batch))
+
+
+def tokens(dtype: str = "float32", dropout: float = 0.2, batch: int = 8, length: int = 12, features: int = 8) -> Case:
+    generator = _generator("tokens")
+
+    def block() -> Layer:
+        attention = Chain(LayerNorm(), Linear(3 * features), CausalAttention(2), Linear(features), Dropout(dropout))
+        return Chain(
+            attention=Residual(attention),
+            mlp=Residual(Chain(LayerNorm(), Linear(2 * features), GELU(), Linear(features))),
+        )
+
+    chain = Chain(Embedding(17, length, features, dtype=dtype), block(), block(), LayerNorm(), Linear(17, bias=False))
+    x = generator.integers(17, size=(batch, length)).astype(np.uint8)
+    return Case(f"tokens-{dtype}", chain, CrossEntropy(), x, np.roll(x, -1, axis=1))
+
+
+def nested(dtype: str = "float64", dropout: float = 0.3, batch: int = 8) -> Case:
+    """Residuals in residuals, identities inside, and a stage without parameters at the front."""
+    generator = _generator("nested")
+    chain = Chain(
+        ReLU(),
+        Residual(Residual(Dropout(0.0))),
+        Linear(6),
+        Residual(Chain()),
+        Residual(Chain(Residual(Dropout(dropout)), Residual(Chain(GELU(), Residual(Linear(6)))))),
+        Residual(Residual(Residual(Chain()))),
+        Residual(Chain(Dropout(0.0), Residual(Dropout(0.0)))),
+        Linear(3),
+        Dropout(dropout),
+    )
+    x, targets = generator.standard_normal((batch, 4)), generator.standard_normal((batch, 3))
+    return Case(f"nested-{dtype}", chain, MeanSquaredError(), x.astype(dtype), targets.astype(dtype))
+
+
+def all_cases() -> list[Case]:
+    return [make(dtype) for make in (mlp, tokens, nested) for dtype in ("float32", "float64")]

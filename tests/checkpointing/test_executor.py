@@ -1,0 +1,185 @@
+"""The executor: gradients, errors in the middle, and what is alive afterwards."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpointing import value_and_grad
+from framework import BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Parameters, ReLU, Residual, Spec
+from framework.layers import Footprint, Layer
+from framework.memory import Array
+from tests.checkpointing.cases import POLICIES, Case, all_cases, tokens
+
+
+@pytest.mark.parametrize("case", [case for case in all_cases() if case.name.endswith("float64")], ids=lambda c: c.name)
+@pytest.mark.parametrize("policy", ["store-all", "every-k:1"])
+def test_the_gradient_of_a_whole_chain_is_that_of_central_differences(case: Case, policy: str) -> None:
+    layout = case.chain.layout(case.specs(1)[0])
+    parameters = Parameters.initialize(layout, Key(1))
+    run = value_and_grad(case.chain, case.loss, policy, shards=2)
+    loss, gradient = run(parameters, case.x, case.targets, Key(4))
+    generator, size = Key(9).generator(), 1e-6
+    for _ in range(5):
+        direction = generator.standard_normal(layout.size)
+        sides = []
+        for sign in (1, -1):
+            moved = Parameters(layout, parameters.flat + sign * size * direction)
+            sides.append(run(moved, case.x, case.targets, Key(4))[0])
+        difference = (sides[0] - sides[1]) / (2 * size)
+        # Central differences are right to O(size²) and rounding of about 1e-15/size.
+        assert difference == pytest.approx(float(gradient.flat @ direction), rel=1e-6, abs=1e-8)
+    assert np.isfinite(loss)
+
+
+def test_a_residual_of_a_residual_of_the_identity_has_the_gradient_three() -> None:
+    """y = (x + x) + x: a sum in place into a cotangent that others name would give 4."""
+    chain = Chain(Linear(1, bias=False), Residual(Residual(Chain())))
+    x, targets = np.ones((1, 1)), np.zeros((1, 1))
+    parameters = Parameters.initialize(chain.layout(Spec.of((1, 1), np.float64)), Key(0))
+    parameters.flat[:] = 1.0
+    loss, gradient = value_and_grad(chain, MeanSquaredError())(parameters, x, targets)
+    assert loss == 9.0
+    assert gradient.flat[0] == 2 * 3.0 * 3.0
+
+
+@pytest.mark.parametrize("policy", [*POLICIES])
+def test_value_and_grad_gives_the_mean_and_the_same_bits_for_any_policy(policy: str) -> None:
+    case = tokens("float32")
+    parameters = Parameters.initialize(case.chain.layout(case.specs(1)[0]), Key(1))
+    one = value_and_grad(case.chain, case.loss, shards=4)(parameters, case.x, case.targets, Key(3))
+    two = value_and_grad(case.chain, case.loss, policy, shards=4)(parameters, case.x, case.targets, Key(3))
+    assert one[0] == two[0]
+    assert one[1].flat.tobytes() == two[1].flat.tobytes()
+    quarter = value_and_grad(case.chain, case.loss)
+    parts = [quarter(parameters, case.x[i : i + 2], case.targets[i : i + 2], Key(3))[0] for i in (0, 2, 4, 6)]
+    assert np.mean(parts) == pytest.approx(one[0], rel=0.2)  # dropout differs: each part is shard 0 of its own call
+
+
+def test_value_and_grad_keeps_to_its_budget_and_refuses_batches_that_do_not_divide() -> None:
+    case = tokens(dropout=0.0)
+    parameters = Parameters.initialize(case.chain.layout(case.specs(1)[0]), Key(1))
+    ledger = Ledger()
+    run = value_and_grad(case.chain, case.loss, budget="200kB", ledger=ledger)
+    run(parameters, case.x, case.targets)
+    assert ledger.peak <= 200_000
+    assert run.plan.peak <= 200_000  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="do not divide into 4 equal shards"):
+        value_and_grad(case.chain, case.loss, shards=4)(parameters, case.x[:6], case.targets[:6])
+
+
+@dataclass(frozen=True)
+class Faulty(Layer):
+    """The identity, computed by a copy; its VJP fails or lies about its bytes when told."""
+
+    fails: bool = False
+    hidden: int = 0
+
+    def forward(self, params: Any, x: Any, context: Any) -> tuple[Array, tuple[Array, ...]]:
+        y = context.empty(x.shape, x.dtype, "activations")
+        y[...] = x
+        return y, ()
+
+    def vjp(self, params: Any, x: Any, y: Any, own: Any, cotangent: Array, grads: Any, context: Any) -> Any:
+        scratch = context.empty((self.hidden,), np.uint8, "workspace")
+        if self.fails:
+            raise ArithmeticError(f"planted, with {scratch.nbytes} bytes of scratch")
+        copy = context.empty(cotangent.shape, cotangent.dtype, "cotangents")
+        copy[...] = cotangent
+        return copy
+
+    def footprint(self, x: Any, training: bool = True) -> Footprint:
+        return Footprint(output=x)
+
+
+def faulty_case(**fault: Any) -> Case:
+    generator = Key(2).generator()
+    x, targets = generator.standard_normal((8, 4)), generator.standard_normal((8, 3))
+    return Case("faulty", Chain(Linear(6), ReLU(), Faulty(**fault), Linear(3)), MeanSquaredError(), x, targets)
+
+
+def test_after_an_exception_nothing_of_the_step_is_alive_and_the_next_step_has_the_right_bits() -> None:
+    good, bad = faulty_case(), faulty_case(fails=True, hidden=100)
+    plan = good.plans("every-k:1", shards=2).train[0]
+    ledger = Ledger()
+    engine = good.engine(ledger)
+    idle = ledger.live
+    broken = bad.engine(Ledger())
+    gc.disable()
+    try:
+        with pytest.raises(ArithmeticError, match="planted") as caught:
+            broken.train_step(plan, bad.loader(2), 0, 1e-2)
+        # The exception itself is still held here.
+        assert caught.value is not None
+        assert broken.ledger.live == idle
+    finally:
+        gc.enable()
+    engine.train_step(plan, good.loader(2), 0, 1e-2)
+    fresh = good.engine()
+    fresh.train_step(plan, good.loader(2), 0, 1e-2)
+    assert engine.parameters.sha256() == fresh.parameters.sha256()
+
+
+def test_no_array_of_a_step_outlives_it_without_the_cycle_collector() -> None:
+    case = tokens()
+    plan = case.plans("sqrt-n", shards=4).train[0]
+    seen: list[weakref.ref[Array]] = []
+
+    class Watching(Ledger):
+        def empty(self, *args: Any, **kwargs: Any) -> Array:
+            array = super().empty(*args, **kwargs)
+            seen.append(weakref.ref(array if array.base is None else array.base))
+            return array
+
+    ledger = Watching()
+    engine = case.engine(ledger)
+    idle, lasting = ledger.live, len(seen)
+    gc.disable()
+    try:
+        for step in range(3):
+            engine.train_step(plan, case.loader(4), step, 1e-2)
+            assert ledger.live == idle
+            assert all(reference() is None for reference in seen[lasting:])
+    finally:
+        gc.enable()
+    assert len(seen) > lasting + 100
+
+
+def test_a_layer_that_lies_about_its_bytes_is_stopped_by_the_hard_limit() -> None:
+    honest, lying = faulty_case(), faulty_case(hidden=10**6)
+    plans = honest.plans("store-all")
+    ledger = Ledger(limit=plans.peak)
+    engine = lying.engine(ledger)
+    idle = ledger.live
+    with pytest.raises(BudgetExceeded, match=r"2 asked for 1,000,000 bytes of workspace"):
+        engine.train_step(plans.train[0], lying.loader(1), 0, 1e-2)
+    assert ledger.peak <= plans.peak
+    assert ledger.live == idle
+
+
+def test_an_honest_run_is_never_stopped_by_a_limit_of_its_predicted_peak() -> None:
+    for case in all_cases():
+        for policy in POLICIES:
+            plans = case.plans(policy, shards=2)
+            engine = case.engine(Ledger(limit=plans.peak))
+            engine.train_step(plans.train[0], case.loader(2), 0, 1e-2)
+            engine.evaluate(plans.evaluate[0], case.loader(2))
+            assert engine.ledger.peak == plans.peak
+
+
+def test_evaluation_has_no_dropout_and_the_loss_of_the_training_pass_without_it() -> None:
+    case, dry = tokens(dropout=0.5), tokens(dropout=0.0)
+    engine, plain = case.engine(), dry.engine()
+    sums = engine.evaluate(case.plans("store-all", 2).evaluate[0], case.loader(2))
+    outcome = plain.train_step(dry.plans("store-all", 2).train[0], dry.loader(2), 0, 1e-2)
+    assert sums == outcome.sums
+
+
+def test_a_chain_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameters"):
+        Case("idle", Chain(ReLU()), MeanSquaredError(), np.zeros((2, 2)), np.zeros((2, 2))).plans("store-all")

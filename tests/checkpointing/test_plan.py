@@ -1,0 +1,124 @@
+"""Plans: their check, their JSON form, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpointing import Plan, PlanError
+from checkpointing.operations import Accumulate, Backward, Drop, Forward, Load, Operation, Value, from_json, to_json
+from tests.checkpointing.cases import POLICIES, nested, tokens
+
+PLAN = tokens().plans("every-k:1", shards=4, world=2).train[0]
+
+
+def changed(plan: Plan, operations: list[Operation]) -> Plan:
+    return dataclasses.replace(plan, operations=tuple(operations))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("shards", "world"), [(1, 1), (8, 1), (8, 2), (8, 3), (8, 5), (8, 8)])
+def test_plans_of_every_policy_and_rank_pass_their_check(policy: str, shards: int, world: int) -> None:
+    plans = nested().plans(policy, shards, world)
+    for plan in (*plans.train, *plans.evaluate):
+        plan.check()
+    assert [plan.rank for plan in plans.train] == list(range(world))
+
+
+def test_leaving_out_any_operation_is_found() -> None:
+    for place in range(len(PLAN.operations)):
+        operations = list(PLAN.operations)
+        del operations[place]
+        with pytest.raises(PlanError):
+            changed(PLAN, operations).check()
+
+
+def test_doing_any_operation_twice_is_found() -> None:
+    for place in range(len(PLAN.operations)):
+        operations = list(PLAN.operations)
+        operations.insert(place, operations[place])
+        with pytest.raises(PlanError):
+            changed(PLAN, operations).check()
+
+
+def test_gradients_added_in_another_tree_are_refused() -> None:
+    plan = tokens().plans("store-all", shards=4).train[0]
+    place = next(i for i, operation in enumerate(plan.operations) if operation == Accumulate(0, 2))
+    assert place > 0
+    with pytest.raises(PlanError):
+        changed(plan, [Accumulate(1, 1) if o == Accumulate(0, 1) else o for o in plan.operations]).check()
+
+
+def test_backwards_in_another_order_are_refused() -> None:
+    """Cotangents of a value are added in the order of the backwards, so another order has other bits."""
+    plan = nested().plans("store-all").train[0]
+    backwards = [i for i, o in enumerate(plan.operations) if isinstance(o, Backward)]
+    operations = list(plan.operations)
+    a, b = backwards[3], backwards[4]
+    operations[a], operations[b] = operations[b], operations[a]
+    with pytest.raises(PlanError):
+        changed(plan, operations).check()
+
+
+def test_an_error_names_the_operation_and_the_value() -> None:
+    operations = [operation for operation in PLAN.operations if operation != Forward(0)]
+    with pytest.raises(PlanError, match=r"operation 1 \(forward 1\.attention\.0\): needs a\[0\], which is not held"):
+        changed(PLAN, operations).check()
+
+
+def test_a_held_value_is_not_made_again() -> None:
+    operations = [*PLAN.operations[:2], PLAN.operations[1], *PLAN.operations[2:]]
+    with pytest.raises(PlanError, match=r"makes a\[0\], which is still held"):
+        changed(PLAN, operations).check()
+
+
+@pytest.mark.parametrize(
+    "plan", [PLAN, *tokens().plans("sqrt-n", 8, 3).train, *nested().plans("store-all", 2).evaluate]
+)
+def test_json_round_trip(plan: Plan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again == plan
+    assert again.simulate() == plan.simulate()
+
+
+def test_operations_are_written_as_name_and_fields() -> None:
+    assert to_json(Forward(3, 0)) == ["forward", 3, 0]
+    assert to_json(Drop(Value("g", 0, 2))) == ["drop", "g[0,2]"]
+    assert from_json(["load", 2]) == Load(2)
+
+
+@pytest.mark.parametrize("name", ["offload", "fetch", "wait"])
+def test_operations_of_offloading_are_reserved(name: str) -> None:
+    with pytest.raises(PlanError, match=f"'{name}' is reserved"):
+        from_json([name, "a[3]"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "expected 'retape.plan' version 1"),
+        ({"version": 2}, "expected 'retape.plan' version 1"),
+        ({"operations": [["jump", 1]]}, "unknown operation 'jump'"),
+        ({"operations": [["forward"]]}, "wrong fields"),
+        ({"operations": [["drop", "b[1]"]]}, "is no value of a plan"),
+        ({"operations": [["forward", 99, None]]}, "operation 0"),
+        ({"shards": 3}, "power of two"),
+        ({"purpose": "dream"}, "unknown purpose"),
+        ({"rank": 2}, "does not lie in a world"),
+        ({"costs": {}}, "incomplete or malformed"),
+    ],
+)
+def test_a_malformed_plan_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json({**json.loads(json.dumps(PLAN.to_json())), **change})
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(PlanError, match="is no JSON file"):
+        Plan.load(tmp_path / "plan.json")

@@ -1,0 +1,164 @@
+"""Policies: what they keep, what they cost, and how a budget chooses among them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from checkpointing import EveryK, InfeasibleBudget, Plan, SqrtN, costs_of, parse_budget, parse_policy, plan_run
+from checkpointing.operations import Backward, Forward
+from checkpointing.policies import candidates
+from framework import AdamW, Chain, Linear, MeanSquaredError, Spec, build
+from tests.checkpointing.cases import POLICIES, Case, tokens
+
+
+def stages(count: int, width: int = 16) -> Case:
+    """Equal stages of one layer."""
+    x = np.zeros((4, width), np.float32)
+    return Case("stages", Chain(*[Linear(width) for _ in range(count)]), MeanSquaredError(), x, x)
+
+
+def forwards_of(plan: Plan) -> list[int]:
+    return [operation.step for operation in plan.operations if isinstance(operation, Forward)]
+
+
+def test_store_all_computes_nothing_twice() -> None:
+    plan = tokens().plans("store-all").train[0]
+    assert forwards_of(plan) == list(range(len(plan.costs.steps)))
+
+
+def test_recompute_all_keeps_the_batch_alone_and_is_quadratic() -> None:
+    plan = stages(6).plans("recompute-all").train[0]
+    first = next(i for i, o in enumerate(plan.operations) if isinstance(o, Backward))
+    held = plan.simulate().timeline[first - 1].categories
+    # Before the first backward: the batch, the input of the last Linear, and the cotangent of its output.
+    assert held["activations"] == held["cotangents"] == plan.costs.output(0).nbytes
+    # A Linear's backward needs its input alone, so before stage s is undone 0..s-1 run again.
+    assert len(forwards_of(plan)) == 6 + sum(range(5))
+
+
+def test_every_k_keeps_the_inputs_of_segments_and_computes_all_but_the_last_again() -> None:
+    plan = stages(6).plans("every-k:2").train[0]
+    # Segments 0-1, 2-3, 4-5; the last is stored; of the others only the second stage's input is missing.
+    assert forwards_of(plan) == [0, 1, 2, 3, 4, 5, 2, 0]
+    backwards = [operation.step for operation in plan.operations if isinstance(operation, Backward)]
+    assert backwards == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_sqrt_n_makes_root_n_segments_whose_sizes_differ_by_at_most_one(count: int) -> None:
+    case = stages(count)
+    costs = costs_of(case.chain, case.loss, *case.specs(1))
+    again = [operation.step for operation in SqrtN().schedule(costs)[count + 1 :] if isinstance(operation, Forward)]
+    runs = [list(run) for _, run in itertools.groupby(enumerate(again), key=lambda pair: pair[1] - pair[0])]
+    sizes = sorted([len(run) for run in runs] + [count - len(again)])
+    assert len(sizes) == int(np.sqrt(count))
+    assert sum(sizes) == count
+    assert sizes[-1] - sizes[0] <= 1
+
+
+def test_stages_are_the_elements_of_the_outermost_chain() -> None:
+    built = build("byte-gpt-tiny")
+    costs = costs_of(built.chain, built.loss, Spec.of((1, 128), np.uint8), Spec.of((1, 128), np.uint8))
+    assert costs.stages == 1 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize("policy", [p for p in POLICIES if p != "store-all"])
+def test_recomputation_of_a_byte_gpt_lowers_the_peak_and_costs_time(policy: str) -> None:
+    built = build("byte-gpt-tiny")
+    x = np.zeros((2, 128), np.uint8)
+    case = Case("gpt", built.chain, built.loss, x, x)
+    everything, plan = case.plans("store-all").train[0], case.plans(policy).train[0]
+    assert plan.peak < everything.peak
+    assert plan.simulate().flops > everything.simulate().flops
+
+
+def test_a_budget_chooses_the_fastest_that_fits_and_time_never_rises_with_it() -> None:
+    case = tokens()
+    costs = costs_of(case.chain, case.loss, *case.specs(2), AdamW())
+    known = [plan_run(costs, policy=policy, shards=2) for policy in candidates(costs)]
+    before = None
+    for budget in sorted({plans.peak + more for plans in known for more in (-1, 0, 1)})[1:]:
+        plans = plan_run(costs, budget=budget, shards=2)
+        flops = plans.train[0].simulate().flops
+        assert plans.peak <= budget
+        assert flops == min(p.train[0].simulate().flops for p in known if p.peak <= budget)
+        assert before is None or flops <= before
+        before = flops
+
+
+def test_a_budget_below_what_is_possible_names_the_smallest_that_fits() -> None:
+    case = tokens()
+    with pytest.raises(InfeasibleBudget, match="every known plan needs") as caught:
+        case.plans(budget=1000)
+    smallest = caught.value.smallest
+    assert f"engine:{smallest}" in str(caught.value)
+    assert case.plans(budget=smallest).peak == smallest
+    with pytest.raises(InfeasibleBudget):
+        case.plans(budget=smallest - 1)
+
+
+def test_a_named_policy_that_does_not_fit_is_refused() -> None:
+    case = tokens()
+    needed = case.plans("store-all").peak
+    with pytest.raises(InfeasibleBudget, match=f"the policy store-all needs {needed:,} bytes"):
+        case.plans("store-all", budget=needed - 1)
+    assert case.plans("store-all", budget=needed).peak == needed
+
+
+def test_all_ranks_take_one_policy_that_fits_the_one_with_the_most() -> None:
+    built = build("byte-gpt-tiny")
+    x = np.zeros((8, 128), np.uint8)
+    case = Case("gpt", built.chain, built.loss, x, x)
+    plans = case.plans("store-all", shards=8, world=3)
+    gradients = [max(m.categories.get("gradients", 0) for m in p.simulate().timeline) for p in plans.train]
+    one = plans.train[0].costs.gradient_nbytes
+    assert [held // one for held in gradients] == [2, 3, 2]
+    chosen = case.plans(budget=plans.peak - 1, shards=8, world=3)
+    assert len({plan.policy for plan in chosen.train}) == 1
+    assert chosen.peak == max(plan.peak for plan in chosen.train) < plans.peak
+
+
+@pytest.mark.parametrize("text", ["", "store", "every-k", "every-k:0", "every-k:x", "every-k:-1", "Store-All"])
+def test_an_unknown_policy_lists_the_known_ones(text: str) -> None:
+    with pytest.raises(ValueError, match="known: store-all, recompute-all, sqrt-n, budget, every-k:K"):
+        parse_policy(text)
+
+
+@pytest.mark.parametrize("text", ["store-all", "recompute-all", "sqrt-n", "every-k:4", "budget"])
+def test_policies_are_spelled_as_they_are_read(text: str) -> None:
+    assert parse_policy(text).name == text
+
+
+def test_the_policy_budget_needs_a_budget() -> None:
+    with pytest.raises(ValueError, match="needs a budget"):
+        tokens().plans("budget")
+    assert parse_policy("every-k:7") == EveryK(7)
+
+
+def test_budgets_are_of_the_engine_in_bytes_or_as_a_part_of_store_alls_activations() -> None:
+    plans = tokens().plans("store-all")
+    assert parse_budget("engine:64MiB").resolve(plans) == 64 * 2**20
+    lasting = plans.peak - plans.store_all_activation_nbytes
+    assert parse_budget("engine:50%").resolve(plans) == lasting + plans.store_all_activation_nbytes // 2
+    assert parse_budget("engine:100%").resolve(plans) == plans.peak
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("64MiB", "whole process"),
+        ("engine:", "is no size"),
+        ("engine:64XiB", "is no size"),
+        ("engine:0%", "no percentage"),
+        ("engine:101%", "no percentage"),
+        ("engine:x%", "no percentage"),
+        ("process:64MiB", "unknown budget scope"),
+        ("engine:0", "at least one byte"),
+    ],
+)
+def test_a_wrong_budget_is_a_clear_error(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_budget(text)
