@@ -101,10 +101,11 @@ class _Text:
         mapped = self._maps.get(piece.path)
         if mapped is None:
             with piece.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(mapped) != piece.size:
+                size = os.fstat(file.fileno()).st_size
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size == piece.size else None
+            if mapped is None:
                 raise ValueError(
-                    f"text file {piece.path} has {len(mapped)} bytes, but had {piece.size} when the run was set up; "
+                    f"text file {piece.path} has {size} bytes, but had {piece.size} when the run was set up; "
                     "the text must not change during a run and be the same for every worker"
                 )
             self._maps[piece.path] = mapped
@@ -114,7 +115,7 @@ class _Text:
 class ByteText:
     """Windows of bytes from text files: a window's first bytes are the input, its bytes one later the targets.
 
-    Files are joined in the order of their sorted relative paths. Every 20th file is for validation; of fewer than 20 files, the
+    Files of a folder are joined in the order of their sorted relative paths, several paths in the order given. Every 20th file is for validation; of fewer than 20 files, the
     last 5 % of the text are. Windows of `window + 1` bytes do not overlap. The text is read through memory maps, which are
     page cache and not the engine's.
 
@@ -158,6 +159,7 @@ class ByteText:
 
     def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
         text = self._texts[split]
+        _require_inside(split, indices, self.size(split))
         for row, index in enumerate(indices):
             start = int(index) * (self.window + 1)
             text.read(start, x[row])
@@ -171,7 +173,7 @@ class ByteText:
         return {
             "kind": "bytes of text",
             "source": self.source,
-            "files": sum(len(text.pieces) for text in self._texts.values()),
+            "files": len({piece.path for text in self._texts.values() for piece in text.pieces}),
             "train_bytes": len(self._texts["train"]),
             "validation_bytes": len(self._texts["validation"]),
             "window": self.window,
@@ -241,6 +243,7 @@ class ArrayDataset:
 
     def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
         first = 0 if split == "train" else self._sizes["train"]
+        _require_inside(split, indices, self._sizes[split])
         for row, index in enumerate(indices):
             x[row] = self.x[first + int(index)]
             targets[row] = self.y[first + int(index)]
@@ -293,9 +296,9 @@ class EpochOrder:
         """Returns the examples first..first+count of the batch of a step (a view, valid until the next epoch)."""
         epoch, number = divmod(step, self._order.size // self.batch)
         if epoch != self._epoch:
-            for start in range(0, self._order.size, 4096):
-                stop = min(start + 4096, self._order.size)
-                self._order[start:stop] = np.arange(start, stop)
+            self._order.fill(1)
+            self._order[0] = 0
+            np.cumsum(self._order, out=self._order)  # 0, 1, 2, … without another array
             self._key.fold(epoch).generator().shuffle(self._order)
             self._epoch = epoch
         start = number * self.batch + first
@@ -305,6 +308,11 @@ class EpochOrder:
 def order_dtype(size: int) -> np.dtype[Any]:
     """The dtype of the order of `size` examples."""
     return np.dtype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
+
+
+def _require_inside(split: str, indices: Sequence[int], size: int) -> None:
+    if outside := [int(index) for index in indices if not 0 <= index < size]:
+        raise IndexError(f"the {split} split has examples 0 to {size - 1}, but example {outside[0]} was asked for")
 
 
 def spread(size: int, most: int) -> list[int]:

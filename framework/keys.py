@@ -28,7 +28,8 @@ class Key:
 
     def fold(self, *words: int | str) -> Key:
         """Returns the key for a part of what this key is for."""
-        return Key(self.seed, self.words + words)
+        plain = (word if isinstance(word, str) else int(word) for word in words)  # a NumPy integer is written otherwise
+        return Key(self.seed, (*self.words, *plain))
 
     def generator(self) -> np.random.Generator:
         """Returns a new generator that starts where this key says.
@@ -36,5 +37,5 @@ class Key:
         Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is keyed with a hash of the
         words, so keys that differ in one word are independent.
         """
-        digest = hashlib.blake2b(repr((self.seed, *self.words)).encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(repr((int(self.seed), *self.words)).encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

@@ -63,6 +63,7 @@ class CrossEntropy(Loss):
     def forward(
         self, y: Array, targets: Array, weights: Array | None, context: Context
     ) -> tuple[float, float, tuple[Array, ...]]:
+        _require_weights(weights, y)
         rows, labels = kernels.as_rows(y), targets.reshape(-1)
         classes = rows.shape[1]
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -140,6 +141,7 @@ class MeanSquaredError(Loss):
     def forward(
         self, y: Array, targets: Array, weights: Array | None, context: Context
     ) -> tuple[float, float, tuple[Array, ...]]:
+        _require_weights(weights, y)
         outputs, wanted = kernels.as_view(y, (-1,)), kernels.as_view(targets, (-1,))
         scratch = context.empty((kernels.block_rows(outputs.size, 1),), np.float64, "workspace")
         total = 0.0
@@ -172,6 +174,11 @@ class MeanSquaredError(Loss):
         )
 
 
+def _require_weights(weights: Array | None, y: Array) -> None:
+    if weights is not None and weights.shape != y.shape[:1]:
+        raise ValueError(f"there must be one weight an example, shape {y.shape[:1]}, but got shape {weights.shape}")
+
+
 def _places(labels: Array, classes: int, out: Array) -> None:
     """Writes where each row's label lies in the flattened rows."""
     out.fill(classes)
@@ -184,7 +191,7 @@ def _count(weights: Array | None, targets: int) -> float:
     """The count of targets: each of an example's counts as much as the example weighs."""
     if weights is None:
         return float(targets)
-    return float(np.add.reduce(weights, dtype=np.float64)) * (targets // weights.size)
+    return float(np.add.reduce(weights, dtype=np.float64)) * (targets // max(1, weights.size))
 
 
 def _weigh(rows: Array, weights: Array, block: slice, total: int) -> None:

@@ -150,15 +150,18 @@ class Ledger:
         nbytes = dtype.itemsize
         for length in shape:
             nbytes *= length
-        allocation = self._take(nbytes, category, owner)
-        return (allocator or self._allocator).allocate(shape, dtype, allocation)
+        array = (allocator or self._allocator).allocate(shape, dtype, self._take(nbytes, category, owner))
+        self._peak_since_mark = max(self._peak_since_mark, self.live)  # only now: an allocation may fail
+        return array
 
     def count(self, nbytes: int, category: str, owner: str = "") -> Allocation:
         """Counts bytes that something else holds (a shared segment, a data set's arrays).
 
         They count until the returned entry dies.
         """
-        return self._take(nbytes, category, owner)
+        allocation = self._take(nbytes, category, owner)
+        self._peak_since_mark = max(self._peak_since_mark, self.live)
+        return allocation
 
     def by_category(self) -> dict[str, int]:
         """Live bytes by category, in the order of `CATEGORIES`, zeros left out."""
@@ -187,18 +190,14 @@ class Ledger:
             raise BudgetExceeded(self._refusal(nbytes, category, owner))
         holder = (category, owner)
         self.live = live
-        if live > self._peak_since_mark:
-            self._peak_since_mark = live
         self._holders[holder] = self._holders.get(holder, 0) + nbytes
         return Allocation(self, nbytes, holder)
 
     def _release(self, nbytes: int, holder: tuple[str, str]) -> None:
         self.live -= nbytes
-        left = self._holders[holder] - nbytes
+        left = self._holders.pop(holder, 0) - nbytes
         if left:
             self._holders[holder] = left
-        else:
-            del self._holders[holder]
 
     def _refusal(self, nbytes: int, category: str, owner: str) -> str:
         held = "; ".join(f"{c} of {o or 'the engine'} {n:,}" for c, o, n in self.holders())

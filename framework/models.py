@@ -117,12 +117,15 @@ def build(name: str, dtype: str = "float32", dropout: float = 0.0) -> Model:
 def _build_own(name: str, module: str, function: str, dtype: str, dropout: float) -> Model:
     try:
         builder = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
-    taken = inspect.signature(builder).parameters
+        taken = inspect.signature(builder).parameters
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"model {name!r} cannot be imported: {error}; write it as package.module:function, its folder on PYTHONPATH"
+        ) from error
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     options: dict[str, Any] = {}
     for option, value, default in (("dtype", dtype, "float32"), ("dropout", dropout, 0.0)):
-        if option in taken:
+        if option in taken or takes_any:
             options[option] = value
         elif value != default:
             raise ValueError(f"model {name!r} was built with {option}={value}, but {function} takes no {option!r}")

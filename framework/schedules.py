@@ -16,7 +16,7 @@ class WarmupCosine:
         peak: The highest learning rate.
         steps: Steps of the run.
         warmup: Steps of the rise.
-        final: The last rate as a part of the peak.
+        final: The rate that is reached after the last step, as a part of the peak.
 
     >>> schedule = WarmupCosine(peak=1.0, steps=12, warmup=2)
     >>> schedule(0), schedule(1), schedule(2)

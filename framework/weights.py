@@ -19,8 +19,11 @@ def save(path: Path, parameters: Parameters, metadata: dict[str, str] | None = N
         # safetensors writes a non-contiguous array in the wrong order without a word.
         assert view.flags.c_contiguous, name
     aside = path.with_name(path.name + ".part")
-    save_file(dict(parameters), aside, metadata or {})
-    aside.replace(path)
+    try:
+        save_file(dict(parameters), aside, metadata or {})
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def load(path: Path, parameters: Parameters) -> None:

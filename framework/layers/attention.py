@@ -120,10 +120,10 @@ class CausalAttention(Layer):
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
-        if len(x.shape) != 3 or x.shape[-1] % (3 * self.heads):
+        if len(x.shape) != 3 or not x.shape[1] or x.shape[-1] % (3 * self.heads):
             raise ValueError(
-                f"CausalAttention with {self.heads} heads takes (batch, tokens, 3 x features) with features divisible by "
-                f"the heads, but got {x}"
+                f"CausalAttention with {self.heads} heads takes (batch, tokens, 3 x features) with at least one token and "
+                f"features divisible by the heads, but got {x}"
             )
         batch, length, width = x.shape
         features = width // 3

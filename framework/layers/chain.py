@@ -72,6 +72,10 @@ class Chain(Composite):
     """
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
+        if taken := [name for name in named if name.isdecimal() or "." in name]:
+            raise ValueError(
+                f"a layer of a Chain cannot be named {taken[0]!r}: names are neither numbers nor have a dot"
+            )
         self.layers: dict[str, Layer] = {str(i): layer for i, layer in enumerate(layers)} | named
         for name, layer in self.layers.items():
             if not isinstance(layer, Layer):
@@ -106,14 +110,14 @@ class Residual(Composite):
         self.inner = inner
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
-        if isinstance(self.inner, Composite):
+        if isinstance(self.inner, Chain):
             return self.inner.apply(params, x, context) + x
         return _apply(self.inner, params, x, context, "inner") + x
 
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
         prefix = f"{path}." if path else ""
         within = 0 if stage is None else stage
-        if isinstance(self.inner, Composite):
+        if isinstance(self.inner, Chain):  # its names are enough
             inner = self.inner.flatten_onto(steps, path, source, within)
         else:
             inner = _append(self.inner, steps, f"{prefix}inner", source, within)
@@ -170,6 +174,9 @@ def flatten(layer: Layer) -> tuple[Step, ...]:
     _append(layer, steps, "", BATCH, None)
     if not steps:
         raise ValueError("the chain is empty: it needs at least one layer")
+    paths = [step.path for step in steps]
+    if repeated := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"two steps are named {repeated[0]!r}; name the layers of a Residual's chain other than 'add'")
     return tuple(steps)
 
 

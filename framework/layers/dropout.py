@@ -32,8 +32,8 @@ class Dropout(Layer):
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         if not context.training or self.rate == 0:
             return x
-        uniform = np.empty(x.shape, np.float32)
-        for block, numbers in _uniform_blocks(context, uniform.size, uniform.reshape(-1)):
+        uniform, size = np.empty(x.shape, np.float32), int(np.prod(x.shape))
+        for block, numbers in _uniform_blocks(context, size, np.empty(kernels.block_rows(size, 1), np.float32)):
             uniform.reshape(-1)[block] = numbers
         return np.where(uniform >= self.rate, x / (1 - self.rate), np.zeros((), x.dtype))
 

@@ -77,7 +77,7 @@ class Embedding(Layer):
         for index, row in zip(x.reshape(-1).tolist(), kernels.as_rows(cotangent), strict=True):
             token[index] += row
         length = x.shape[-1]
-        np.add.reduce(cotangent.reshape(-1, length, self.features), axis=0, out=position[:length])
+        np.add.reduce(cotangent.reshape(x.size // max(1, length), length, self.features), axis=0, out=position[:length])
         position[length:].fill(0)
         return None
 
