@@ -1,0 +1,81 @@
+"""CausalAttention: what the laws of all layers do not say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framework import CausalAttention, Ledger, Spec
+from framework.layers import Context
+
+
+def attend(layer: CausalAttention, x: np.ndarray) -> np.ndarray:
+    return layer.forward({}, x, Context(Ledger()))[0]
+
+
+@given(length=st.sampled_from([2, 5, 64, 65, 130]), data=st.data())
+def test_later_tokens_change_no_bit_of_earlier_outputs(length: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(1, length - 1), "the first token that changes")
+    generator = np.random.default_rng(length)
+    x = generator.standard_normal((2, length, 12)).astype(np.float32)
+    changed = x.copy()
+    changed[:, first:] = 100 * generator.standard_normal((2, length - first, 12))
+    before, after = attend(CausalAttention(2), x), attend(CausalAttention(2), changed)
+    assert before[:, :first].tobytes() == after[:, :first].tobytes()
+    assert (before[:, first:] != after[:, first:]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("length", [5, 64, 130])
+def test_earlier_tokens_get_no_cotangent_from_later_inputs(length: int) -> None:
+    generator = np.random.default_rng(1)
+    layer, x = CausalAttention(2), generator.standard_normal((1, length, 12))
+    y, own = layer.forward({}, x, Context(Ledger()))
+    cotangent = np.zeros(y.shape)
+    cotangent[:, length // 2] = 1
+    found = layer.vjp({}, x, y, own, cotangent, {}, Context(Ledger()))
+    assert not found[:, length // 2 + 1 :].any()
+    assert found[:, : length // 2 + 1].any(axis=-1).all()
+
+
+def test_the_first_token_reads_itself_alone() -> None:
+    x = np.random.default_rng(2).standard_normal((3, 7, 12))
+    np.testing.assert_array_equal(attend(CausalAttention(2), x)[:, 0], x[:, 0, 8:])
+
+
+def test_heads_do_not_mix() -> None:
+    x = np.random.default_rng(3).standard_normal((1, 70, 12))
+    whole = attend(CausalAttention(2), x)
+    for head in range(2):
+        parts = x.reshape(1, 70, 3, 2, 2)[:, :, :, head].reshape(1, 70, 6).copy()
+        np.testing.assert_allclose(attend(CausalAttention(1), parts), whole[..., 2 * head : 2 * head + 2], rtol=1e-12)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    x = np.full((1, 70, 6), 100.0, np.float32)
+    x[..., :4] *= 10 * np.sign(np.random.default_rng(4).standard_normal((1, 70, 4)))
+    y, (statistic,) = CausalAttention(1).forward({}, x, Context(Ledger()))
+    assert np.isfinite(statistic).all()
+    # Every value is 100, so every mean of values is, up to the rounding of up to 70 weights in float32.
+    np.testing.assert_allclose(y, 100, rtol=1e-5)
+
+
+def test_own_is_the_log_sum_exp_of_the_scores() -> None:
+    x = np.random.default_rng(5).standard_normal((2, 70, 12))
+    _, (statistic,) = CausalAttention(2).forward({}, x, Context(Ledger()))
+    queries, keys = (x[..., 4 * i : 4 * i + 4].reshape(2, 70, 2, 2) for i in (0, 1))
+    scores = np.einsum("bihd,bjhd->bhij", queries, keys) / np.sqrt(2)
+    expected = np.log(np.einsum("bhij,ij->bhi", np.exp(scores), np.tri(70)))
+    np.testing.assert_allclose(statistic, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_over_no_tokens_runs_or_is_refused_by_its_footprint() -> None:
+    layer, x = CausalAttention(2), np.empty((2, 0, 12))
+    try:
+        layer.footprint(Spec.of(x.shape, x.dtype))
+    except ValueError:
+        return
+    y, own = layer.forward({}, x, Context(Ledger()))
+    assert y.shape == (2, 0, 4)
+    assert layer.vjp({}, x, y, own, np.empty(y.shape), {}, Context(Ledger())).shape == x.shape

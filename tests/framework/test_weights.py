@@ -1,0 +1,124 @@
+"""Parameters in and out of safetensors files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from framework import Chain, Key, LayerNorm, Linear, Parameters, Spec, weights
+
+
+def parameters(seed: int = 0, dtype: str = "float32", features: int = 3, **more: Any) -> Parameters:
+    chain = Chain(a=Linear(features), norm=LayerNorm(), **more)
+    return Parameters.initialize(chain.layout(Spec.of((2, 5), dtype)), Key(seed))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_saved_and_loaded_parameters_have_the_same_bits(tmp_path: Path, dtype: str) -> None:
+    saved, loaded = parameters(0, dtype), parameters(1, dtype)
+    saved["a.bias"][:2] = [-0.0, 1e-42]
+    weights.save(tmp_path / "model.safetensors", saved)
+    flat = loaded.flat
+    assert loaded.sha256() != saved.sha256()
+    weights.load(tmp_path / "model.safetensors", loaded)
+    assert loaded.sha256() == saved.sha256()
+    assert loaded.flat is flat
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_the_file_has_each_name_shape_and_the_metadata(tmp_path: Path) -> None:
+    saved = parameters()
+    weights.save(tmp_path / "m", saved, {"model": "a", "step": "3"})
+    with safe_open(tmp_path / "m", framework="numpy") as file:
+        assert set(file.keys()) == set(saved)
+        assert file.metadata() == {"model": "a", "step": "3"}
+        for name, view in saved.items():
+            np.testing.assert_array_equal(file.get_tensor(name), view)
+
+
+def test_saving_again_replaces_the_file(tmp_path: Path) -> None:
+    weights.save(tmp_path / "m", parameters(0))
+    weights.save(tmp_path / "m", parameters(1))
+    loaded = parameters(2)
+    weights.load(tmp_path / "m", loaded)
+    assert loaded.sha256() == parameters(1).sha256()
+
+
+OTHERS = {
+    "left over": (parameters(b=Linear(2)), ["b.weight is left over", "b.bias is left over"]),
+    "shape": (parameters(features=4), [r"a.weight is float32[4, 5], but the model has float32[3, 5]", "norm.bias is"]),
+    "dtype": (parameters(dtype="float64"), ["a.weight is float64[3, 5], but the model has float32[3, 5]"]),
+    "missing": (
+        Parameters.initialize(Chain(a=Linear(3)).layout(Spec.of((2, 5), "float32")), Key(0)),
+        ["norm.weight is missing", "norm.bias is missing"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OTHERS)
+def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path: Path, fault: str) -> None:
+    other, messages = OTHERS[fault]
+    weights.save(tmp_path / "m", other)
+    loaded = parameters(1)
+    before = loaded.sha256()
+    with pytest.raises(ValueError, match="of another model") as caught:
+        weights.load(tmp_path / "m", loaded)
+    assert all(message in str(caught.value) for message in [str(tmp_path / "m"), *messages])
+    assert loaded.sha256() == before
+
+
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    weights.save(tmp_path / "m", parameters(**{f"x{i}": Linear(2) for i in range(4)}))
+    with pytest.raises(ValueError, match=r"left over \(and 3 more\)"):
+        weights.load(tmp_path / "m", parameters())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no safetensors at all", b"\xff" * 100, None], ids=["empty", "text", "bits", "cut"]
+)
+def test_a_damaged_file_is_a_clear_error_and_changes_nothing(tmp_path: Path, content: bytes | None) -> None:
+    path, loaded = tmp_path / "m", parameters(1)
+    weights.save(path, parameters(0))
+    path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+    before = loaded.sha256()
+    with pytest.raises(ValueError, match="cannot be read as safetensors") as caught:
+        weights.load(path, loaded)
+    assert str(path) in str(caught.value)
+    assert loaded.sha256() == before
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights file .*nothing"):
+        weights.load(tmp_path / "nothing", parameters())
+
+
+@pytest.fixture
+def torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing stops half-way, as on a full disk."""
+
+    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError("no space is left")
+
+    monkeypatch.setattr(weights, "save_file", save_file)
+
+
+def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+    weights.save(tmp_path / "m", parameters(0))
+    request.getfixturevalue("torn")
+    with pytest.raises(OSError, match="no space"):
+        weights.save(tmp_path / "m", parameters(1))
+    loaded = parameters(2)
+    weights.load(tmp_path / "m", loaded)
+    assert loaded.sha256() == parameters(0).sha256()
+
+
+@pytest.mark.usefixtures("torn")
+def test_a_failed_save_leaves_no_partial_file_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no space"):
+        weights.save(tmp_path / "m", parameters(1))
+    assert list(tmp_path.iterdir()) == []
