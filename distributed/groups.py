@@ -75,7 +75,7 @@ class RayGroup:
         self._ray = ray
         self._actors: list[Any] = []
         threads = tasks[0].threads
-        self._started = _connect(ray, address, len(tasks) * threads)
+        self._started = connect(ray, address, len(tasks) * threads)
         try:
             remote = ray.remote(num_cpus=threads, max_restarts=0)(_Actor)
             self._actors = [remote.remote(task) for task in tasks]
@@ -150,9 +150,14 @@ class _Actor(Worker):
         return str(ray.get_runtime_context().get_node_id())
 
 
-def _connect(ray: Any, address: str | None, cpus: int) -> bool:
+def connect(ray: Any, address: str | None, cpus: int) -> bool:
     """Starts or joins Ray; returns whether it was started (or joined) here and must be left."""
+    if address is not None and address != "auto":
+        _probe(address)
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", here):
+            raise ClusterError(f"this process is already connected to the Ray cluster at {here}, not to {address}")
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -167,8 +172,6 @@ def _connect(ray: Any, address: str | None, cpus: int) -> bool:
             **common,
         )
         return True
-    if address != "auto":
-        _probe(address)
     try:
         ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:

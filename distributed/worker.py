@@ -91,7 +91,9 @@ def validation_windows(data: Dataset, batch: int, most: int) -> list[int]:
     """
     size = data.size("validation")
     if size < batch:
-        raise ValueError(f"the validation split has {size} examples, fewer than a batch of {batch}; lower --batch")
+        raise ValueError(
+            f"the validation split has {size} examples, fewer than a batch of {batch}; lower --batch, or give more data"
+        )
     return spread(size, max(batch, min(size, most) // batch * batch))
 
 

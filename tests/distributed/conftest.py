@@ -1,0 +1,16 @@
+"""One Ray for all tests of this folder, with room for more workers than cores."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from distributed import groups
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    started = groups.connect(ray, None, cpus=8)
+    assert started
+    yield
+    ray.shutdown()

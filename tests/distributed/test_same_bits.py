@@ -1,0 +1,86 @@
+"""One hash for any number of workers, any policy and budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distributed import Trainer
+from framework import ArrayDataset, Chain, CrossEntropy, Dropout, Key, Linear, ReLU, build
+from framework.data import clusters
+
+RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 20, "clip_norm": 0.5, "validation_examples": 16, "seed": 7}
+
+
+def train(workers: int, **options: Any) -> dict[str, Any]:
+    model = build("byte-gpt-tiny", dropout=0.1)
+    summary = Trainer(model, workers=workers, **{**RUN, **options}).fit().summary
+    for rank in summary["ranks"]:
+        assert rank["ledger_peak_bytes"] == rank["predicted_peak_bytes"]
+        assert summary["budget_bytes"] is None or rank["ledger_peak_bytes"] <= summary["budget_bytes"]
+    return summary
+
+
+def hashes(summary: dict[str, Any]) -> tuple[Any, ...]:
+    return summary["parameters_sha256"], summary["losses_sha256"], summary["validation_loss"]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return train(0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [
+        (0, {"memory_budget": "engine:50%"}),
+        (1, {"policy": "recompute-all"}),
+        (2, {"memory_budget": "engine:60%"}),
+        (3, {"policy": "sqrt-n"}),
+        (4, {}),
+    ],
+)
+def test_any_number_of_workers_gives_the_bits_of_one_process(
+    alone: dict[str, Any], ray_cluster: None, workers: int, options: dict[str, Any]
+) -> None:
+    summary = train(workers, **options)
+    assert summary["workers"] == workers
+    assert hashes(summary) == hashes(alone)
+
+
+def test_ranks_with_more_shards_hold_more_gradients_and_each_peak_is_predicted(ray_cluster: None) -> None:
+    trainer = Trainer(build("mlp-small"), workers=3, shards=8, batch=16, steps=2, validation_examples=16)
+    ranks = trainer.fit().summary["ranks"]
+    assert [rank["shards"] for rank in ranks] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    peaks = [rank["ledger_peak_bytes"] for rank in ranks]
+    assert peaks == [plan.peak for plan in trainer.plans.train]
+    assert peaks[1] - peaks[0] == trainer.layout.nbytes
+
+
+def test_two_seeds_differ_and_the_same_seed_repeats(alone: dict[str, Any]) -> None:
+    assert hashes(train(0)) == hashes(alone)
+    other = train(0, seed=8)
+    assert other["parameters_sha256"] != alone["parameters_sha256"]
+    assert other["losses_sha256"] != alone["losses_sha256"]
+
+
+def test_workers_take_a_script_s_own_chain_and_arrays(ray_cluster: None) -> None:
+    generator = Key(1).generator()
+    x = generator.standard_normal((64, 5)).astype(np.float32)
+    data = ArrayDataset(x, (x.sum(axis=1) > 0).astype(np.int64), validation=0.25)
+    chain = Chain(Linear(16), ReLU(), Dropout(0.1), Linear(2))
+    options = {"batch": 16, "shards": 2, "steps": 30, "learning_rate": 1e-2}
+    results = [Trainer(chain, CrossEntropy(), data=data, workers=w, **options).fit() for w in (0, 2)]
+    assert results[0].parameters.flat.tobytes() == results[1].parameters.flat.tobytes()
+    assert results[0].summary["loss_last"] < results[0].summary["loss_first"]
+
+
+def test_the_order_of_examples_and_the_learning_rate_do_not_depend_on_the_workers(ray_cluster: None) -> None:
+    """More steps than an epoch has, so that the order is drawn again."""
+    chain, data = Chain(Linear(10)), clusters(80, 8, 10)
+    options = {"batch": 8, "shards": 4, "steps": 25}
+    one, two = (Trainer(chain, CrossEntropy(), data=data, workers=w, **options).fit().history for w in (0, 4))
+    for name in ("loss", "learning_rate", "gradient_norm"):
+        assert [row[name] for row in one] == [row[name] for row in two]

@@ -1,0 +1,161 @@
+"""All-reduce in shared memory, ranks being threads of this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpointing.reduction_tree import additions_after, shards_of
+from distributed.collectives.shared_memory import CollectiveError, SharedMemory, header_nbytes
+from framework import Key, Ledger
+
+
+def open_world(world: int, shards: int, size: int, dtype: str = "float32", timeout: float = 30.0) -> list[SharedMemory]:
+    ranks = [SharedMemory(r, world, shards, size, np.dtype(dtype), slots=5, timeout=timeout) for r in range(world)]
+    for rank in ranks:
+        rank.connect([other.address for other in ranks])
+    return ranks
+
+
+def in_parallel(ranks: list[SharedMemory], work: Callable[[SharedMemory], Any]) -> list[Any]:
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return [future.result() for future in [pool.submit(work, rank) for rank in ranks]]
+
+
+def gradients(shards: int, size: int, dtype: str) -> list[np.ndarray]:
+    generator = Key(3).fold(shards, size).generator()
+    # Of very different magnitudes, so that the order of additions shows in the bits.
+    return [
+        (generator.standard_normal(size) * 10.0 ** generator.integers(-6, 6, size)).astype(dtype) for _ in range(shards)
+    ]
+
+
+def all_reduce(rank: SharedMemory, parts: list[np.ndarray], steps: int = 1) -> list[tuple[bytes, float, float]]:
+    """What a worker does: a buffer for each shard, added like a binary counter, then reduced."""
+    ledger, results = Ledger(), []
+    for step in range(steps):
+        held, roots = {}, []
+        for shard in shards_of(rank.shards, rank.world, rank.rank):
+            held[shard] = ledger.empty((rank.size,), rank.dtype, "gradients", allocator=rank)
+            held[shard][...] = parts[shard] * (step + 1)
+            roots.append((shard, 1))
+            for first, count in additions_after(roots):
+                held[first] += held.pop(first + count)
+        sums = {shard: (float(shard) + 0.1, 2.0) for shard in shards_of(rank.shards, rank.world, rank.rank)}
+        total, loss, count = rank.reduce({root: held[root[0]] for root in roots}, sums)
+        results.append((total.tobytes(), loss, count))
+        rank.barrier()
+        del total, held
+        assert ledger.live == 0
+    return results
+
+
+def reference(parts: list[np.ndarray], scale: float) -> bytes:
+    """The canonical tree in one process, written anew."""
+    level = [part * scale for part in parts]
+    while len(level) > 1:
+        level = [a + b for a, b in zip(level[::2], level[1::2], strict=True)]
+    return (level[0] / (2.0 * len(parts))).astype(parts[0].dtype).tobytes()
+
+
+@given(
+    shards=st.sampled_from([1, 2, 4, 8]),
+    world=st.integers(1, 8),
+    size=st.sampled_from([0, 1, 2, 4095, 4096, 4097, 20_000, 70_001]),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_the_mean_gradient_has_the_bits_of_one_process_in_tree_order(
+    shards: int, world: int, size: int, dtype: str
+) -> None:
+    world = min(world, shards)
+    parts = gradients(shards, size, dtype)
+    results = in_parallel(open_world(world, shards, size, dtype), lambda rank: all_reduce(rank, parts, steps=3))
+    for step in range(3):
+        bits = {result[step][0] for result in results}
+        assert bits == {reference(parts, step + 1)}
+        assert len({result[step][1:] for result in results}) == 1
+    assert results[0][0][2] == 2.0 * shards
+
+
+def test_the_result_lies_in_the_buffer_of_shard_0_and_no_name_is_left_in_shared_memory() -> None:
+    before = sorted(Path("/dev/shm").iterdir())
+    one, two = open_world(2, 2, 10)
+    buffers = [Ledger().empty((10,), np.float32, "gradients", allocator=rank) for rank in (one, two)]
+    for buffer in buffers:
+        buffer.fill(3)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(one.reduce, {(0, 1): buffers[0]}, {0: (1.0, 1.0)})
+        second = pool.submit(two.reduce, {(1, 1): buffers[1]}, {1: (1.0, 2.0)})
+    assert first.result()[0] is buffers[0]
+    np.testing.assert_array_equal(second.result()[0], np.full(10, 2.0, np.float32))
+    assert sorted(Path("/dev/shm").iterdir()) == before
+
+
+def test_a_slot_is_free_again_when_the_last_view_of_it_has_died() -> None:
+    rank = SharedMemory(0, 1, 1, 6, np.dtype("float32"), slots=1)
+    ledger = Ledger()
+    view = ledger.empty((6,), np.float32, "gradients", allocator=rank).reshape(2, 3)[1:]
+    assert ledger.live == 24
+    with pytest.raises(ValueError, match="no slot"):
+        ledger.empty((6,), np.float32, "gradients", allocator=rank)
+    del view
+    assert ledger.live == 0
+    ledger.empty((6,), np.float32, "gradients", allocator=rank)
+
+
+def test_a_barrier_names_the_ranks_that_do_not_come_within_the_timeout() -> None:
+    ranks = open_world(3, 4, 10, timeout=0.3)
+    started = time.monotonic()
+    with pytest.raises(CollectiveError, match=r"rank 1: barrier waited 0\.\d s for ranks \[0, 2\]"):
+        ranks[1].barrier()
+    assert 0.3 <= time.monotonic() - started < 1.3
+
+
+def test_a_rank_that_gives_up_frees_the_others_at_once() -> None:
+    ranks = open_world(2, 2, 10, timeout=60.0)
+    threading.Timer(0.1, ranks[0].abort).start()
+    started = time.monotonic()
+    with pytest.raises(CollectiveError, match="rank 1: all-reduce given up, since rank 0 failed"):
+        ranks[1].barrier("all-reduce")
+    assert time.monotonic() - started < 10
+
+
+def test_no_rank_leaves_a_barrier_before_all_have_come() -> None:
+    ranks = open_world(4, 4, 10)
+    arrived: list[int] = []
+
+    def work(rank: SharedMemory) -> list[int]:
+        seen = []
+        for turn in range(20):
+            time.sleep(0.0005 * ((rank.rank + turn) % 3))
+            arrived.append(turn)
+            rank.barrier()
+            seen.append(arrived.count(turn))
+            rank.barrier()
+        return seen
+
+    assert in_parallel(ranks, work) == [[4] * 20] * 4
+
+
+def test_the_header_holds_the_sums_of_any_number_of_shards() -> None:
+    for shards in (1, 8, 256, 4096):
+        assert header_nbytes(shards) >= 64 + 24 * shards
+        rank = SharedMemory(0, 1, shards, 3, np.dtype("float64"), slots=1)
+        assert rank.total(dict.fromkeys(range(shards), (0.5, 1.0))) == (0.5 * shards, float(shards))
+
+
+def test_an_owner_that_is_gone_is_a_clear_error() -> None:
+    rank, other = open_world(2, 2, 10)
+    dead = type(other.address)(pid=2**22 + 1, descriptor=3, nbytes=other.address.nbytes)
+    with pytest.raises(CollectiveError, match="rank 0 cannot attach to the shared memory of rank 1"):
+        rank.connect([rank.address, dead])
+    assert Path(f"/proc/self/fd/{rank.address.descriptor}").exists()

@@ -1,0 +1,241 @@
+"""The Trainer: training works, and bad input is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpointing import Engine, InfeasibleBudget, run_plans
+from distributed import ClusterError, RunFolder, Trainer, TrainingOptions, WorkerLost
+from framework import AdamW, Chain, CrossEntropy, Linear, Spec, build, weights
+from framework.data import clusters
+from framework.models import Model
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "shards", "rate"),
+    [("mlp-small", 16, 4, 1e-2), ("byte-gpt-tiny", 4, 2, 3e-3), ("byte-gpt-small", 1, 1, 1e-3)],
+)
+def test_overfitting_one_batch_reaches_a_loss_below_0_05_in_200_steps(
+    name: str, batch: int, shards: int, rate: float
+) -> None:
+    model = build(name)
+    data, rows = model.dataset(()), batch // shards
+    x, targets = (
+        Spec((rows, *data.inputs.shape), data.inputs.dtype),
+        Spec((rows, *data.targets.shape), data.targets.dtype),
+    )
+    plan = run_plans(model.chain, model.loss, x, targets, AdamW(), shards=shards).train[0]
+    engine = Engine(model.chain, model.loss, model.chain.layout(x), AdamW(weight_decay=0.0), seed=1, clip=1.0)
+
+    def load(shard: int, into_x: np.ndarray, into_targets: np.ndarray) -> None:
+        data.load("train", range(shard * rows, (shard + 1) * rows), into_x, into_targets)
+
+    for step in range(200):
+        loss = engine.train_step(plan, load, step, rate * min(1.0, (step + 1) / 20)).loss
+        if loss < 0.05:
+            break
+    assert loss < 0.05
+
+
+def small(**options: Any) -> Trainer:
+    """A trainer that is quick to make."""
+    given = {"batch": 8, "shards": 4, "steps": 4, "validation_examples": 16, **options}
+    return Trainer(Chain(Linear(10)), CrossEntropy(), data=clusters(128, 8, 10), **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 10}, "a batch of 10 does not divide into 4 equal shards"),
+        ({"shards": 3}, "power of two, but got 3"),
+        ({"workers": 5}, "5 workers cannot share 4 virtual shards"),
+        ({"workers": -1}, "--workers must be at least 0"),
+        ({"batch": 0}, "--batch must be at least 1"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"threads_per_worker": 0}, "--threads-per-worker must be at least 1"),
+        ({"learning_rate": 0.0}, "--learning-rate must be positive"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be positive"),
+        ({"clip_norm": -1.0}, "--clip-norm must be positive"),
+        ({"validate_every": 0}, "--validate-every"),
+        ({"policy": "keep"}, "unknown policy 'keep'; known: store-all"),
+        ({"policy": "budget"}, "needs a budget"),
+        ({"memory_budget": "64MiB"}, "whole process"),
+        ({"memory_budget": "engine:10B"}, "too small"),
+        ({"memory_budget": "engine:10B", "policy": "store-all"}, "the policy store-all needs"),
+        ({"batch": 256}, "fewer than a batch of 256"),
+        ({"address": "127.0.0.1:1"}, "--address is for workers"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_an_infeasible_budget_names_the_smallest_that_fits() -> None:
+    with pytest.raises(InfeasibleBudget) as caught:
+        small(memory_budget="engine:1kB")
+    assert small(memory_budget=f"engine:{caught.value.smallest}").plans.peak == caught.value.smallest
+
+
+def test_a_chain_needs_its_loss_and_data() -> None:
+    with pytest.raises(ValueError, match="pass both"):
+        Trainer(Chain(Linear(10)), CrossEntropy(), batch=8, shards=4)
+
+
+def test_a_model_that_does_not_take_the_data_says_what_it_takes() -> None:
+    with pytest.raises(ValueError, match="CrossEntropy takes outputs"):
+        Trainer(Chain(Linear(10), Linear(4)), CrossEntropy(), data=_images(), batch=8, shards=4)
+
+
+def _images() -> Any:
+    from framework import ArrayDataset
+
+    return ArrayDataset(np.zeros((128, 3, 3), np.float32), np.zeros(128, np.int64))
+
+
+def test_the_history_has_the_metrics_of_each_step_and_validations_where_asked() -> None:
+    seen: list[dict[str, Any]] = []
+    result = small(steps=5, validate_every=2).fit(seen.append)
+    assert seen == result.history
+    assert [row["step"] for row in seen] == list(range(5))
+    assert [row["step"] for row in seen if "validation_loss" in row] == [1, 3, 4]
+    assert {
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+        "step_seconds",
+        "live_bytes",
+        "peak_bytes",
+    } <= set(seen[0])
+    assert result.summary["loss_first"] == seen[0]["loss"]
+
+
+def test_a_run_folder_holds_what_was_told_and_done(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = small(run_folder=RunFolder(folder), seed=3).fit()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "metrics.jsonl", "plan.json", "summary.json", "weights.safetensors",
+    ]  # fmt: skip
+    assert json.loads((folder / "summary.json").read_text()) == result.summary
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    assert json.loads((folder / "config.json").read_text())["options"]["seed"] == 3
+    again = small(weights=folder / "weights.safetensors", learning_rate=1e-12, steps=1).fit()
+    np.testing.assert_allclose(again.parameters.flat, result.parameters.flat, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_folder_is_never_overwritten_without_force(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    small(run_folder=RunFolder(folder)).fit()
+    with pytest.raises(FileExistsError, match="--force"):
+        RunFolder(folder)
+    (folder / "notes.txt").write_text("mine")
+    RunFolder(folder, force=True)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="no run folder"):
+        RunFolder(other, force=True)
+
+
+def test_weights_of_another_model_are_refused_before_any_work(tmp_path: Path) -> None:
+    result = Trainer(
+        Chain(Linear(3), Linear(10)), CrossEntropy(), data=clusters(128, 8, 10), batch=8, shards=4, steps=1
+    ).fit()
+    weights.save(tmp_path / "weights.safetensors", result.parameters)
+    with pytest.raises(ValueError, match="is of another model"):
+        small(weights=tmp_path / "weights.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no weights file"):
+        small(weights=tmp_path / "none.safetensors")
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_within_seconds() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=f"nothing answers at 127.0.0.1:{port}"):
+        small(workers=2, address=f"127.0.0.1:{port}").fit()
+    assert time.monotonic() - started < 6
+    with pytest.raises(ClusterError, match="is no address of a Ray cluster"):
+        small(workers=2, address="nowhere").fit()
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_number(ray_cluster: None) -> None:
+    killed = []
+
+    def kill_one(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            (pid,) = [p for p in _actors() if p not in killed][-1:]
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    started = time.monotonic()
+    with pytest.raises(WorkerLost, match=r"worker [01] of 2 died"):
+        small(workers=2, steps=500).fit(kill_one)
+    assert time.monotonic() - started < 20
+    assert killed
+    _wait_until_gone()
+
+
+def test_an_error_in_one_worker_is_raised_as_it_is_and_ends_the_others(ray_cluster: None) -> None:
+    model = Model("own", Chain(Linear(10)), CrossEntropy(), lambda paths: None)  # type: ignore[arg-type,return-value]
+    trainer = Trainer(model, data=_Broken(), batch=8, shards=4, steps=4, workers=2, validation_examples=8)
+    started = time.monotonic()
+    with pytest.raises(ArithmeticError, match="example 3 is broken"):
+        trainer.fit()
+    assert time.monotonic() - started < 20
+    _wait_until_gone()
+
+
+class _Broken:
+    """A data set whose example 3 cannot be read."""
+
+    inputs, targets, nbytes = Spec.of((8,), np.float32), Spec.of((), np.int64), 0
+
+    def size(self, split: str) -> int:
+        return 8
+
+    def load(self, split: str, indices: Any, x: np.ndarray, targets: np.ndarray) -> None:
+        if 3 in list(indices):
+            raise ArithmeticError("example 3 is broken")
+        x.fill(0)
+        targets.fill(0)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "broken"}
+
+
+def _actors() -> list[int]:
+    """Processes of this session's Ray that run a worker."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline())
+        if "_Actor" in title and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def _wait_until_gone() -> None:
+    deadline = time.monotonic() + 10
+    while _actors() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _actors() == []
+
+
+def test_options_are_json_ready() -> None:
+    options = TrainingOptions(weights=Path("w"), batch=8)
+    assert json.loads(json.dumps(options.to_json()))["weights"] == "w"
