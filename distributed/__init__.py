@@ -1,6 +1,7 @@
 """Data-parallel training: virtual shards, Ray workers, all-reduce in shared memory, and the Trainer."""
 
-from distributed.groups import ClusterError, WorkerLost
+from distributed.cluster import ClusterError
+from distributed.groups import WorkerLost
 from distributed.options import TrainingOptions
 from distributed.run_folder import RunFolder
 from distributed.trainer import Trainer, TrainingResult

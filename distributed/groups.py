@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from distributed.cluster import ClusterError, connect
 from distributed.collectives.shared_memory import CollectiveError
 from distributed.worker import Worker, WorkerTask
 
-_PROBE_SECONDS = 5.0
 _START_SECONDS = 60.0
 
 
 class WorkerLost(RuntimeError):  # noqa: N818  (the name that callers act on)
     """A worker died."""
-
-
-class ClusterError(RuntimeError):
-    """Ray cannot be reached, or cannot place the workers."""
 
 
 class Group(Protocol):
@@ -148,51 +142,6 @@ class _Actor(Worker):
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
-
-
-def connect(ray: Any, address: str | None, cpus: int) -> bool:
-    """Starts or joins Ray; returns whether it was started (or joined) here and must be left."""
-    if address is not None and address != "auto":
-        _probe(address)
-    if ray.is_initialized():
-        here = ray.get_runtime_context().gcs_address
-        if address not in (None, "auto", here):
-            raise ClusterError(f"this process is already connected to the Ray cluster at {here}, not to {address}")
-        return False
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # More workers than cores are allowed on one machine, so the cores are not the limit.
-        ray.init(
-            address="local",
-            num_cpus=max(cpus, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            **common,
-        )
-        return True
-    try:
-        ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"cannot join the Ray cluster at {address}: {error}") from error
-    return True
-
-
-def _probe(address: str) -> None:
-    """Raises unless something listens there: ray.init itself may wait for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise ClusterError(
-            f"{address!r} is no address of a Ray cluster; write HOST:PORT (as printed by ray start) or auto"
-        )
-    try:
-        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"nothing answers at {address} within {_PROBE_SECONDS:.0f} s ({error}); is the Ray head running there, and its "
-            "port open?"
-        ) from error
 
 
 @contextmanager

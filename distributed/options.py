@@ -50,7 +50,12 @@ class TrainingOptions:
     timeout: float = 300.0
     """Seconds that a worker waits for the others before the run fails."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Checks each option and their combination.
+
+        Raises:
+            ValueError: The message names the option, what it was, and what it may be.
+        """
         for name, least in (
             ("workers", 0),
             ("shards", 1),

@@ -28,8 +28,13 @@ class RunFolder:
         self.path = path
         self._metrics: TextIO | None = None
         if path.exists():
-            self._clear(force)
-        path.mkdir(parents=True, exist_ok=True)
+            self._require_own(force)
+
+    def open(self) -> None:
+        """Makes the folder, or empties it of the run that is overwritten."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
 
     @property
     def weights(self) -> Path:
@@ -57,15 +62,13 @@ class RunFolder:
             self._metrics.close()
             self._metrics = None
 
-    def _clear(self, force: bool) -> None:
+    def _require_own(self, force: bool) -> None:
         if not force:
             raise FileExistsError(
                 f"run folder {self.path} exists; name another with --run-dir, or overwrite it with --force"
             )
         if not self.path.is_dir() or (any(self.path.iterdir()) and not (self.path / "config.json").exists()):
             raise FileExistsError(f"{self.path} is no run folder, so --force does not overwrite it; name another")
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
 
 
 def new_run_path(model: str, root: Path = Path("runs")) -> Path:

@@ -89,6 +89,7 @@ class Trainer:
         **options: Any,
     ) -> None:
         self.options = TrainingOptions(**options)
+        self.options.check()
         if isinstance(model, Chain):
             if loss is None or data is None:
                 raise ValueError(
@@ -129,11 +130,12 @@ class Trainer:
         After an interrupt the workers are gone and the metrics so far are readable.
         """
         options, history = self.options, []
-        if self.run_folder is not None:
-            self.run_folder.write("config.json", self._config())
-            self.plans.train[0].save(self.run_folder.plan)
         group = self._start()
         try:
+            if self.run_folder is not None:  # only now: a run that cannot start leaves nothing
+                self.run_folder.open()
+                self.run_folder.write("config.json", self._config())
+                self.plans.train[0].save(self.run_folder.plan)
             for step in range(options.steps):
                 row = self._step(group, step)
                 last = step + 1 == options.steps

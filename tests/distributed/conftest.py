@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from distributed import groups
+from distributed.cluster import connect
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    started = groups.connect(ray, None, cpus=8)
+    started = connect(ray, None, cpus=8)
     assert started
     yield
     ray.shutdown()

@@ -140,7 +140,7 @@ def test_a_run_folder_is_never_overwritten_without_force(tmp_path: Path) -> None
     with pytest.raises(FileExistsError, match="--force"):
         RunFolder(folder)
     (folder / "notes.txt").write_text("mine")
-    RunFolder(folder, force=True)
+    RunFolder(folder, force=True).open()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     other = tmp_path / "other"
     other.mkdir()
