@@ -41,7 +41,7 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
     try:
         # The working directory is where people keep their own models.
         sys.path.insert(1, str(Path.cwd()))
-        options = tyro.cli(type(default), default=default, description=description)
+        options = tyro.cli(tyro.conf.FlagCreatePairsOff[type(default)], default=default, description=description)
         result = main(options)
     except KeyboardInterrupt:
         errors.print("stopped by Ctrl-C")

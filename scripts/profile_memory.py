@@ -7,11 +7,14 @@ Examples:
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import _console
 from _console import console
+from rich.console import Console
 from rich.table import Table
 
 from checkpointing import parse_policy
@@ -38,6 +41,10 @@ class ProfileMemory:
     """Rate of the model's dropout layers, in [0, 1)."""
     threads: int = 1
     """Threads of matrix products."""
+    svg: Path | None = None
+    """Also draw the table as a picture in this file."""
+    force: bool = False
+    """Overwrite an existing picture."""
     json: bool = False
     """Print the measurements as one JSON object on the last line."""
     debug: bool = False
@@ -57,6 +64,8 @@ def main(options: ProfileMemory) -> dict[str, Any]:
             f"batch and steps must be positive and the batch divisible by the shards, but got batch {options.batch}, "
             f"{options.shards} shards and {options.steps} steps"
         )
+    if options.svg is not None and options.svg.exists() and not options.force:
+        raise FileExistsError(f"{options.svg} exists; name another file with --svg, or overwrite it with --force")
     found = []
     with console.status("") as status:
         for number, policy in enumerate(options.policies):
@@ -74,6 +83,10 @@ def main(options: ProfileMemory) -> dict[str, Any]:
                 )
             )
     console.print(table(found, options))
+    if options.svg is not None:
+        picture = Console(record=True, width=110, file=io.StringIO())
+        picture.print(table(found, options))
+        picture.save_svg(str(options.svg), title="python scripts/profile_memory.py")
     rows = [
         {
             "policy": p.policy,

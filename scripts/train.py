@@ -31,6 +31,9 @@ class Train(TrainingOptions):
     """mlp-small, byte-gpt-tiny, byte-gpt-small, or your own as package.module:build."""
     data: tuple[Path, ...] = ()
     """Text files or folders to train on. Default: the sources of Python's standard library."""
+    memory_budget: str | None = None
+    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations).
+    Default: engine:60%, or the least possible; none if a policy is named."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and activations."""
     dropout: float = 0.0
@@ -51,13 +54,12 @@ def main(options: Train) -> dict[str, Any]:
     console.quiet = options.quiet
     model = build(options.model, options.dtype, options.dropout)
     path = options.run_dir or new_run_path(model.name)
-    if path.exists() and not options.force:
-        raise FileExistsError(f"run folder {path} exists; name another with --run-dir, or overwrite it with --force")
+    folder = RunFolder(path, options.force)
     for text in options.data:
         if not text.exists():
             raise FileNotFoundError(f"there is no text file or folder {text}")
     trainer = make_trainer(options, model)
-    trainer.run_folder = RunFolder(path, options.force)
+    trainer.run_folder = folder
     introduce(trainer, options)
     result = trainer.fit(*progress(trainer))
     conclude(result.summary, path)

@@ -1,0 +1,94 @@
+"""generate.py, profile_memory.py, and what the README shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.helpers import ROOT, last_json, run
+
+
+def test_profile_memory_measures_each_policy(tmp_path: Path) -> None:
+    options = (
+        "--model",
+        "mlp-small",
+        "--batch",
+        "16",
+        "--policies",
+        "store-all",
+        "recompute-all",
+        "--steps",
+        "2",
+        "--json",
+    )
+    done = run("profile_memory", *options, "--svg", "table.svg", cwd=tmp_path)
+    data = last_json(done)
+    assert {name: data[name] for name in ("model", "batch", "shards")} == {
+        "model": "mlp-small",
+        "batch": 16,
+        "shards": 1,
+    }
+    assert [row["policy"] for row in data["policies"]] == ["store-all", "recompute-all"]
+    for row in data["policies"]:
+        assert set(row) == {"policy", "predicted_peak_bytes", "ledger_peak_bytes", "rss_peak_bytes", "step_seconds"}
+        assert row["predicted_peak_bytes"] == row["ledger_peak_bytes"] > 0
+        assert row["step_seconds"] > 0
+    assert "recompute-all" in done.stdout
+    assert (tmp_path / "table.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("profile_memory", ("--model", "gpt-9"), "unknown model"),
+        ("profile_memory", ("--policies", "store-all", "keep"), "unknown policy 'keep'"),
+        ("profile_memory", ("--policies", "budget"), "needs a budget"),
+        ("profile_memory", ("--batch", "6", "--shards", "4"), "divisible by the shards"),
+        ("profile_memory", ("--shards", "3"), "power of two"),
+        ("profile_memory", ("--svg", "there.svg"), "exists"),
+        ("generate", (), "name the folder of a finished run"),
+        ("generate", ("nowhere",), "there is no config.json in nowhere"),
+    ],
+)
+def test_bad_input_is_a_clear_error(tmp_path: Path, script: str, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "there.svg").touch()
+    done = run(script, *arguments, cwd=tmp_path, code=2)
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_generate_refuses_a_run_that_writes_no_text(tmp_path: Path) -> None:
+    run("train", "--workers", "0", "--model", "mlp-small", "--steps", "1", "--run-dir", "run", cwd=tmp_path)
+    done = run("generate", "run", cwd=tmp_path, code=2)
+    assert "does not write text" in done.stderr
+
+
+def readme_script() -> str:
+    """The README's training script."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return str(code)
+
+
+def test_the_readme_s_script_runs_as_it_stands_from_any_folder(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(readme_script())
+    assert len([line for line in readme_script().splitlines() if line.strip()]) <= 12
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loss, predicted, counted = done.stdout.split()
+    assert 0 < float(loss) < 1
+    assert predicted == counted
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "make train" in text
+    assert "make test" in text
+    assert (ROOT / "docs" / "images" / "policies.svg").exists()
+    assert "docs/images/policies.svg" in text

@@ -1,0 +1,167 @@
+"""scripts/train.py as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.scripts.helpers import command, last_json, run
+
+#: A run that takes a moment.
+QUICK = ("--workers", "0", "--model", "mlp-small", "--batch", "8", "--shards", "4", "--steps", "3")
+
+SUMMARY = {
+    "loss_first", "loss_last", "validation_loss", "unigram_entropy", "bigram_cross_entropy", "tokens_per_second", "workers",
+    "shards", "threads_per_worker", "policy", "budget_bytes", "budget_scope", "store_all_activation_bytes",
+    "predicted_peak_bytes", "ledger_peak_bytes", "rss_peak_bytes", "parameters_sha256", "losses_sha256", "step_seconds_median",
+}  # fmt: skip
+METRICS = {
+    "step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds", "live_bytes", "peak_bytes",
+}  # fmt: skip
+
+
+def test_two_ray_workers_train_a_language_model_within_their_budget_and_it_writes_text(tmp_path: Path) -> None:
+    before = sorted(Path("/dev/shm").iterdir())
+    options = ("--steps", "6", "--validation-examples", "16", "--run-dir", "run", "--json", "--dropout", "0.1")
+    done = run("train", *options, cwd=tmp_path)
+    summary = last_json(done)
+    assert set(summary) >= SUMMARY
+    assert (summary["workers"], summary["shards"], summary["budget_scope"]) == (2, 4, "engine")
+    assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"] <= summary["budget_bytes"]
+    assert summary["activation_bytes"] <= 0.6 * summary["store_all_activation_bytes"]
+    assert summary["bigram_cross_entropy"] < summary["unigram_entropy"]
+    assert "as predicted" in done.stdout
+    assert "step 6/6  loss" in done.stdout
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    assert set(json.loads(lines[0])) == METRICS
+    # The same run in this process has the same bits.
+    alone = last_json(run("train", *options[:-4], "alone", *options[-3:], "--workers", "0", cwd=tmp_path))
+    assert alone["parameters_sha256"] == summary["parameters_sha256"]
+    assert alone["losses_sha256"] == summary["losses_sha256"]
+    text = last_json(run("generate", "run", "--prompt", "def ", "--length", "40", "--json", cwd=tmp_path))
+    assert text["prompt"] == "def "
+    assert 0 < len(text["text"]) <= 40
+    assert sorted(Path("/dev/shm").iterdir()) == before
+
+
+def test_json_is_the_last_line_and_quiet_leaves_it_alone(tmp_path: Path) -> None:
+    done = run("train", *QUICK, "--json", "--quiet", cwd=tmp_path)
+    assert len(done.stdout.splitlines()) == 1
+    assert last_json(done)["loss_first"] > 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-mlp-small")
+
+
+@pytest.mark.parametrize(
+    "option", ["--policy", "--memory-budget", "--workers", "--shards", "--seed", "--address", "--json"]
+)
+def test_help_names_every_option(tmp_path: Path, option: str) -> None:
+    assert option in run("train", "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "gpt-9"), "unknown model 'gpt-9'; known: mlp-small, byte-gpt-tiny, byte-gpt-small"),
+        (("--model", "nowhere:build"), "cannot be imported"),
+        (("--policy", "keep"), "unknown policy 'keep'; known: store-all"),
+        (("--batch", "10"), "does not divide into 4 equal shards"),
+        (("--shards", "6", "--batch", "6"), "power of two, but got 6"),
+        (("--workers", "8"), "8 workers cannot share 4 virtual shards"),
+        (("--memory-budget", "engine:1kB"), "every known plan needs"),
+        (("--memory-budget", "engine:1kB", "--policy", "store-all"), "the policy store-all needs"),
+        (("--memory-budget", "12 apples"), "is no size in bytes"),
+        (("--memory-budget", "1GiB"), "whole process"),
+        (("--data", "x.txt"), "there is no text file or folder x.txt"),
+        (("--model", "byte-gpt-tiny", "--data", "empty.txt"), "empty.txt is empty"),
+        (("--model", "byte-gpt-tiny", "--data", "short.txt"), "shorter than one window of 129"),
+        (("--data", "short.txt"), "takes no data"),
+        (("--run-dir", "there"), "run folder there exists"),
+        (("--run-dir", "folder", "--force"), "is no run folder"),
+        (("--weights", "other.safetensors"), "there is no weights file"),
+        (("--dropout", "1.5"), "dropout rate lies in [0, 1)"),
+        (("--steps", "0"), "--steps must be at least 1"),
+    ],
+)
+def test_bad_input_is_a_clear_error_before_any_work(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    done = run("train", *QUICK, *arguments, cwd=tmp_path, code=2)
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_within_seconds(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    started = time.monotonic()
+    done = run("train", *QUICK, "--workers", "2", "--address", address, cwd=tmp_path, code=1)
+    assert f"nothing answers at {address}" in done.stderr
+    assert time.monotonic() - started < 30  # 5 s of probing, and imports
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_is_overwritten_with_force_alone(tmp_path: Path) -> None:
+    run("train", *QUICK, "--run-dir", "run", cwd=tmp_path)
+    run("train", *QUICK, "--run-dir", "run", cwd=tmp_path, code=2)
+    run("train", *QUICK, "--run-dir", "run", "--force", "--seed", "5", cwd=tmp_path)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 5
+
+
+def test_a_model_of_ones_own_from_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from framework import Chain, CrossEntropy, Linear, Model, ReLU\n"
+        "from framework.data import clusters\n\n"
+        "def data(paths):\n    return clusters(256, 12, 4)\n\n"
+        "def build():\n    return Model('mine', Chain(Linear(8), ReLU(), Linear(4)), CrossEntropy(), data)\n"
+    )
+    options = ("--model", "mine:build", "--batch", "8", "--shards", "2", "--steps", "4", "--json")
+    alone, shared = (last_json(run("train", *options, "--workers", w, cwd=tmp_path)) for w in ("0", "2"))
+    assert alone["parameters_sha256"] == shared["parameters_sha256"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    before = sorted(Path("/dev/shm").iterdir())
+    options = ("--model", "mlp-small", "--batch", "8", "--shards", "4", "--steps", "1000000", "--run-dir", "run")
+    process = subprocess.Popen(
+        command("train", *options, "--workers", "2"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("_Actor" in " ".join(child.cmdline()) for child in family)
+    os.kill(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped by" in errors
+    assert "Traceback" not in output + errors
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
+    assert sorted(Path("/dev/shm").iterdir()) == before
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    assert len(rows) > 0
