@@ -8,12 +8,14 @@ Examples:
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import _console
 from _console import console
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +23,11 @@ from checkpointing import parse_policy
 from checkpointing.profiler import PolicyProfile, measure_policy
 from checkpointing.reduction_tree import require_shards
 from framework import build, format_size
+
+_CAPTION = (
+    "predicted before the first array; counted: live bytes of the engine's arrays;\n"
+    "rss: peak resident memory over that before the first array, in a fresh process"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +91,7 @@ def main(options: ProfileMemory) -> dict[str, Any]:
             )
     console.print(table(found, options))
     if options.svg is not None:
-        picture = Console(record=True, width=110, file=io.StringIO())
-        picture.print(table(found, options))
-        picture.save_svg(str(options.svg), title="python scripts/profile_memory.py")
+        options.svg.write_text(picture(table(found, options)))
     rows = [
         {
             "policy": p.policy,
@@ -102,11 +107,11 @@ def main(options: ProfileMemory) -> dict[str, Any]:
 
 def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
     """Draws the measurements, memory and time relative to the first policy."""
-    title = f"{options.model}, batch {options.batch} in {options.shards} shard(s), {options.threads} thread(s)"
-    drawn = Table(title=title, caption="rss: peak resident memory over that before the first array, in a fresh process")
-    drawn.add_column("policy")
-    for name in ("predicted peak", "counted peak", "exact", "rss peak", "step", "memory", "time"):
-        drawn.add_column(name, justify="right")
+    title = f"{options.model}, batch {options.batch}: peak memory and time of a step by recomputation policy"
+    drawn = Table(title=title, caption=_CAPTION, box=box.SIMPLE_HEAD, collapse_padding=True)
+    drawn.add_column("policy", no_wrap=True)
+    for name in ("predicted", "counted", "exact", "rss", "step", "memory", "time"):
+        drawn.add_column(name, justify="right", no_wrap=True)
     first = found[0]
     for p in found:
         drawn.add_row(
@@ -115,11 +120,20 @@ def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
             format_size(p.ledger_peak_bytes),
             "yes" if p.predicted_peak_bytes == p.ledger_peak_bytes else "NO",
             format_size(p.rss_peak_bytes),
-            f"{p.step_seconds * 1e3:.1f} ms",
+            f"{p.step_seconds * 1e3:.4g} ms",
             f"{p.predicted_peak_bytes / first.predicted_peak_bytes:.0%}",
             f"{p.step_seconds / first.step_seconds:.0%}",
         )
     return drawn
+
+
+def picture(drawn: Table) -> str:
+    """Draws a table as an SVG that needs nothing from elsewhere."""
+    recorder = Console(record=True, width=90, file=io.StringIO())
+    recorder.print(drawn)
+    svg = recorder.export_svg(title="python scripts/profile_memory.py")
+    # rich would load its fonts from the network, and name itself.
+    return re.sub(r"@font-face \{.*?\}|<!-- .*? -->", "", svg, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
