@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from checkpointing.engine import predict
+from framework import weights
 from framework.keys import Key
+from framework.layers import Spec
 from framework.memory import Ledger
 from framework.models import Model
 from framework.parameters import Parameters
@@ -44,6 +47,19 @@ def generate(
             byte = int(generator.choice(256, p=chances / chances.sum()))
         text.append(byte)
         yield bytes([byte])
+
+
+def load(model: Model, path: Path) -> Parameters:
+    """Returns the parameters of a byte model from a weights file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The model is not over bytes, or the weights are of another one.
+    """
+    _window(model)
+    parameters = Parameters.initialize(model.chain.layout(Spec.of((1, 1), np.uint8)), Key(0))
+    weights.load(path, parameters)
+    return parameters
 
 
 def _window(model: Model) -> int:

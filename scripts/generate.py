@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import _console
 import tyro
 
-from checkpointing.generation import generate
+from checkpointing.generation import generate, load
 from distributed.run_folder import read_json
-from framework import Key, Parameters, Spec, build, weights
+from framework import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,7 @@ def main(options: Generate) -> dict[str, Any]:
         raise ValueError("name the folder of a finished run, as in: python scripts/generate.py runs/TIME-MODEL")
     config = read_json(options.run / "config.json")
     model = build(config["model"], config["dtype"])
-    layout = model.chain.layout(Spec.of((1, 1), "uint8"))
-    parameters = Parameters.initialize(layout, Key(0))
-    weights.load(options.run / "weights.safetensors", parameters)
+    parameters = load(model, options.run / "weights.safetensors")
     # A character may be cut by the end of a byte, so bytes are decoded as they come.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = []

@@ -1,5 +1,10 @@
 """Settings that all tests share."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Fixed examples, so that a run fails or passes the same way everywhere; time never decides a test.
@@ -12,3 +17,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """After all tests: no process of ours, and no shared memory that was not there before."""
+    shared = Path("/dev/shm")
+    before = sorted(shared.iterdir()) if shared.exists() else []
+    yield
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
+    assert [" ".join(process.cmdline()) for process in alive] == []
+    assert (sorted(shared.iterdir()) if shared.exists() else []) == before
