@@ -28,7 +28,7 @@ class Generate:
     """What the text continues."""
     length: int = 400
     """Bytes to write."""
-    temperature: float = 0.8
+    temperature: float = 0.7
     """Below 1 likelier bytes, above 1 more surprising ones; 0 always the likeliest."""
     seed: int = 0
     """Seed of the draws."""
