@@ -93,7 +93,9 @@ class Costs:
             "targets": _spec(data["targets"]),
             "loss": LossFootprint(**loss),
         }
-        return cls(**{**data, **read})
+        costs = cls(**{**data, **read})
+        _require_sizes(costs)
+        return costs
 
 
 def costs_of(
@@ -172,6 +174,17 @@ def _step_cost(data: Mapping[str, Any]) -> StepCost:
     fields = _tuples(data["footprint"])
     footprint = Footprint(**{**fields, "output": _spec(fields["output"]), "own": tuple(map(_spec, fields["own"]))})
     return StepCost(**{**_tuples(data), "footprint": footprint})
+
+
+def _require_sizes(costs: Costs) -> None:
+    """Raises unless all bytes and FLOPs are whole numbers from 0."""
+    groups: list[Mapping[str, Any]] = [costs.static, vars(costs), vars(costs.loss)]
+    groups += [vars(step.footprint) for step in costs.steps]
+    for group in groups:
+        for name, size in group.items():
+            counts = group is costs.static or name.endswith(("_workspace", "_flops", "_nbytes"))
+            if counts and (type(size) is not int or size < 0):
+                raise ValueError(f"{name} must be a whole number from 0, but is {size!r}")
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:

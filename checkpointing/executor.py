@@ -180,7 +180,11 @@ class _Run:
         mark = self.ledger.mark
         for place, (operation, label) in enumerate(zip(self.plan.operations, self.plan.labels, strict=True)):
             self.place = place
-            methods[type(operation)](operation)
+            try:
+                methods[type(operation)](operation)
+            except Exception as error:
+                error.add_note(f"in operation {place} of the step, {label}, shard {self.shard}")
+                raise
             mark(label)
         left = self.table.pop(gradient(0, self.plan.shards), None)
         return Outcome(self.sums, self.mean, self.gradient_norm, left)

@@ -149,11 +149,15 @@ def from_json(data: Sequence[Any]) -> Operation:
     Raises:
         PlanError: The operation is unknown, reserved, or has other fields.
     """
+    if not isinstance(data, list | tuple) or not data:
+        raise PlanError(f"an operation is a list of its name and fields, but this is {data!r}")
     name, *fields = data
     if name in _RESERVED:
         raise PlanError(f"operation {name!r} is reserved for offloading, which this version does not run")
     if name == "drop" and len(fields) == 1:
-        return Drop(Value.parse(fields[0]))
+        return Drop(Value.parse(str(fields[0])))
+    if not all(field is None or (type(field) is int and field >= 0) for field in fields):
+        raise PlanError(f"operation {list(data)!r} has the wrong fields: they are whole numbers from 0")
     if name not in _BY_NAME:
         raise PlanError(f"unknown operation {name!r}; known: {', '.join([*_BY_NAME, 'drop'])}")
     try:

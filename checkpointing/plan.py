@@ -149,6 +149,8 @@ class Plan:
         Raises:
             PlanError: It is no plan of this version, or does not pass `check`.
         """
+        if not isinstance(data, Mapping):
+            raise PlanError(f"a plan is a JSON object, but this is a {type(data).__name__}")
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             found = f"{data.get('format')!r} version {data.get('version')!r}"
             raise PlanError(f"expected {FORMAT!r} version {VERSION}, but got {found}; make the plan again")
@@ -158,9 +160,11 @@ class Plan:
                 costs=Costs.from_json(data["costs"]),
                 **{name: data[name] for name in ("policy", "purpose", "shards", "world", "rank")},
             )
-        except (KeyError, TypeError) as error:
-            raise PlanError(f"the plan is incomplete or malformed: {error!r}; make it again") from error
-        plan.check()
+            plan.check()
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise PlanError(f"the plan is incomplete or malformed ({error}); make it again") from error
         return plan
 
     def save(self, path: Path) -> None:

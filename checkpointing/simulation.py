@@ -105,6 +105,7 @@ class _Simulator:
         self.merges: dict[int, tuple[Merge, ...]] = {}
         self.roots: tuple[Value, ...] = ()
         self.next_buffer = 0
+        self.undone: set[int] = set()  # steps of the shard at work whose Backward has run
 
     def run(self, operations: Sequence[Operation]) -> Simulation:
         static, timeline = self.live, []
@@ -124,6 +125,7 @@ class _Simulator:
             case Load(shard):
                 if stale := [str(value) for value in self.buffer_of if value.kind != "g"]:
                     raise PlanError(f"still holds {', '.join(stale)} of the shard before")
+                self.undone.clear()
                 self.make(output(BATCH), self.costs.batch.nbytes, "batch")
                 self.make(TARGETS, self.costs.targets.nbytes, "batch")
                 if self.purpose != "evaluate":
@@ -135,6 +137,8 @@ class _Simulator:
             case Backward(step):
                 self.merges[place] = self.backward(step)
             case Drop(value):
+                if value.kind == "d" and value.at not in self.undone:
+                    raise PlanError(f"drops {value} before Backward({value.at}), which loses a part of the gradient")
                 self.drop(value)
             case Accumulate(first, count):
                 self.need(gradient(first + count, count))
@@ -181,6 +185,7 @@ class _Simulator:
         if not cost.trains:
             raise PlanError("neither the step nor one before it has parameters, so it has no Backward")
         self.need(cotangent(step), *backward_needs(self.costs, step))
+        self.undone.add(step)
         self.flops += footprint.backward_flops
         made: list[int | None] = []  # the new cotangents' buffers
         new = [0 if aliases else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]

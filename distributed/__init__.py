@@ -4,6 +4,6 @@ from distributed.cluster import ClusterError
 from distributed.groups import WorkerLost
 from distributed.options import TrainingOptions
 from distributed.run_folder import RunFolder
-from distributed.trainer import Trainer, TrainingResult
+from distributed.trainer import Diverged, Trainer, TrainingResult
 
-__all__ = ["ClusterError", "RunFolder", "Trainer", "TrainingOptions", "TrainingResult", "WorkerLost"]
+__all__ = ["ClusterError", "Diverged", "RunFolder", "Trainer", "TrainingOptions", "TrainingResult", "WorkerLost"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from distributed.cluster import ClusterError, connect
 from distributed.collectives.shared_memory import CollectiveError
+from distributed.interrupts import deferred_interrupts, ignored_interrupts
 from distributed.worker import Worker, WorkerTask
 
-_START_SECONDS = 60.0
+#: Seconds that Ray may take to place the workers, and that a worker may lag behind one that has failed.
+_START_SECONDS, _MOMENT = 60.0, 5.0
 
 
 class WorkerLost(RuntimeError):  # noqa: N818  (the name that callers act on)
@@ -60,7 +60,7 @@ class RayGroup:
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
 
     Raises:
-        ClusterError: Ray cannot be reached, has no room for the workers, or put them on several nodes.
+        ClusterError: Ray cannot be reached, or no node has room for the workers.
     """
 
     def __init__(self, tasks: Sequence[WorkerTask], address: str | None) -> None:
@@ -68,22 +68,37 @@ class RayGroup:
 
         self._ray = ray
         self._actors: list[Any] = []
+        self._placement: Any = None
+        self._started = False
+        self._patience = tasks[0].timeout
         threads = tasks[0].threads
-        self._started = connect(ray, address, len(tasks) * threads)
         try:
-            remote = ray.remote(num_cpus=threads, max_restarts=0)(_Actor)
-            self._actors = [remote.remote(task) for task in tasks]
-            where = self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
-            if len(set(where)) > 1:
-                raise ClusterError(
-                    f"Ray put the workers on {len(set(where))} nodes, but workers share memory and must be on one; "
-                    "give fewer workers, or a node with more CPUs"
-                )
-            addresses = self.call("address")
-            self.call("connect", addresses)
+            # An interrupt while Ray starts would leave half of it behind.
+            with deferred_interrupts():
+                self._started = connect(ray, address, len(tasks) * threads)
+                options = self._placed(len(tasks), threads)
+                remote = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).options(**options)
+                self._actors = [remote.remote(task) for task in tasks]
+                self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
+            self.call("start")
+            self.call("connect", self.call("address"))
         except BaseException:
             self.close()
             raise
+
+    def _placed(self, workers: int, threads: int) -> dict[str, Any]:
+        """Options that put all workers on one node, where there are several."""
+        if sum(node["Alive"] for node in self._ray.nodes()) <= 1:
+            return {}
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._placement = self._ray.util.placement_group([{"CPU": threads}] * workers, strategy="STRICT_PACK")
+        if not self._placement.wait(_START_SECONDS):
+            raise ClusterError(
+                f"no node of the cluster has {workers * threads} free CPUs for {workers} workers, who share memory and must be on "
+                "one node; lower --workers or --threads-per-worker"
+            )
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._placement)}
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return self._get([getattr(actor, method).remote(*arguments) for actor in self._actors])
@@ -93,19 +108,23 @@ class RayGroup:
         return result
 
     def close(self) -> None:
-        # A second Ctrl-C must not leave half of the workers behind.
-        with _no_interrupts():
+        with ignored_interrupts():  # a second Ctrl-C must not leave half of the workers behind
             for actor in self._actors:
                 self._ray.kill(actor)
             self._actors = []
+            if self._placement is not None:
+                self._ray.util.remove_placement_group(self._placement)
+                self._placement = None
             if self._started:
                 self._ray.shutdown()
                 self._started = False
 
     def _get(self, calls: list[Any], timeout: float | None = None) -> list[Any]:
-        """Waits for all calls, noticing a worker's death at once.
+        """Waits for all calls.
 
-        The first real error is raised: a collective that was given up is only its consequence.
+        A worker's death is noticed at once. When one worker has answered, the others, who work in step with it, must answer
+        within the time that a collective waits; when one has failed, within a moment. The first real error is raised: a
+        collective that was given up is only its consequence.
         """
         ranks = {call: rank for rank, call in enumerate(calls)}
         results: list[Any] = [None] * len(calls)
@@ -114,7 +133,7 @@ class RayGroup:
         while pending:
             done, pending = self._ray.wait(pending, num_returns=1, timeout=timeout)
             if not done:
-                raise ClusterError(self._no_room(len(calls)))
+                break
             for call in done:
                 try:
                     results[ranks[call]] = self._ray.get(call)
@@ -123,8 +142,16 @@ class RayGroup:
                 except self._ray.exceptions.RayActorError as error:
                     reason = str(error).strip().splitlines()[0]
                     raise WorkerLost(f"worker {ranks[call]} of {len(calls)} died: {reason}") from error
+            timeout = _MOMENT if errors else self._patience + _MOMENT
         for worst in sorted(errors, key=lambda error: isinstance(error, CollectiveError)):
+            if pending and isinstance(worst, CollectiveError):
+                break  # the one who does not answer is the reason
             raise worst
+        if len(pending) == len(calls):
+            raise ClusterError(self._no_room(len(calls)))
+        if pending:
+            silent = [ranks[call] for call in pending]
+            raise WorkerLost(f"workers {silent} of {len(calls)} are alive but did not answer for {timeout:.0f} s")
         return results
 
     def _no_room(self, workers: int) -> str:
@@ -136,22 +163,17 @@ class RayGroup:
 
 
 class _Actor(Worker):
-    """A worker as a Ray actor."""
+    """A worker as a Ray actor. It is built by a call, since Ray would lose the reason of a failing constructor."""
+
+    def __init__(self, task: WorkerTask) -> None:
+        self._given = task
 
     def where(self) -> str:
+        """The node, once Ray has placed the actor."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
 
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread, which alone gets the signal
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def start(self) -> None:
+        """Builds the worker."""
+        super().__init__(self._given)

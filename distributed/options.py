@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,7 @@ class TrainingOptions:
     seed: int = 0
     """Seed of initial weights, order of examples and dropout."""
     policy: str | None = None
-    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, or budget (the fastest that fits
-    the budget). Default: budget if there is a budget, else store-all."""
+    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, or budget (the fastest that fits the budget). Default: budget if there is one, else store-all."""
     memory_budget: str | None = None
     """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations)."""
     threads_per_worker: int = 1
@@ -38,11 +38,11 @@ class TrainingOptions:
     warmup_steps: int | None = None
     """Steps of the warm-up. Default: a twentieth of the steps."""
     clip_norm: float | None = 1.0
-    """Greatest norm of a gradient; larger ones are scaled down to it."""
+    """Greatest norm of a gradient; larger ones are scaled down to it. None: no clipping."""
     validate_every: int | None = None
     """Steps between validations; there is always one at the end."""
     validation_examples: int = 512
-    """Validation examples, spread evenly over the validation split."""
+    """Validation examples, spread evenly over the validation split; rounded down to whole batches, at least one."""
     weights: Path | None = None
     """A weights.safetensors file to start from."""
     address: str | None = None
@@ -71,8 +71,10 @@ class TrainingOptions:
                 raise ValueError(f"{_flag(name)} is a number of steps, but got {value}")
         for name in ("learning_rate", "clip_norm", "timeout"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{_flag(name)} must be positive, but got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{_flag(name)} must be positive and finite, but got {value}")
+        if self.warmup >= self.steps and self.warmup:
+            raise ValueError(f"a warm-up of {self.warmup} steps must be shorter than the run of {self.steps} steps")
         require_shards(self.shards, max(1, self.workers))
         if self.batch % self.shards:
             raise ValueError(

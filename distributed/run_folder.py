@@ -47,14 +47,14 @@ class RunFolder:
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file."""
         aside = self.path / (name + ".part")
-        aside.write_text(json.dumps(data, indent=2) + "\n")
+        aside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
         aside.replace(self.path / name)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl, at once readable."""
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("w")
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
         self._metrics.flush()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -24,7 +25,6 @@ from framework import weights
 from framework.data import ByteText, Dataset
 from framework.layers import Chain
 from framework.losses import Loss
-from framework.memory import Ledger
 from framework.models import Model
 from framework.optimizers import AdamW, Optimizer
 from framework.parameters import Layout, Parameters
@@ -52,6 +52,10 @@ class TrainingResult:
     history: list[dict[str, Any]]
     parameters: Parameters
     weights: Path | None
+
+
+class Diverged(RuntimeError):  # noqa: N818  (the name that callers act on)
+    """A loss or a gradient is not finite any more."""
 
 
 class Trainer:
@@ -108,8 +112,7 @@ class Trainer:
             )
         self.plans, self.budget = self._plan()
         if self.options.weights is not None:
-            # A trial on the driver, so that a file of another model is refused before any worker starts.
-            weights.load(self.options.weights, Parameters(self.layout, np.empty(self.layout.size, self.layout.dtype)))
+            self._given_parameters(self.options.weights)  # refused before any worker starts
 
     def fit(
         self, on_step: Callback | None = None, on_validation: Callable[[int, int], None] | None = None
@@ -124,6 +127,7 @@ class Trainer:
 
         Raises:
             BudgetExceeded: A layer's footprint was wrong; the budget was not passed.
+            Diverged: A loss or a gradient is not finite any more.
             WorkerLost: A worker died.
             ClusterError: Ray cannot be reached or has no room.
 
@@ -195,18 +199,27 @@ class Trainer:
                 train=self.plans.train[rank],
                 evaluate=self.plans.evaluate[rank],
                 validation_examples=options.validation_examples,
-                weights=options.weights.resolve() if options.weights else None,
                 shared=bool(options.workers),
                 timeout=options.timeout,
             )
             for rank in range(options.world)
         ]
-        return RayGroup(tasks, options.address) if options.workers else LocalGroup(tasks[0])
+        group: Group = RayGroup(tasks, options.address) if options.workers else LocalGroup(tasks[0])
+        if options.weights is not None:
+            group.call("set_parameters", self._given_parameters(options.weights).flat)
+        return group
+
+    def _given_parameters(self, path: Path) -> Parameters:
+        parameters = Parameters(self.layout, np.empty(self.layout.size, self.layout.dtype))
+        weights.load(path, parameters)
+        return parameters
 
     def _step(self, group: Group, step: int) -> dict[str, Any]:
         started = time.perf_counter()
         rows = group.call("step", step)
         seconds = time.perf_counter() - started
+        for name in ("loss", "gradient_norm"):
+            self._require_finite(step, name, rows[0][name])
         return {
             **{name: rows[0][name] for name in ("step", "loss", "learning_rate", "gradient_norm")},
             "tokens_per_second": self._targets_per_batch / seconds,
@@ -228,7 +241,15 @@ class Trainer:
                 loss, count = loss + batch_loss, count + batch_count
             if progress is not None:
                 progress(first + some, batches)
+        self._require_finite(self.options.steps - 1, "validation loss", loss / count)
         return loss / count
+
+    def _require_finite(self, step: int, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"step {step}: the {name.replace('_', ' ')} is {value}; the run has diverged and is stopped. Lower the learning "
+                f"rate ({self.options.learning_rate:g}) or give a --clip-norm; the metrics up to here are kept"
+            )
 
     def _finish(self, group: Group, history: list[dict[str, Any]]) -> TrainingResult:
         reports = group.call("finish")
@@ -236,14 +257,12 @@ class Trainer:
         if len(hashes) > 1:
             raise RuntimeError(f"the workers' parameters differ at the end of the run: {sorted(hashes)}")
         summary = self._summary(history, reports)
-        path = None
+        parameters, path = Parameters(self.layout, np.array(group.call_first("parameters"))), None
         if self.run_folder is not None:
             path = self.run_folder.weights.resolve()
-            group.call_first("save", path, {"model": self.model.name})
+            weights.save(path, parameters, {"model": self.model.name})
             self.run_folder.write("summary.json", summary)
-        flat = Ledger().empty((self.layout.size,), self.layout.dtype, "parameters", "result")
-        flat[...] = group.call_first("parameters")
-        return TrainingResult(summary, history, Parameters(self.layout, flat), path)
+        return TrainingResult(summary, history, parameters, path)
 
     def _summary(self, history: list[dict[str, Any]], reports: list[dict[str, Any]]) -> dict[str, Any]:
         options, plans = self.options, self.plans
@@ -285,6 +304,7 @@ class Trainer:
     def _config(self) -> dict[str, Any]:
         return {
             "model": self.model.name,
+            "build": dict(self.model.arguments),
             "optimizer": repr(self.optimizer),
             "dtype": self.layout.dtype.name,
             "data": self.data.describe(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -16,7 +15,6 @@ from checkpointing.plan import Plan
 from checkpointing.profiler import peak_rss
 from checkpointing.reduction_tree import shards_of
 from distributed.collectives.shared_memory import SegmentAddress, SharedMemory, header_nbytes
-from framework import weights
 from framework.data import Dataset, EpochOrder, order_dtype, spread
 from framework.layers import Spec
 from framework.memory import Array, Ledger
@@ -45,7 +43,6 @@ class WorkerTask:
         train: The rank's plan of a training step.
         evaluate: The rank's plan of a validation batch.
         validation_examples: Examples of a validation.
-        weights: A file to start from.
         shared: Whether gradients are reduced with other workers in shared memory.
         timeout: Seconds to wait for them.
     """
@@ -65,7 +62,6 @@ class WorkerTask:
     train: Plan
     evaluate: Plan
     validation_examples: int
-    weights: Path | None
     shared: bool
     timeout: float
 
@@ -102,8 +98,6 @@ class Worker:
 
     def __init__(self, task: WorkerTask) -> None:
         self._task = task
-        # The limit lasts as long as this worker: products in another number of threads have other bits.
-        self._threads = threadpool_limits(task.threads)
         self._ledger = Ledger(task.limit)
         layout = task.model.chain.layout(shard_specs(task.data, task.batch, task.shards)[0])
         static = static_nbytes(task.data, task.shards, task.shared)
@@ -126,10 +120,10 @@ class Worker:
             reduction=self._shared or LocalReduction(),
             gradients=self._shared,
         )
-        if task.weights is not None:
-            weights.load(task.weights, self._engine.parameters)
         self._order = EpochOrder(task.data.size("train"), task.batch, task.seed, self._ledger)
         self._rows = task.batch // task.shards
+        # The limit lasts as long as this worker: products in another number of threads have other bits.
+        self._threads = threadpool_limits(task.threads)
 
     def address(self) -> SegmentAddress | None:
         """Where other workers find this one's shared memory."""
@@ -190,13 +184,15 @@ class Worker:
         """Returns the flat parameters."""
         return self._engine.parameters.flat
 
-    def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """Writes the parameters as a safetensors file."""
-        weights.save(path, self._engine.parameters, metadata)
+    def set_parameters(self, flat: Array) -> None:
+        """Starts from given parameters instead of initial ones."""
+        self._engine.parameters.flat[...] = flat
 
     def close(self) -> None:
-        """Gives back the BLAS threads."""
+        """Gives back the BLAS threads and the shared memory."""
         self._threads.restore_original_limits()
+        if self._shared:
+            self._shared.close()
 
     def _load_train(self, step: int) -> Any:
         def load(shard: int, x: Array, targets: Array) -> None:

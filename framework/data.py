@@ -8,6 +8,7 @@ import mmap
 import os
 import sysconfig
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from framework.keys import Key
 from framework.layers.layer import Spec
 from framework.memory import Array, Ledger
 
-#: Every so-manieth file of a text is for validation.
+#: One file in so many of a text is for validation.
 VALIDATION_EVERY = 20
 #: The part held out from the end of a text of fewer files.
 VALIDATION_PART = 0.05
@@ -146,8 +147,8 @@ class ByteText:
         for split, text in self._texts.items():
             if len(text) <= window:
                 raise ValueError(
-                    f"the {split} text has {len(text)} bytes, shorter than one window of {window + 1}; name more text with "
-                    "--data, or a model with a smaller window"
+                    f"the {split} text has {len(text)} bytes, shorter than one window of {window + 1} bytes; name more text "
+                    "with --data (training and validation need a window each), or a model with a smaller window"
                 )
 
     @property
@@ -337,7 +338,12 @@ def _named_files(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_file() and not path.stat().st_size:
             raise ValueError(f"text file {path} is empty")
         found.extend(files)
-    return [path.resolve() for path in found]
+    found = [path.resolve() for path in found]
+    if repeated := [path for path, times in Counter(found).items() if times > 1]:
+        raise ValueError(
+            f"text file {repeated[0]} is named twice, so it would be in training and validation both; name it once"
+        )
+    return found
 
 
 def _below(root: Path, skipped: frozenset[str]) -> list[Path]:

@@ -33,6 +33,10 @@ def matmul(a: Array, b: Array, out: Array) -> Array:
         ValueError: An operand has a layout that NumPy would copy first, where neither the ledger nor
             `tracemalloc` sees it.
     """
+    if not a.dtype == b.dtype == out.dtype:
+        raise ValueError(
+            f"matmul takes one dtype, but got {a.dtype} and {b.dtype} for {out.dtype}; NumPy would copy silently"
+        )
     for name, operand in (("a", a), ("b", b), ("out", out)):
         if not _blas_reads(operand, transposed=name != "out"):
             raise ValueError(

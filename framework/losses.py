@@ -197,5 +197,6 @@ def _count(weights: Array | None, targets: int) -> float:
 def _weigh(rows: Array, weights: Array, block: slice, total: int) -> None:
     """Multiplies rows `block` of `total` by the weights of the examples they belong to."""
     each = total // weights.size
-    for offset, row in enumerate(range(block.start, block.stop)):
-        rows[offset] *= weights[row // each]
+    for example in range(block.start // each, -(-block.stop // each)):
+        first, last = example * each - block.start, (example + 1) * each - block.start
+        rows[max(0, first) : last] *= weights[example]

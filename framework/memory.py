@@ -163,6 +163,14 @@ class Ledger:
         self._peak_since_mark = max(self._peak_since_mark, self.live)
         return allocation
 
+    def hand_over(self, array: Array) -> Array:
+        """Stops counting an array of the heap, which is somebody else's from now on, and returns it."""
+        owner = array.base
+        if not isinstance(owner, _OwningArray):
+            raise ValueError("only a whole array from the ledger's heap can be handed over")
+        del owner.allocation
+        return array
+
     def by_category(self) -> dict[str, int]:
         """Live bytes by category, in the order of `CATEGORIES`, zeros left out."""
         totals = dict.fromkeys(CATEGORIES, 0)

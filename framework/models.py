@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,14 @@ class Model:
         chain: The layers.
         loss: The last step.
         dataset: Makes the data set from the paths that the user named (none: the default).
+        arguments: What `build` was called with, so that the model can be built again; empty if it was not.
     """
 
     name: str
     chain: Chain
     loss: Loss
     dataset: Callable[[Paths], Dataset]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def byte_gpt(
@@ -105,13 +107,14 @@ def build(name: str, dtype: str = "float32", dropout: float = 0.0) -> Model:
         raise ValueError(f"unknown dtype {dtype!r}; known: float32, float64")
     if not 0 <= dropout < 1:
         raise ValueError(f"a dropout rate lies in [0, 1), but got {dropout}")
+    arguments = {"name": name, "dtype": dtype, "dropout": dropout}
     if name in MODELS:
-        return MODELS[name](dtype=dtype, dropout=dropout)
+        return replace(MODELS[name](dtype=dtype, dropout=dropout), arguments=arguments)
     module, _, function = name.partition(":")
     if not function:
         known = ", ".join(MODELS)
         raise ValueError(f"unknown model {name!r}; known: {known}, or your own as package.module:build")
-    return _build_own(name, module, function, dtype, dropout)
+    return replace(_build_own(name, module, function, dtype, dropout), arguments=arguments)
 
 
 def _build_own(name: str, module: str, function: str, dtype: str, dropout: float) -> Model:

@@ -43,26 +43,26 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
         sys.path.insert(1, str(Path.cwd()))
         options = tyro.cli(tyro.conf.FlagCreatePairsOff[type(default)], default=default, description=description)
         result = main(options)
-    except KeyboardInterrupt:
-        errors.print("stopped by Ctrl-C")
-        sys.exit(INTERRUPTED)
-    except Terminated:
-        errors.print("stopped by SIGTERM")
-        sys.exit(TERMINATED)
+    except (KeyboardInterrupt, Terminated) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        errors.print(f"stopped by {'SIGTERM' if isinstance(stop, Terminated) else 'Ctrl-C'}")
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
         _fail(error, BAD_INPUT)
     except (RuntimeError, MemoryError, OSError) as error:
         _fail(error, FAILED)
     if getattr(options, "json", False):
         # Not through rich, which would wrap and colour it.
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result, allow_nan=False), flush=True)
     sys.exit(0)
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    errors.print(f"error: {error}", style="red", markup=False)
+    message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
+    errors.print(message, style="red", markup=False)
     sys.exit(code)
 
 

@@ -42,9 +42,11 @@ def main(options: Generate) -> dict[str, Any]:
     if options.run is None:
         raise ValueError("name the folder of a finished run, as in: python scripts/generate.py runs/TIME-MODEL")
     config = read_json(options.run / "config.json")
-    model = build(config["model"], config["dtype"])
+    if not config["build"]:
+        raise ValueError(f"the model of {options.run} was not built by name, so it cannot be built again here")
+    model = build(**config["build"])
     parameters = load(model, options.run / "weights.safetensors")
-    # A character may be cut by the end of a byte, so bytes are decoded as they come.
+    # A character may be several bytes, so they are decoded as they come.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = []
     out = _console.console.file

@@ -8,6 +8,8 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +34,7 @@ class Train(TrainingOptions):
     data: tuple[Path, ...] = ()
     """Text files or folders to train on. Default: the sources of Python's standard library."""
     memory_budget: str | None = None
-    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations).
-    Default: engine:60%, or the least possible; none if a policy is named."""
+    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations). Default: engine:60%, or the least possible; none if a policy is named."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and activations."""
     dropout: float = 0.0
@@ -61,7 +62,8 @@ def main(options: Train) -> dict[str, Any]:
     trainer = make_trainer(options, model)
     trainer.run_folder = folder
     introduce(trainer, options)
-    result = trainer.fit(*progress(trainer))
+    with progress(trainer) as callbacks:
+        result = trainer.fit(*callbacks)
     conclude(result.summary, path)
     return result.summary
 
@@ -127,8 +129,9 @@ def conclude(summary: dict[str, Any], path: Path) -> None:
         console.print(f"[bold]{name:>12}[/bold]  {value}")
 
 
-def progress(trainer: Trainer) -> tuple[Any, Any]:
-    """Returns callbacks for steps and validations: a bar on a terminal, else lines."""
+@contextmanager
+def progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+    """Gives callbacks for steps and validations: a bar on a terminal, else lines."""
     steps = trainer.options.steps
     limit = f"/{format_size(trainer.budget)}" if trainer.budget else ""
 
@@ -140,32 +143,28 @@ def progress(trainer: Trainer) -> tuple[Any, Any]:
         return f"{loss}  {row['tokens_per_second']:,.0f}/s  {memory}"
 
     if console.quiet or not console.is_terminal:
-        return _lines(steps, told)
-    bar = Progress(
+        yield _lines(steps, told), None
+        return
+    columns = (
         SpinnerColumn(),
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(bar_width=None),
         TextColumn("{task.description}"),
         TimeRemainingColumn(compact=True),
-        console=console,
-        expand=True,
-        transient=True,
     )
-    task = bar.add_task("starting", total=steps)
-    bar.start()
+    with Progress(*columns, console=console, expand=True, transient=True) as bar:
+        task = bar.add_task("starting", total=steps)
 
-    def on_step(row: dict[str, Any]) -> None:
-        bar.update(task, completed=row["step"] + 1, description=told(row))
-        if row["step"] + 1 == steps:
-            bar.stop()
+        def on_step(row: dict[str, Any]) -> None:
+            bar.update(task, completed=row["step"] + 1, description=told(row))
 
-    def on_validation(done: int, total: int) -> None:
-        bar.update(task, description=f"validating {done}/{total}")
+        def on_validation(done: int, total: int) -> None:
+            bar.update(task, description=f"validating {done}/{total}")
 
-    return on_step, on_validation
+        yield on_step, on_validation
 
 
-def _lines(steps: int, told: Any) -> tuple[Any, Any]:
+def _lines(steps: int, told: Any) -> Any:
     every = max(1, steps // 20)
 
     def on_step(row: dict[str, Any]) -> None:
@@ -173,7 +172,7 @@ def _lines(steps: int, told: Any) -> tuple[Any, Any]:
         if number % every == 0 or number in (1, steps) or "validation_loss" in row:
             console.print(f"step {number}/{steps}  {told(row)}", markup=False)
 
-    return on_step, None
+    return on_step
 
 
 if __name__ == "__main__":

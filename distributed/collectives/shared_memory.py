@@ -4,6 +4,8 @@ Each rank owns one memfd and maps everybody's, through /proc/PID/fd/N: such memo
 count against the size of /dev/shm. Gradient buffers are slots of the owner's segment, so a gradient is never copied to
 be sent. To reduce, each rank adds its slice of all roots up the canonical tree, in place, into the buffer of shard 0.
 
+Barriers publish by plain stores to counters with one writer each, which x86 keeps in order.
+
 A segment: a header (a counter for barriers, a flag, the sums of losses and the slots of roots by shard), then the slots.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +109,7 @@ class SharedMemory:
             raise OSError("workers share memory through memfd, which this system does not have; use workers=0")
         descriptor = os.memfd_create("retape-gradients", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, nbytes)
+        self._close = weakref.finalize(self, os.close, descriptor)
         self.address = SegmentAddress(os.getpid(), descriptor, nbytes)
         self._own = Segment(descriptor, nbytes, shards)
         self._segments: list[Segment] = [self._own]
@@ -201,11 +205,11 @@ class SharedMemory:
         started, polls, pause = time.monotonic(), 0, _SHORTEST
         while True:
             late = [r for r, segment in enumerate(self._segments) if segment.counter[0] < self._generation]
+            if not late:
+                return  # before the flags: a barrier that all have reached is passed by all
             gone = [r for r, segment in enumerate(self._segments) if segment.flag[0]]
             if gone:
                 raise CollectiveError(f"rank {self.rank}: {what} given up, since rank {gone[0]} failed")
-            if not late:
-                return
             polls += 1
             if polls <= _SPINS:
                 continue
@@ -216,6 +220,10 @@ class SharedMemory:
                 )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
+
+    def close(self) -> None:
+        """Lets nobody attach any more. The memory is gone when the last mapping is."""
+        self._close()
 
     def abort(self) -> None:
         """Tells the other ranks to wait no longer: their collectives raise."""

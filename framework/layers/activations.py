@@ -15,7 +15,7 @@ from framework.memory import Array
 
 @dataclass(frozen=True)
 class ReLU(Layer):
-    """y = max(x, 0), any shape. The VJP needs the output alone: x̄ = ȳ where y > 0, else 0 (so 0 at x = 0)."""
+    """y = max(x, 0), any shape. The VJP needs the output alone: x̄ = ȳ·sign(y), which is 0 at x = 0."""
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.maximum(x, 0)

@@ -210,5 +210,5 @@ def _apply(layer: Layer, params: Mapping[str, Array], x: Any, context: Context, 
     path = f"{context.owner}.{name}" if context.owner else name
     key = context.key if isinstance(layer, Composite) else context.key.fold(path)
     prefix = f"{name}."
-    below = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
+    below = {long.removeprefix(prefix): array for long, array in params.items() if long.startswith(prefix)}
     return layer.apply(below, x, Context(context.ledger, path, key, context.training, context.wanted))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointing import value_and_grad
+from checkpointing import predict, value_and_grad
 from framework import BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Parameters, ReLU, Residual, Spec
 from framework.layers import Footprint, Layer
 from framework.memory import Array
@@ -61,16 +61,29 @@ def test_value_and_grad_gives_the_mean_and_the_same_bits_for_any_policy(policy: 
     assert np.mean(parts) == pytest.approx(one[0], rel=0.2)  # dropout differs: each part is shard 0 of its own call
 
 
-def test_value_and_grad_keeps_to_its_budget_and_refuses_batches_that_do_not_divide() -> None:
+def test_value_and_grad_keeps_to_its_budget_and_predicts_its_peak_call_after_call() -> None:
     case = tokens(dropout=0.0)
     parameters = Parameters.initialize(case.chain.layout(case.specs(1)[0]), Key(1))
-    ledger = Ledger()
-    run = value_and_grad(case.chain, case.loss, budget="200kB", ledger=ledger)
-    run(parameters, case.x, case.targets)
-    assert ledger.peak <= 200_000
-    assert run.plan.peak <= 200_000  # type: ignore[attr-defined]
+    run = value_and_grad(case.chain, case.loss, budget="engine:70%")
+    kept = [run(parameters, case.x, case.targets)[1] for _ in range(5)]  # gradients of earlier calls are the caller's
+    assert run.ledger.peak == run.plan.peak <= (run.ledger.limit or 0)
+    assert run.ledger.live == 0
+    assert len({gradient.flat.tobytes() for gradient in kept}) == 1
+    assert run.plan.policy != "store-all"
+
+
+def test_value_and_grad_refuses_what_is_not_the_models() -> None:
+    case, other = tokens(dropout=0.0), tokens("float64")
+    layout = case.chain.layout(case.specs(1)[0])
+    parameters = Parameters.initialize(layout, Key(1))
     with pytest.raises(ValueError, match="do not divide into 4 equal shards"):
         value_and_grad(case.chain, case.loss, shards=4)(parameters, case.x[:6], case.targets[:6])
+    with pytest.raises(ValueError, match="power of two"):
+        value_and_grad(case.chain, case.loss, shards=3)
+    with pytest.raises(ValueError, match=r"model's 0.token is float64\[17, 8\], but the parameters given have float32"):
+        value_and_grad(other.chain, other.loss)(parameters, case.x, case.targets)
+    with pytest.raises(ValueError, match=r"model's 0\.token is float64"):
+        predict(other.chain, parameters, case.x)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,42 @@ def test_backwards_in_another_order_are_refused() -> None:
     operations[a], operations[b] = operations[b], operations[a]
     with pytest.raises(PlanError):
         changed(plan, operations).check()
+
+
+def test_a_cotangent_dropped_before_all_its_parts_have_come_is_refused() -> None:
+    """The next part would be taken for the first: a wrong gradient, silently."""
+    plan = tokens().plans("store-all").train[0]
+    add = max(i for i, step in enumerate(plan.costs.steps) if step.kind == "Add")
+    skip = plan.costs.steps[add].inputs[1]
+    place = plan.operations.index(Backward(add))
+    operations = [*plan.operations[: place + 1], Drop(Value("d", skip)), *plan.operations[place + 1 :]]
+    with pytest.raises(PlanError, match=rf"drops d\[{skip}\] before Backward\({skip}\)"):
+        changed(plan, operations).check()
+
+
+def mutations(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Every list or object inside JSON data with every key, to be changed in place."""
+    for key in data if isinstance(data, dict) else range(len(data)):
+        yield data, key
+        if isinstance(data[key], dict | list):
+            yield from mutations(data[key])
+
+
+def test_any_malformed_field_is_a_plan_error_or_still_a_plan() -> None:
+    whole = nested().plans("store-all").train[0].to_json()
+    refused = 0
+    for number in range(0, len(list(mutations(whole))), 3):
+        for wrong in (None, -1, "x", []):
+            data = json.loads(json.dumps(whole))
+            holder, key = list(mutations(data))[number]
+            holder[key] = wrong
+            try:
+                Plan.from_json(data)
+            except PlanError:
+                refused += 1
+    assert refused > 500
+    with pytest.raises(PlanError, match="a plan is a JSON object"):
+        Plan.from_json([])  # type: ignore[arg-type]
 
 
 def test_an_error_names_the_operation_and_the_value() -> None:

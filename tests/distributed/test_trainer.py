@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ import numpy as np
 import pytest
 
 from checkpointing import Engine, InfeasibleBudget, run_plans
-from distributed import ClusterError, RunFolder, Trainer, TrainingOptions, WorkerLost
-from framework import AdamW, Chain, CrossEntropy, Linear, Spec, build, weights
+from distributed import ClusterError, Diverged, RunFolder, Trainer, TrainingOptions, WorkerLost
+from framework import SGD, AdamW, Chain, CrossEntropy, Linear, Spec, build, weights
 from framework.data import clusters
 from framework.models import Model
 
@@ -189,6 +191,53 @@ def test_a_worker_that_dies_ends_the_run_with_its_number(ray_cluster: None) -> N
     _wait_until_gone()
 
 
+def test_a_worker_that_stops_ends_the_run_within_the_timeout_and_is_named(ray_cluster: None) -> None:
+    stopped: list[tuple[int, float]] = []
+
+    def stop_one(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            os.kill(_actors()[-1], signal.SIGSTOP)
+            stopped.append((row["step"], time.monotonic()))
+
+    with pytest.raises(WorkerLost, match=r"workers \[[01]\] of 2 are alive but did not answer"):
+        small(workers=2, steps=500, timeout=1.0).fit(stop_one)
+    # The other rank's collective waits 1 s, then the driver 5 s for the stopped one; and the workers are ended.
+    assert time.monotonic() - stopped[0][1] < 15
+    _wait_until_gone()
+
+
+@dataclass(frozen=True)
+class Unstartable:
+    """An initializer that fails in the worker."""
+
+    def __call__(self, out: np.ndarray, key: Any) -> None:
+        raise ValueError("this initializer explains itself")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_reason_of_a_worker_that_cannot_start_is_told(ray_cluster: None, workers: int) -> None:
+    chain = Chain(Linear(10, initializer=Unstartable()))
+    trainer = Trainer(chain, CrossEntropy(), data=clusters(128, 8, 10), batch=8, shards=4, workers=workers)
+    with pytest.raises(ValueError, match="this initializer explains itself"):
+        trainer.fit()
+
+
+def test_a_run_that_diverges_stops_with_its_step_and_readable_metrics(tmp_path: Path) -> None:
+    trainer = small(
+        learning_rate=1e38,
+        clip_norm=None,
+        steps=50,
+        warmup_steps=0,
+        run_folder=RunFolder(tmp_path / "run"),
+        optimizer=SGD(),
+    )
+    with np.errstate(all="ignore"), pytest.raises(Diverged, match=r"step \d+: the (loss|gradient norm) is (nan|inf)"):
+        trainer.fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < len(rows) < 50
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
 def test_an_error_in_one_worker_is_raised_as_it_is_and_ends_the_others(ray_cluster: None) -> None:
     model = Model("own", Chain(Linear(10)), CrossEntropy(), lambda paths: None)  # type: ignore[arg-type,return-value]
     trainer = Trainer(model, data=_Broken(), batch=8, shards=4, steps=4, workers=2, validation_examples=8)
@@ -223,9 +272,9 @@ def _actors() -> list[int]:
 
     found = []
     for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
-        if "_Actor" in title and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie, which is gone as well
+            if "_Actor" in " ".join(process.cmdline()):
+                found.append(process.pid)
     return found
 
 

@@ -137,6 +137,40 @@ def test_a_model_of_ones_own_from_the_working_directory(tmp_path: Path) -> None:
     assert alone["parameters_sha256"] == shared["parameters_sha256"]
 
 
+@pytest.mark.parametrize("wait", [1.2, 2.0, 3.0])
+def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, wait: float) -> None:
+    started, before = time.time(), sorted(Path("/dev/shm").iterdir())
+    process = subprocess.Popen(
+        command("train", "--steps", "1000000"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(wait)
+    os.kill(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode in (130, -signal.SIGINT), errors  # the latter while Python itself still starts
+    assert "Traceback" not in errors or process.returncode < 0
+    deadline = time.monotonic() + 20
+    while (left := ray_processes_since(started)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+    assert sorted(Path("/dev/shm").iterdir()) == before
+
+
+def ray_processes_since(moment: float) -> list[str]:
+    """Processes of Ray that began after a moment; its agents are no longer children once its raylet is gone."""
+    found = []
+    for process in psutil.process_iter(["create_time", "cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if process.info["create_time"] >= moment - 0.1 and (
+            "ray::" in title or "raylet" in title or "gcs_server" in title
+        ):
+            found.append(title[:80])
+    return found
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
     before = sorted(Path("/dev/shm").iterdir())
