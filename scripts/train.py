@@ -25,6 +25,7 @@ from framework import build, format_size
 
 #: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
 DEFAULT_BUDGET = "engine:60%"
+_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +134,10 @@ def conclude(summary: dict[str, Any], path: Path) -> None:
 def progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
     """Gives callbacks for steps and validations: a bar on a terminal, else lines."""
     steps = trainer.options.steps
-    limit = f"/{format_size(trainer.budget)}" if trainer.budget else ""
+    limit = f"/{trainer.budget / _MIB:.1f}" if trainer.budget else ""
 
     def told(row: dict[str, Any]) -> str:
-        memory = f"live {format_size(row['live_bytes'])} peak {format_size(row['peak_bytes'])}{limit}"
+        memory = f"live {row['live_bytes'] / _MIB:.1f} peak {row['peak_bytes'] / _MIB:.1f}{limit} MiB"
         loss = f"loss {row['loss']:.4f}"
         if "validation_loss" in row:
             loss += f" validation {row['validation_loss']:.4f}"
@@ -148,7 +149,7 @@ def progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
     columns = (
         SpinnerColumn(),
         TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=None if console.width > 100 else 5),
         TextColumn("{task.description}"),
         TimeRemainingColumn(compact=True),
     )
