@@ -8,6 +8,7 @@ chooses the fastest of them that fits.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,17 +43,17 @@ class Segment(NamedTuple):
     last: int
 
 
-class Policy:
+class Policy(ABC):
     """Turns costs into the schedule of one shard."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """How the policy is spelled on the command line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def schedule(self, costs: Costs) -> Schedule:
         """Returns the order in which forwards and backwards run."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

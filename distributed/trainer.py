@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import math
 import platform
 import time
@@ -13,7 +14,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import ray
 
 from checkpointing.engine import run_plans
 from checkpointing.policies import RunPlans, StoreAll
@@ -312,7 +312,7 @@ class Trainer:
             "versions": {
                 "python": platform.python_version(),
                 "numpy": np.__version__,
-                "ray": ray.__version__,
+                "ray": importlib.metadata.version("ray"),
             },
         }
 

@@ -3,6 +3,7 @@ targets is the only one."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,29 +28,29 @@ class LossFootprint:
         return sum(spec.nbytes for spec in self.own)
 
 
-class Loss:
+class Loss(ABC):
     """A sum of losses over targets, and how many targets it summed.
 
     `weights` of shape (B,), or None for all ones, weigh the examples: an example of weight 0 counts nothing.
     """
 
+    @abstractmethod
     def forward(
         self, y: Array, targets: Array, weights: Array | None, context: Context
     ) -> tuple[float, float, tuple[Array, ...]]:
         """Returns the float64 sum of losses, the (weighted) count of targets, and own residuals."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
+    @abstractmethod
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
         """Returns the cotangent of y for the cotangent 1 of the sum."""
-        raise NotImplementedError(f"{type(self).__name__} has no vjp")
 
+    @abstractmethod
     def footprint(self, y: Spec, targets: Spec) -> LossFootprint:
         """Returns bytes and FLOPs.
 
         Raises:
             ValueError: The loss does not take such outputs and targets.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no footprint")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ NORM_BLOCK = 4_096
 _NORM_ROWS = 8
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Updates a flat parameter buffer from a flat gradient.
 
     Its state is one array of shape (slots, size), each row with the layout of the parameters. It is elementwise, so any
@@ -70,9 +71,9 @@ class Optimizer:
             np.multiply(gradient[block], factor, out=some[0])
             self._update_block(parameters[block], some, state[:, block], step, learning_rate)
 
+    @abstractmethod
     def _update_block(self, parameters: Array, scratch: Array, state: Array, step: int, rate: float) -> None:
         """Updates one block; scratch[0] holds the gradient and may be overwritten."""
-        raise NotImplementedError(f"{type(self).__name__} has no update")
 
 
 @dataclass(frozen=True)

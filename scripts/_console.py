@@ -36,7 +36,6 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
         default: The options' defaults; its class says what there is.
         description: For `--help`.
     """
-    _require_own_packages()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         # The working directory is where people keep their own models.
@@ -90,3 +89,7 @@ def _require_own_packages() -> None:
             style="red",
         )
         sys.exit(FAILED)
+
+
+# At import, since the programs import these packages next.
+_require_own_packages()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Params, require_float
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, require_float
 from framework.memory import Array
 
 
@@ -20,25 +20,16 @@ class ReLU(Layer):
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.maximum(x, 0)
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         y = context.empty(x.shape, x.dtype, "activations")
         np.maximum(x, 0, out=y)
         return y, ()
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
         x_cotangent = context.empty(cotangent.shape, cotangent.dtype, "cotangents")
-        np.sign(y, out=x_cotangent)  # type: ignore[arg-type]  # y ≥ 0, so its sign is the mask
+        np.sign(y, out=x_cotangent)  # y ≥ 0, so its sign is the mask
         x_cotangent *= cotangent
         return x_cotangent
 
@@ -61,7 +52,7 @@ class GELU(Layer):
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return 0.5 * x * (1 + np.tanh(_C * (x + _A * x * x * x)))
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         y = context.empty(x.shape, x.dtype, "activations")
         values, out = kernels.as_view(x, (-1,)), y.reshape(-1)
         for block in kernels.row_blocks(values.size, 1):
@@ -72,16 +63,7 @@ class GELU(Layer):
             u *= 0.5
         return y, ()
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
         x_cotangent = context.empty(x.shape, x.dtype, "cotangents")

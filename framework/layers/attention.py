@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Params, Spec, require_float
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec, require_float
 from framework.memory import Array
 
 #: Queries that are worked on at once.
@@ -44,7 +44,7 @@ class CausalAttention(Layer):
         weights = weights / np.sum(weights, axis=-1, keepdims=True)
         return np.reshape(np.swapaxes(np.matmul(weights, values), 1, 2), (batch, length, width // 3))
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         batch, length, width = x.shape
         y = context.empty((batch, length, width // 3), x.dtype, "activations")
         statistic = context.empty((batch, self.heads, length), x.dtype, "residuals")
@@ -67,16 +67,7 @@ class CausalAttention(Layer):
                 total += top
         return y, (statistic,)
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
         assert y is not None

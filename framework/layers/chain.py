@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from framework.layers.layer import Context, Footprint, Layer, Params, Spec
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec
 from framework.memory import Array
 from framework.parameters import Layout, ParameterSpec
 
@@ -134,23 +134,14 @@ class Add(Layer):
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return x[0] + x[1]
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         inner, skip = x
         y = context.empty(inner.shape, inner.dtype, "activations")
         y[...] = inner
         y += skip
         return y, ()
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         return tuple(cotangent if wanted else None for wanted in context.wanted)
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:

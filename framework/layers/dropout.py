@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Params, require_float
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, require_float
 from framework.memory import Array
 
 
@@ -37,23 +37,14 @@ class Dropout(Layer):
             uniform.reshape(-1)[block] = numbers
         return np.where(uniform >= self.rate, x / (1 - self.rate), np.zeros((), x.dtype))
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         if not context.training or self.rate == 0:
             return x, ()
         y = context.empty(x.shape, x.dtype, "activations")
         self._mask(x, y, context)
         return y, ()
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
         if not context.training or self.rate == 0:

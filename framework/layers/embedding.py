@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Params, Spec
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec
 from framework.memory import Array
 from framework.parameters import Initializer, Normal, ParameterSpec
 
@@ -45,7 +45,7 @@ class Embedding(Layer):
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return params["token"][x] + params["position"][: x.shape[-1]]
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         if x.size and not 0 <= int(x.min()) <= int(x.max()) < self.vocabulary:
             raise ValueError(
                 f"tokens must lie in [0, {self.vocabulary}), but the input holds {x.min()} to {x.max()}; "
@@ -62,16 +62,7 @@ class Embedding(Layer):
         y += params["position"][: x.shape[-1]]
         return y, ()
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         token, position = grads["token"], grads["position"]
         token.fill(0)
         for index, row in zip(x.reshape(-1).tolist(), kernels.as_rows(cotangent), strict=True):

@@ -115,7 +115,9 @@ class Context:
         return self.ledger.empty(shape, dtype, category, self.owner)
 
 
+#: A layer's parameters or their cotangents by local name, and its own residuals.
 Params = dict[str, Array]
+Own = tuple[Array, ...]
 
 
 class Layer:
@@ -125,7 +127,7 @@ class Layer:
     and two graphs can live at once. Who keeps the input and the output for the backward is the executor's business:
     `own` must not contain them, or a plan could free nothing.
 
-    A leaf layer implements every method below `name`; a composite (`Chain`, `Residual`) flattens to leaf layers.
+    A leaf layer implements every method below `kind`; a composite (`Chain`, `Residual`) flattens to leaf layers.
     Layers of several inputs (`Add`) get and return tuples where others have one array.
     """
 
@@ -142,20 +144,11 @@ class Layer:
         """Returns the output by the definition, in plain NumPy: the oracle of the rules below."""
         raise NotImplementedError(f"{self.kind} has no apply")
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         """Returns the output and the own residuals."""
         raise NotImplementedError(f"{self.kind} has no forward; only leaf layers run, composites flatten to them")
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         """Writes each parameter's cotangent into its view in `grads` and returns the input's cotangent.
 
         It overwrites (zeroing and then adding would turn -0.0 into +0.0). It returns None where x holds integers or

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Params, Spec, require_float
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec, require_float
 from framework.memory import Array
 from framework.parameters import Constant, Initializer, ParameterSpec, Uniform
 
@@ -43,23 +43,14 @@ class Linear(Layer):
         y = np.matmul(x, params["weight"].T)
         return y + params["bias"] if self.bias else y
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         y = context.empty((*x.shape[:-1], self.features), x.dtype, "activations")
         kernels.matmul(kernels.as_rows(x), params["weight"].T, out=kernels.as_rows(y))
         if self.bias:
             y += params["bias"]
         return y, ()
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         rows = kernels.as_rows(cotangent)
         kernels.matmul(rows.T, kernels.as_rows(x), out=grads["weight"])
         if self.bias:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Params, Spec, require_float
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec, require_float
 from framework.memory import Array
 from framework.parameters import Constant, ParameterSpec
 
@@ -39,7 +39,7 @@ class LayerNorm(Layer):
         variance = np.mean(centered * centered, axis=-1, keepdims=True)
         return centered / np.sqrt(variance + self.epsilon) * params["weight"] + params["bias"]
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         y = context.empty(x.shape, x.dtype, "activations")
         mean = context.empty(x.shape[:-1], x.dtype, "residuals")
         scale = context.empty(x.shape[:-1], x.dtype, "residuals")
@@ -60,16 +60,7 @@ class LayerNorm(Layer):
             some += params["bias"]
         return y, (mean, scale)
 
-    def vjp(
-        self,
-        params: Params,
-        x: Any,
-        y: Array | None,
-        own: tuple[Array, ...],
-        cotangent: Array,
-        grads: Params,
-        context: Context,
-    ) -> Any:
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         rows, cotangents = kernels.as_rows(x), kernels.as_rows(cotangent)
         means, scales = own[0].reshape(-1), own[1].reshape(-1)
         width = rows.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.helpers import ROOT, last_json, run
+from tests.scripts.helpers import ROOT, command, last_json, run
 
 
 def test_profile_memory_measures_each_policy(tmp_path: Path) -> None:
@@ -59,6 +60,17 @@ def test_bad_input_is_a_clear_error(tmp_path: Path, script: str, arguments: tupl
     done = run(script, *arguments, cwd=tmp_path, code=2)
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_foreign_package_named_distributed_is_told(tmp_path: Path) -> None:
+    """Dask's scheduler has the same name."""
+    (tmp_path / "distributed").mkdir()
+    (tmp_path / "distributed" / "__init__.py").write_text("Client = object\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command("train", "--help"), capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "Dask's scheduler is also named distributed" in done.stderr
+    assert str(tmp_path) in "".join(done.stderr.split("\n"))
 
 
 def test_generate_refuses_a_run_that_writes_no_text(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Programs that a person runs: read options, call a package, print."""
