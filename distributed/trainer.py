@@ -77,7 +77,7 @@ class Trainer:
 
     >>> from framework import Chain, CrossEntropy, Linear
     >>> from framework.data import clusters
-    >>> trainer = Trainer(Chain(Linear(10)), CrossEntropy(), data=clusters(256, 8, 10), batch=32, steps=3)
+    >>> trainer = Trainer(Chain(Linear(10)), CrossEntropy(), data=clusters(256, 8, 10), batch=16, steps=3)
     >>> trainer.plans.peak == trainer.fit().summary["ledger_peak_bytes"]
     True
     """

@@ -1,0 +1,176 @@
+"""Functions that move, join, repeat or cut elements: all linear, so the tangent goes through the function itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from framework.differentiation.table import CONSTANT, DERIVED, dtype_of, linear, rule, unbroadcast
+from framework.differentiation.tracing import primitive
+
+
+@primitive
+def cast(x: Any, dtype: Any) -> Any:
+    """x.astype(dtype)."""
+    return np.asarray(x).astype(dtype)
+
+
+def _inverse(axes: Any) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argsort([a % len(axes) for a in axes]))
+
+
+def _transpose_vjp(g: Any, y: Any, x: Any, axes: Any = None) -> Any:
+    return np.transpose(g) if axes is None else np.transpose(g, _inverse(axes))
+
+
+def _tile_vjp(g: Any, y: Any, x: Any, reps: Any) -> Any:
+    reps = tuple(reps) if isinstance(reps, tuple | list) else (reps,)
+    shape = (1,) * (len(reps) - np.ndim(x)) + np.shape(x)
+    reps = (1,) * (len(shape) - len(reps)) + reps
+    split = [length for pair in zip(reps, shape, strict=True) for length in pair]
+    return np.reshape(np.sum(np.reshape(g, split), axis=tuple(range(0, len(split), 2))), np.shape(x))
+
+
+def _roll_vjp(g: Any, y: Any, x: Any, shift: Any, axis: Any = None) -> Any:
+    back = tuple(-s for s in shift) if isinstance(shift, tuple | list) else -shift
+    return np.roll(g, back, axis)
+
+
+def _concatenate_vjp(g: Any, y: Any, place: int, arrays: Any, axis: Any = 0) -> Any:
+    if axis is None:
+        start = sum(int(np.size(a)) for a in arrays[:place])
+        return np.reshape(g[start : start + int(np.size(arrays[place]))], np.shape(arrays[place]))
+    start = sum(np.shape(a)[axis] for a in arrays[:place])
+    where: list[Any] = [slice(None)] * np.ndim(g)
+    where[axis] = slice(start, start + np.shape(arrays[place])[axis])
+    return g[tuple(where)]
+
+
+def _concatenate_jvp(t: Any, y: Any, place: int, arrays: Any, axis: Any = 0) -> Any:
+    parts = [t if i == place else np.zeros(np.shape(a), dtype_of(y)) for i, a in enumerate(arrays)]
+    return np.concatenate(parts, axis=axis)
+
+
+def _pad_vjp(g: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
+    if mode != "constant":
+        raise TypeError(f"np.pad with mode={mode!r} has no derivative rule; pad with np.concatenate and indexing")
+    before = np.broadcast_to(np.asarray(pad_width), (np.ndim(x), 2))[:, 0]
+    return g[tuple(slice(int(b), int(b) + n) for b, n in zip(before, np.shape(x), strict=True))]
+
+
+def _pad_jvp(t: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
+    return np.pad(t, pad_width)
+
+
+def _where_vjp(first: bool) -> Any:
+    def vjp(g: Any, y: Any, condition: Any, a: Any, b: Any) -> Any:
+        zero = np.zeros((), dtype_of(y))
+        return unbroadcast(np.where(condition, g, zero) if first else np.where(condition, zero, g), a if first else b)
+
+    return vjp
+
+
+def _where_jvp(first: bool) -> Any:
+    def jvp(t: Any, y: Any, condition: Any, a: Any, b: Any) -> Any:
+        zero = np.zeros((), dtype_of(y))
+        return np.where(condition, t, zero) if first else np.where(condition, zero, t)
+
+    return jvp
+
+
+_LIKE_X = [np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d]
+for _function in _LIKE_X:
+    linear("shapes", _function, lambda g, y, x, *args, **kwargs: np.reshape(g, np.shape(x)))
+linear("shapes", cast, lambda g, y, x, dtype: cast(g, dtype_of(x)))
+linear("shapes", np.copy, lambda g, y, x, *args, **kwargs: g)
+linear("shapes", np.transpose, _transpose_vjp)
+linear("shapes", np.swapaxes, lambda g, y, x, a, b: np.swapaxes(g, a, b))
+linear("shapes", np.moveaxis, lambda g, y, x, source, destination: np.moveaxis(g, destination, source))
+linear("shapes", np.flip, lambda g, y, x, axis=None: np.flip(g, axis))
+linear("shapes", np.roll, _roll_vjp)
+linear("shapes", np.rot90, lambda g, y, x, k=1, axes=(0, 1): np.rot90(g, -k, axes))
+linear("shapes", np.broadcast_to, lambda g, y, x, shape: unbroadcast(g, x))
+linear("shapes", np.tile, _tile_vjp)
+linear("shapes", np.tril, lambda g, y, x, k=0: np.tril(g, k))
+linear("shapes", np.triu, lambda g, y, x, k=0: np.triu(g, k))
+rule("shapes", np.concatenate, _concatenate_vjp, jvps=(_concatenate_jvp,), sequence=True)
+rule("shapes", np.pad, _pad_vjp, jvps=(_pad_jvp,))
+rule("shapes", np.where, None, _where_vjp(True), _where_vjp(False), jvps=(None, _where_jvp(True), _where_jvp(False)))
+
+
+def _stack(arrays: Any, axis: int = 0) -> Any:
+    return np.concatenate([np.expand_dims(a, axis) for a in arrays], axis=axis)
+
+
+def _joined(by: Any, axis: Any) -> Any:
+    def join(arrays: Any) -> Any:
+        parts = [by(a) for a in arrays]
+        return np.concatenate(parts, axis=axis if axis is not None else (0 if np.ndim(parts[0]) == 1 else 1))
+
+    return join
+
+
+def _split(a: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    # NumPy itself says where it cuts.
+    places = np.split(np.arange(np.shape(a)[axis]), indices_or_sections)
+    return [_range(a, int(p[0]) if len(p) else 0, len(p), axis) for p in places]
+
+
+def _array_split(a: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    places = np.array_split(np.arange(np.shape(a)[axis]), indices_or_sections)
+    return [_range(a, int(p[0]) if len(p) else 0, len(p), axis) for p in places]
+
+
+def _range(a: Any, start: int, count: int, axis: int) -> Any:
+    where: list[Any] = [slice(None)] * np.ndim(a)
+    where[axis] = slice(start, start + count)
+    return a[tuple(where)]
+
+
+def _diff(a: Any, n: int = 1, axis: int = -1) -> Any:
+    for _ in range(n):
+        length = np.shape(a)[axis]
+        a = _range(a, 1, length - 1, axis) - _range(a, 0, length - 1, axis)
+    return a
+
+
+DERIVED |= {
+    np.stack: _stack,
+    np.vstack: _joined(np.atleast_2d, 0),
+    np.hstack: _joined(np.atleast_1d, None),
+    np.dstack: _joined(np.atleast_3d, 2),
+    np.column_stack: _joined(lambda a: a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)), 1),
+    np.append: lambda a, values, axis=None: np.concatenate([a, values], axis=axis),
+    np.split: _split,
+    np.array_split: _array_split,
+    np.hsplit: lambda a, parts: _split(a, parts, 0 if np.ndim(a) == 1 else 1),
+    np.vsplit: lambda a, parts: _split(a, parts, 0),
+    np.diff: _diff,
+    np.fliplr: lambda a: np.flip(a, 1),
+    np.flipud: lambda a: np.flip(a, 0),
+    np.rollaxis: lambda a, axis, start=0: np.moveaxis(a, axis, start if start <= axis else start - 1),
+    np.matrix_transpose: lambda a: np.swapaxes(a, -1, -2),
+    np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: _clip(
+        a, a_min if min is None else min, a_max if max is None else max
+    ),
+}
+
+
+def _clip(a: Any, low: Any, high: Any) -> Any:
+    """At a border the element itself keeps the derivative."""
+    if low is not None:
+        a = np.where(np.less(a, low), low, a)
+    return a if high is None else np.where(np.greater(a, high), high, a)
+
+
+CONSTANT |= {
+    np.zeros_like,
+    np.ones_like,
+    np.empty_like,
+    np.full_like,
+    np.result_type,
+    np.can_cast,
+    np.iscomplexobj,
+    np.isrealobj,
+}

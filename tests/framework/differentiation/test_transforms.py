@@ -1,0 +1,300 @@
+"""Transforms: the page's example, nesting, structures, memory, and errors."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework import Key
+from framework.differentiation import (
+    DifferentiationError,
+    WrongDerivative,
+    check_grads,
+    custom_rule,
+    gauss_newton_vp,
+    grad,
+    hessian,
+    hvp,
+    jacobian,
+    jacobian_operator,
+    jacobian_plan,
+    jvp,
+    linearize,
+    stop_gradient,
+    value_and_grad,
+    vjp,
+)
+from framework.differentiation.transforms import HVP_MODES
+
+POINT, DIRECTION = np.array([1.5, 2.0]), np.array([0.3, -0.2])
+
+
+def example(x: Any) -> Any:
+    """The page's example, written as there."""
+    x1, x2 = x
+    return np.array([x1**2 + x2, x1 * x2, np.sin(x1)])
+
+
+EXACT = np.array([[2 * 1.5, 1], [2.0, 1.5], [np.cos(1.5), 0]])
+
+
+def test_the_example_has_the_exact_jvp_vjp_and_jacobian() -> None:
+    value, tangent = jvp(example, (POINT,), (DIRECTION,))
+    np.testing.assert_array_equal(value, example(POINT))
+    np.testing.assert_allclose(tangent, EXACT @ DIRECTION, rtol=1e-15)
+    value, pullback = vjp(example, POINT)
+    cotangent = np.array([1.0, 0.5, 0.3])
+    np.testing.assert_allclose(pullback(cotangent)[0], EXACT.T @ cotangent, rtol=1e-15)
+    np.testing.assert_array_equal(pullback(cotangent)[0], pullback(cotangent)[0])
+    for mode in ("auto", "forward", "reverse"):
+        np.testing.assert_allclose(jacobian(example, mode)(POINT), EXACT, rtol=1e-15)
+
+
+def test_an_object_array_of_traced_scalars_goes_through_ufuncs() -> None:
+    assert grad(lambda x: np.sum(np.sin(np.array([x[0], x[0] * x[1]]))))(POINT).tolist() == pytest.approx(
+        [np.cos(1.5) + 2 * np.cos(3), 1.5 * np.cos(3)]
+    )
+
+
+def test_the_gradient_is_the_vjp_of_one_bit_for_bit() -> None:
+    def loss(x: Any) -> Any:
+        return np.sum(np.tanh(x) ** 2)
+
+    x = Key(1).generator().standard_normal(7)
+    value, pullback = vjp(loss, x)
+    assert grad(loss)(x).tobytes() == pullback(np.ones(()))[0].tobytes()
+    assert value_and_grad(loss)(x)[0] == value
+
+
+@pytest.mark.parametrize(
+    "f, third", [(np.sin, lambda x: -np.cos(x)), (np.exp, np.exp), (lambda x: x**4, lambda x: 24 * x)]
+)
+def test_nested_to_third_order_derivatives_equal_the_closed_forms(f: Any, third: Any) -> None:
+    def forward(g: Any) -> Any:
+        return lambda x: jvp(g, (x,), (np.ones(()),))[1]
+
+    for first in (grad, forward):
+        for second in (grad, forward):
+            for last in (grad, forward):
+                assert last(second(first(f)))(0.7) == pytest.approx(third(0.7), rel=1e-14)
+
+
+def network(x: Any) -> Any:
+    w = Key(2).generator().standard_normal((2, 4, 4))
+    return np.sum(np.tanh(w[1] @ np.tanh(w[0] @ x)) ** 2)
+
+
+@pytest.mark.parametrize("mode", HVP_MODES)
+def test_a_hessian_vector_product_is_the_dense_hessians(mode: str) -> None:
+    x, v = Key(3).generator().standard_normal((2, 4))
+    dense = hessian(network)(x)
+    np.testing.assert_allclose(dense, dense.T, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(hvp(network, (x,), (v,), mode), dense @ v, rtol=1e-12)
+
+
+def test_the_gauss_newton_product_is_that_of_dense_matrices() -> None:
+    w, x, v = Key(4).generator().standard_normal((3, 4, 4))
+
+    def inner(x: Any) -> Any:
+        return np.tanh(w @ x[0])
+
+    def outer(y: Any) -> Any:
+        return np.sum(np.exp(y))
+
+    j = jacobian(inner)(x).reshape(4, 16)
+    h = hessian(outer)(inner(x))
+    np.testing.assert_allclose(np.ravel(gauss_newton_vp(inner, outer, x, v)), j.T @ h @ j @ np.ravel(v), rtol=1e-12)
+
+
+def test_structures_nest_freely() -> None:
+    def f(p: Any, rest: Any) -> Any:
+        return {"y": [p["a"] * rest[0], (np.sum(p["b"]),)], "none": None}
+
+    p, rest = {"a": np.array(2.0), "b": np.ones(3)}, (np.array(5.0),)
+    value, pullback = vjp(f, p, rest)
+    assert value["y"][0] == 10
+    p_bar, rest_bar = pullback({"y": [1.0, (2.0,)], "none": None})
+    assert p_bar["a"] == 5
+    assert p_bar["b"].tolist() == [2, 2, 2]
+    assert rest_bar[0] == 2
+    assert isinstance(rest_bar, tuple)
+    _, tangent = jvp(f, (p, rest), (p, rest))
+    assert tangent["y"][0] == 20
+
+
+def test_linearize_and_the_jacobian_as_a_black_box() -> None:
+    value, push = linearize(example, POINT)
+    np.testing.assert_allclose(push(DIRECTION), EXACT @ DIRECTION)
+    operator = jacobian_operator(example, POINT)
+    assert operator.shape == (3, 2)
+    assert operator.T.shape == (2, 3)
+    np.testing.assert_allclose(operator @ DIRECTION, EXACT @ DIRECTION)
+    np.testing.assert_allclose(operator.rmatvec(value), EXACT.T @ value)
+    np.testing.assert_allclose(operator.T @ value, EXACT.T @ value)
+    np.testing.assert_allclose(operator.T.T.matvec(DIRECTION), EXACT @ DIRECTION)
+
+
+def test_the_mode_of_a_jacobian_follows_the_sizes_and_its_reason_can_be_asked_for() -> None:
+    wide, tall = np.ones((2, 5)), np.ones((5, 2))
+    assert jacobian_plan(lambda x: wide @ x, np.ones(5)).mode == "reverse"
+    plan = jacobian_plan(lambda x: tall @ x, np.ones(2))
+    assert (plan.mode, plan.products, plan.shape, plan.nbytes) == ("forward", 2, (5, 2), 80)
+    assert "fewer products" in plan.reason
+    with pytest.raises(DifferentiationError, match="takes 80 bytes"):
+        jacobian(lambda x: tall @ x, limit=79)(np.ones(2))
+
+
+def test_a_custom_rule_serves_both_modes_and_any_order() -> None:
+    calls = []
+
+    @custom_rule
+    def square(x: Any) -> Any:
+        return x**2
+
+    @square.vjp
+    def rule(cotangent: Any, y: Any, x: Any) -> Any:
+        calls.append(x)
+        return (2 * x * cotangent,)
+
+    assert grad(lambda x: np.sum(square(x)))(np.arange(3.0)).tolist() == [0, 2, 4]
+    assert len(calls) == 1
+    check_grads(square, (np.arange(1.0, 4.0),))
+    assert square(np.float64(3.0)) == 9
+    with pytest.raises(TypeError, match="has no rule yet"):
+        custom_rule(lambda x: x)(1.0)
+
+
+def test_stop_gradient_cuts_both_modes() -> None:
+    assert grad(lambda x: x * stop_gradient(x))(3.0) == 3
+    assert jvp(lambda x: x * stop_gradient(x), (np.array(3.0),), (np.array(1.0),))[1] == 3
+
+
+@pytest.mark.parametrize("mode", ["vjp", "jvp"])
+def test_check_grads_finds_a_planted_error_of_1e_4(mode: str) -> None:
+    @custom_rule
+    def wrong(x: Any) -> Any:
+        return np.sin(x)
+
+    wrong.vjp(lambda g, y, x: (g * np.cos(x) * (1 + 1e-4 * (mode == "vjp")),))
+    wrong.jvp(lambda t, y, x: t[0] * np.cos(x) * (1 + 1e-4 * (mode == "jvp")))
+    with pytest.raises(WrongDerivative):
+        check_grads(wrong, (np.linspace(0.1, 1, 5),), order=1)
+    with pytest.raises(WrongDerivative):
+        check_grads(wrong, (np.linspace(0.1, 1, 5),), order=1, modes=("reverse" if mode == "vjp" else "forward",))
+
+
+def test_after_a_gradient_nothing_traced_is_alive_without_the_cycle_collector() -> None:
+    seen: list[Any] = []
+
+    def f(x: Any) -> Any:
+        y = np.tanh(x)
+        seen.append(weakref.ref(y.derivative.y))
+        return np.sum(y * y)
+
+    gc.disable()
+    try:
+        grad(f)(np.ones(1000))
+        assert seen[0]() is None
+        jvp(lambda x: np.sum(np.tanh(x)), (np.ones(3),), (np.ones(3),))
+    finally:
+        gc.enable()
+
+
+def test_python_control_flow_works_as_it_runs() -> None:
+    def f(x: Any) -> Any:
+        total = 0.0
+        for i in range(4):
+            if x[i] > 0:
+                total += x[i] ** 2
+        while total < 10:
+            total = total * 2
+        return total
+
+    assert grad(f)(np.array([1.0, -1.0, 2.0, -3.0])).tolist() == [4, 0, 8, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: math.sin(x[0]), "to become float"),
+        (lambda x: x[0] if x[0] else x[1], "to become bool"),
+        (lambda x: [1, 2][x[0]], "to become int"),
+        (lambda x: x.__setitem__(0, 1.0), "cannot be written into"),
+        (lambda x: np.add(x, 1, out=np.zeros(2)), "cannot write into an array with out="),
+        (lambda x: np.cumsum(x, out=np.zeros(2)), "cannot write into out="),
+        (lambda x: np.linalg.eigh(np.outer(x, x))[0], r"np.linalg.eigh has no derivative rule.*custom_rule"),
+        (lambda x: np.fft.fft(x), "has no derivative rule"),
+        (lambda x: np.add.accumulate(x), "np.add.accumulate has no derivative rule"),
+        (lambda x: x, "grad takes a function with a scalar result"),
+    ],
+)
+def test_what_would_cut_a_derivative_is_an_error_that_names_it(function: Any, message: str) -> None:
+    with pytest.raises(DifferentiationError, match=message):
+        grad(function)(POINT)
+
+
+def test_an_in_place_operator_on_a_traced_array_is_an_error_and_on_a_scalar_a_new_scalar() -> None:
+    def in_place(x: Any) -> Any:
+        y = x * 1.0
+        y += x
+        return np.sum(y)
+
+    with pytest.raises(DifferentiationError, match="y = y \\+ x instead"):
+        grad(in_place)(POINT)
+    assert grad(in_place)(2.0) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: grad(np.sin)(3), "convert it first"),
+        (
+            lambda: jvp(np.sin, (POINT,), (np.ones(3),)),
+            r"shape of the array it belongs to, \(2,\), but this one has \(3,\)",
+        ),
+        (lambda: jvp(np.sin, (POINT,), ()), "tuple of 1 items"),
+        (lambda: vjp(np.sin, POINT)[1](np.ones((2, 1))), "cotangent has the shape"),
+        (lambda: vjp(lambda x: {"a": x}, POINT)[1]({"b": POINT}), "keys"),
+    ],
+)
+def test_wrong_primals_tangents_and_cotangents_are_clear_errors(call: Any, message: str) -> None:
+    with pytest.raises(DifferentiationError, match=message):
+        call()
+
+
+def test_integer_tangents_and_cotangents_take_the_primals_dtype() -> None:
+    x = POINT.astype(np.float32)
+    assert jvp(np.sin, (x,), (np.array([1, 0]),))[1].dtype == np.float32
+    assert vjp(np.sin, x)[1](np.array([1, 0]))[0].dtype == np.float32
+
+
+def test_forward_mode_keeps_nothing_and_reverse_mode_grows_with_depth() -> None:
+    import tracemalloc
+
+    def deep(depth: int) -> Any:
+        def f(x: Any) -> Any:
+            for _ in range(depth):
+                x = np.tanh(x)
+            return np.sum(x)
+
+        return f
+
+    x = np.ones(4096)
+
+    def peak(run: Any) -> int:
+        run()
+        tracemalloc.start()
+        run()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    forward = [peak(lambda d=d: jvp(deep(d), (x,), (x,))) for d in (10, 300)]
+    reverse = [peak(lambda d=d: grad(deep(d))(x)) for d in (10, 300)]
+    assert forward[1] < 1.1 * forward[0]
+    assert reverse[1] > 10 * reverse[0]
