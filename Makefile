@@ -32,7 +32,7 @@ soak: .venv/.installed-test
 install: .venv/.installed-test .venv/.installed-lint
 
 clean:
-	rm -rf .venv
+	rm -rf .venv build *.egg-info
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

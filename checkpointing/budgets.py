@@ -49,6 +49,8 @@ def parse_budget(text: str) -> EngineBudget:
         )
     if scope != "engine":
         raise ValueError(f"unknown budget scope {scope!r} in {text!r}; {_EXAMPLES}")
+    if amount.isdecimal() and int(amount) <= 100:
+        raise ValueError(f"a budget of {amount} bytes holds nothing; did you mean engine:{amount}%?")
     if not amount.endswith("%"):
         return EngineBudget(text, nbytes=parse_size(amount))
     try:

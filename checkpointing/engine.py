@@ -101,15 +101,16 @@ class ValueAndGrad:
     def __call__(
         self, parameters: Parameters, x: Array, targets: Array, key: Key | None = None
     ) -> tuple[float, Parameters]:
+        x, targets = np.asarray(x), np.asarray(targets)
         if len(x) != len(targets) or len(x) % self._shards or not len(x):
             raise ValueError(
                 f"{len(x)} inputs and {len(targets)} targets do not divide into {self._shards} equal shards"
             )
         rows = len(x) // self._shards
         specs = Spec.of((rows, *x.shape[1:]), x.dtype), Spec.of((rows, *targets.shape[1:]), targets.dtype)
+        _require_parameters(self._layer, specs[0], parameters)
         if specs not in self._plans:
             self._plans[specs] = self._plan(*specs)
-        _require_parameters(self._layer, specs[0], parameters)
         self.plan = self._plans[specs]
 
         def load(shard: int, into_x: Array, into_targets: Array) -> None:
@@ -160,6 +161,17 @@ def value_and_grad(
     >>> parameters = Parameters.initialize(chain.layout(Spec.of(x.shape, x.dtype)), Key(0))
     >>> value, gradient = value_and_grad(chain, MeanSquaredError())(parameters, x, y)
     >>> bool(np.isclose(abs(gradient["0.bias"][0]), 2 * np.sqrt(value)))
+    True
+
+    A loop of one's own:
+
+    >>> from framework import AdamW
+    >>> optimizer, run = AdamW(weight_decay=0.0), value_and_grad(chain, MeanSquaredError())
+    >>> state = optimizer.initialize(parameters.layout)
+    >>> for step in range(300):
+    ...     loss, gradient = run(parameters, x, y, Key(0).fold(step))
+    ...     optimizer.update(parameters.flat, gradient.flat, state, step=step, learning_rate=0.01)
+    >>> loss < 1e-4
     True
     """
     return ValueAndGrad(layer, loss, parse_policy(policy) if isinstance(policy, str) else policy, budget, shards)

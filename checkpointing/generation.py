@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from framework.parameters import Parameters
 def generate(
     model: Model, parameters: Parameters, prompt: bytes, length: int, temperature: float = 0.8, seed: int = 0
 ) -> Iterator[bytes]:
-    """Yields bytes that continue a prompt, one at a time.
+    """Returns bytes that continue a prompt, one at a time.
 
     Args:
         model: A model over bytes: input (B, T) of uint8, output (B, T, 256) logits.
@@ -33,8 +34,16 @@ def generate(
         ValueError: The model is not over bytes, or an argument is out of range.
     """
     window = _window(model)
-    if length < 1 or temperature < 0:
-        raise ValueError(f"length must be at least 1 and temperature at least 0, but got {length} and {temperature}")
+    if length < 1:
+        raise ValueError(f"--length must be at least 1, but got {length}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"--temperature must be at least 0 and finite, but got {temperature}")
+    return _bytes(model, parameters, window, prompt, length, temperature, seed)
+
+
+def _bytes(
+    model: Model, parameters: Parameters, window: int, prompt: bytes, length: int, temperature: float, seed: int
+) -> Iterator[bytes]:
     text = bytearray(prompt or b"\n")
     generator, ledger = Key(seed).fold("generate").generator(), Ledger()
     for _ in range(length):

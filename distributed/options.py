@@ -44,7 +44,7 @@ class TrainingOptions:
     validation_examples: int = 512
     """Validation examples, spread evenly over the validation split; rounded down to whole batches, at least one."""
     weights: Path | None = None
-    """A weights.safetensors file to start from."""
+    """Weights to start from: a weights.safetensors file, or the folder of a run."""
     address: str | None = None
     """A running Ray cluster to join, as HOST:PORT or auto. Default: Ray is started on this machine."""
     timeout: float = 300.0
@@ -99,7 +99,7 @@ class TrainingOptions:
         return parse_policy(self.policy) if self.policy is not None else None
 
     def parsed_budget(self) -> EngineBudget | None:
-        return parse_budget(self.memory_budget) if self.memory_budget is not None else None
+        return None if self.memory_budget in (None, "none") else parse_budget(str(self.memory_budget))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the options as JSON-ready data."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import hashlib
 import importlib.metadata
 import math
@@ -92,8 +94,7 @@ class Trainer:
         run_folder: RunFolder | None = None,
         **options: Any,
     ) -> None:
-        self.options = TrainingOptions(**options)
-        self.options.check()
+        self.options = _options(options)
         if isinstance(model, Chain):
             if loss is None or data is None:
                 raise ValueError(
@@ -211,7 +212,7 @@ class Trainer:
 
     def _given_parameters(self, path: Path) -> Parameters:
         parameters = Parameters(self.layout, np.empty(self.layout.size, self.layout.dtype))
-        weights.load(path, parameters)
+        weights.load(path / "weights.safetensors" if path.is_dir() else path, parameters)
         return parameters
 
     def _step(self, group: Group, step: int) -> dict[str, Any]:
@@ -246,9 +247,11 @@ class Trainer:
 
     def _require_finite(self, step: int, name: str, value: float) -> None:
         if not math.isfinite(value):
+            hint = "" if self.options.clip_norm else ", or clip the gradient with --clip-norm 1"
+            kept = f"; the metrics so far are in {self.run_folder.path}" if self.run_folder is not None else ""
             raise Diverged(
-                f"step {step}: the {name.replace('_', ' ')} is {value}; the run has diverged and is stopped. Lower the learning "
-                f"rate ({self.options.learning_rate:g}) or give a --clip-norm; the metrics up to here are kept"
+                f"step {step}: the {name.replace('_', ' ')} is {value}, so the run is stopped; lower the learning rate "
+                f"({self.options.learning_rate:g}){hint}{kept}"
             )
 
     def _finish(self, group: Group, history: list[dict[str, Any]]) -> TrainingResult:
@@ -315,6 +318,18 @@ class Trainer:
                 "ray": importlib.metadata.version("ray"),
             },
         }
+
+
+def _options(given: dict[str, Any]) -> TrainingOptions:
+    known = [field.name for field in dataclasses.fields(TrainingOptions)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise TypeError(f"the Trainer has no option {name!r}; {hint}")
+    options = TrainingOptions(**given)
+    options.check()
+    return options
 
 
 def _no_data(paths: Any) -> Dataset:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from checkpointing.engine import Engine
@@ -139,7 +140,8 @@ class Worker:
         started = time.perf_counter()
         rate = self._task.schedule(step)
         try:
-            outcome = self._engine.train_step(self._task.train, self._load_train(step), step, rate)
+            with np.errstate(all="ignore"):  # the Trainer stops a run whose loss or gradient is not finite, with words
+                outcome = self._engine.train_step(self._task.train, self._load_train(step), step, rate)
             if self._shared:
                 self._shared.barrier("end of a step")  # before rank 0's gradient buffer is used again
         except BaseException:

@@ -144,12 +144,12 @@ class ByteText:
             total = sum(piece.size for piece in whole)
             kept, held = _cut(whole, total - max(window + 1, math.ceil(total * VALIDATION_PART)))
         self._texts = {"train": _Text(kept), "validation": _Text(held)}
-        for split, text in self._texts.items():
-            if len(text) <= window:
-                raise ValueError(
-                    f"the {split} text has {len(text)} bytes, shorter than one window of {window + 1} bytes; name more text "
-                    "with --data (training and validation need a window each), or a model with a smaller window"
-                )
+        if any(len(text) <= window for text in self._texts.values()):
+            train, validation = (len(self._texts[split]) for split in ("train", "validation"))
+            raise ValueError(
+                f"the text has {train + validation} bytes, {train} of them for training and {validation} for validation, shorter "
+                f"than one window of {window + 1} bytes for each; name more text with --data, or a model with a smaller window"
+            )
 
     @property
     def nbytes(self) -> int:

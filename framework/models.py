@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -132,10 +133,17 @@ def _build_own(name: str, module: str, function: str, dtype: str, dropout: float
             options[option] = value
         elif value != default:
             raise ValueError(f"model {name!r} was built with {option}={value}, but {function} takes no {option!r}")
-    model = builder(**options)
+    try:
+        model = builder(**options)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"model {name!r} failed to build at {place.filename}:{place.lineno}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, Model):
         raise ValueError(
-            f"model {name!r}: {function} must return a framework.models.Model, but gave {type(model).__name__}"
+            f"model {name!r}: {function} must return a framework.Model(name, chain, loss, dataset), where dataset is a function "
+            f"from paths to a data set, but gave {type(model).__name__}"
         )
     return model
 

@@ -36,9 +36,9 @@ class Optimizer(ABC):
         """Bytes of scratch of an update."""
         return self.scratch_rows * kernels.block_rows(layout.size, 1) * layout.dtype.itemsize
 
-    def initialize(self, layout: Layout, ledger: Ledger) -> Array:
+    def initialize(self, layout: Layout, ledger: Ledger | None = None) -> Array:
         """Returns the state before the first step: zeros."""
-        state = ledger.empty((self.slots, layout.size), layout.dtype, "optimizer", type(self).__name__)
+        state = (ledger or Ledger()).empty((self.slots, layout.size), layout.dtype, "optimizer", type(self).__name__)
         state.fill(0)
         return state
 
@@ -50,8 +50,8 @@ class Optimizer(ABC):
         *,
         step: int,
         learning_rate: float,
-        factor: float,
-        ledger: Ledger,
+        factor: float = 1.0,
+        ledger: Ledger | None = None,
     ) -> None:
         """Changes parameters and state in place.
 
@@ -65,7 +65,8 @@ class Optimizer(ABC):
             ledger: Counts the scratch.
         """
         height = kernels.block_rows(parameters.size, 1)
-        scratch = ledger.empty((self.scratch_rows, height), parameters.dtype, "workspace", type(self).__name__)
+        name, book = type(self).__name__, ledger or Ledger()
+        scratch = book.empty((self.scratch_rows, height), parameters.dtype, "workspace", name)
         for block in kernels.row_blocks(parameters.size, 1):
             some = scratch[:, : block.stop - block.start]
             np.multiply(gradient[block], factor, out=some[0])

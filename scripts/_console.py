@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import sys
 import traceback
@@ -20,7 +21,7 @@ Command = TypeVar("Command")
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 #: People read this; it is plain where there is no terminal.
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 110)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -47,6 +48,9 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
             signal.signal(number, signal.SIG_IGN)
         errors.print(f"stopped by {'SIGTERM' if isinstance(stop, Terminated) else 'Ctrl-C'}")
         sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
         _fail(error, BAD_INPUT)
     except (RuntimeError, MemoryError, OSError) as error:

@@ -8,6 +8,7 @@ Examples:
 from __future__ import annotations
 
 import codecs
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ class Generate:
     """Below 1 likelier bytes, above 1 more surprising ones; 0 always the likeliest."""
     seed: int = 0
     """Seed of the draws."""
+    quiet: bool = False
+    """Print only errors (and the JSON line)."""
     json: bool = False
     """Print prompt and text as one JSON object on the last line."""
     debug: bool = False
@@ -46,18 +49,24 @@ def main(options: Generate) -> dict[str, Any]:
         raise ValueError(f"the model of {options.run} was not built by name, so it cannot be built again here")
     model = build(**config["build"])
     parameters = load(model, options.run / "weights.safetensors")
+    made = generate(model, parameters, options.prompt.encode(), options.length, options.temperature, options.seed)
     # A character may be several bytes, so they are decoded as they come.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = []
-    out = _console.console.file
-    out.write(options.prompt)
-    for byte in generate(model, parameters, options.prompt.encode(), options.length, options.temperature, options.seed):
+    write(options.prompt, options.quiet)
+    for byte in made:
         pieces.append(decoder.decode(byte))
-        out.write(pieces[-1])
-        out.flush()
+        write(pieces[-1], options.quiet)
     pieces.append(decoder.decode(b"", final=True))
-    out.write(pieces[-1] + "\n")
+    write(pieces[-1] + "\n", options.quiet)
     return {"run": str(options.run), "prompt": options.prompt, "text": "".join(pieces)}
+
+
+def write(text: str, quiet: bool) -> None:
+    """Writes text as it comes; control characters, which could garble a terminal, as a sign of their own."""
+    if not quiet:
+        sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from framework import build, format_size
 
 _CAPTION = (
     "predicted before the first array; counted: live bytes of the engine's arrays;\n"
-    "rss: peak resident memory over that before the first array, in a fresh process"
+    "rss: peak resident memory of a fresh process over that before the first array\n"
+    "(less than counted where that process had room already)"
 )
 
 
@@ -52,6 +53,8 @@ class ProfileMemory:
     """Also draw the table as a picture in this file."""
     force: bool = False
     """Overwrite an existing picture."""
+    quiet: bool = False
+    """Print only errors (and the JSON line)."""
     json: bool = False
     """Print the measurements as one JSON object on the last line."""
     debug: bool = False
@@ -59,6 +62,7 @@ class ProfileMemory:
 
 
 def main(options: ProfileMemory) -> dict[str, Any]:
+    console.quiet = options.quiet
     build(options.model, options.dtype, options.dropout)
     require_shards(options.shards)
     for policy in options.policies:
@@ -110,15 +114,14 @@ def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
     title = f"{options.model}, batch {options.batch}: peak memory and time of a step by recomputation policy"
     drawn = Table(title=title, caption=_CAPTION, box=box.SIMPLE_HEAD, collapse_padding=True)
     drawn.add_column("policy", no_wrap=True)
-    for name in ("predicted", "counted", "exact", "rss", "step", "memory", "time"):
+    for name in ("predicted", "counted", "rss", "step", "memory", "time"):
         drawn.add_column(name, justify="right", no_wrap=True)
     first = found[0]
     for p in found:
         drawn.add_row(
             p.policy,
             format_size(p.predicted_peak_bytes),
-            format_size(p.ledger_peak_bytes),
-            "yes" if p.predicted_peak_bytes == p.ledger_peak_bytes else "NO",
+            format_size(p.ledger_peak_bytes) + ("" if p.predicted_peak_bytes == p.ledger_peak_bytes else " NOT EQUAL"),
             format_size(p.rss_peak_bytes),
             f"{p.step_seconds * 1e3:.4g} ms",
             f"{p.predicted_peak_bytes / first.predicted_peak_bytes:.0%}",

@@ -35,7 +35,7 @@ class Train(TrainingOptions):
     data: tuple[Path, ...] = ()
     """Text files or folders to train on. Default: the sources of Python's standard library."""
     memory_budget: str | None = None
-    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations). Default: engine:60%, or the least possible; none if a policy is named."""
+    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations). Default: engine:60%, or the least possible; no budget if a policy is named, or with none."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and activations."""
     dropout: float = 0.0
@@ -63,8 +63,13 @@ def main(options: Train) -> dict[str, Any]:
     trainer = make_trainer(options, model)
     trainer.run_folder = folder
     introduce(trainer, options)
-    with progress(trainer) as callbacks:
-        result = trainer.fit(*callbacks)
+    try:
+        with progress(trainer) as callbacks:
+            result = trainer.fit(*callbacks)
+    except (KeyboardInterrupt, _console.Terminated):
+        if folder.path.exists():
+            _console.errors.print(f"metrics so far are in {path}; there are no weights", markup=False)
+        raise
     conclude(result.summary, path)
     return result.summary
 
@@ -86,9 +91,8 @@ def introduce(trainer: Trainer, options: Train) -> None:
     plans, data = trainer.plans, trainer.data.describe()
     where = f"{options.workers} Ray workers" if options.workers else "in process"
     if "train_bytes" in data:
-        text = (
-            f"{data['train_bytes']:,} bytes of {', '.join(data['source'])}; {data['validation_bytes']:,} for validation"
-        )
+        source = f"{data['files']:,} files of {', '.join(data['source'])}"
+        text = f"{data['train_bytes']:,} bytes in {source}; {data['validation_bytes']:,} for validation"
     else:
         text = f"{data['train_examples']:,} examples; {data['validation_examples']:,} for validation"
     part = plans.activation_nbytes / plans.store_all_activation_nbytes
@@ -137,11 +141,10 @@ def progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
     limit = f"/{trainer.budget / _MIB:.1f}" if trainer.budget else ""
 
     def told(row: dict[str, Any]) -> str:
-        memory = f"live {row['live_bytes'] / _MIB:.1f} peak {row['peak_bytes'] / _MIB:.1f}{limit} MiB"
-        loss = f"loss {row['loss']:.4f}"
         if "validation_loss" in row:
-            loss += f" validation {row['validation_loss']:.4f}"
-        return f"{loss}  {row['tokens_per_second']:,.0f}/s  {memory}"
+            return f"loss {row['loss']:.4f} validation {row['validation_loss']:.4f}"
+        memory = f"live {row['live_bytes'] / _MIB:.1f} peak {row['peak_bytes'] / _MIB:.1f}{limit} MiB"
+        return f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f}/s  {memory}"
 
     if console.quiet or not console.is_terminal:
         yield _lines(steps, told), None

@@ -156,7 +156,8 @@ def test_budgets_are_of_the_engine_in_bytes_or_as_a_part_of_store_alls_activatio
         ("engine:101%", "no percentage"),
         ("engine:x%", "no percentage"),
         ("process:64MiB", "unknown budget scope"),
-        ("engine:0", "at least one byte"),
+        ("engine:0B", "at least one byte"),
+        ("engine:60", "did you mean engine:60%"),
     ],
 )
 def test_a_wrong_budget_is_a_clear_error(text: str, message: str) -> None:

@@ -11,6 +11,7 @@ from distributed import Trainer
 from framework import ArrayDataset, Chain, CrossEntropy, Dropout, Key, Linear, ReLU, build
 from framework.data import clusters
 
+ONE_HASH: set[tuple[Any, ...]] = set()
 RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 20, "clip_norm": 0.5, "validation_examples": 16, "seed": 7}
 
 
@@ -48,6 +49,16 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(
     summary = train(workers, **options)
     assert summary["workers"] == workers
     assert hashes(summary) == hashes(alone)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", range(9))
+def test_two_hundred_steps_have_one_hash_for_0_to_8_workers(ray_cluster: None, workers: int) -> None:
+    policy = ("store-all", "sqrt-n", "every-k:1")[workers % 3]
+    summary = train(workers, shards=8, steps=200, policy=policy)
+    ONE_HASH.add(hashes(summary))
+    print(workers, policy, *hashes(summary))
+    assert len(ONE_HASH) == 1
 
 
 def test_ranks_with_more_shards_hold_more_gradients_and_each_peak_is_predicted(ray_cluster: None) -> None:

@@ -132,12 +132,12 @@ def test_a_missing_path_is_an_error_that_names_it(tmp_path: Path) -> None:
         ({"empty": b""}, "empty", "text file .*empty is empty"),
         ({"folder/.hidden": b"abc"}, "folder", "folder .*folder holds no file"),
         ({"folder/a": b""}, "folder", "0 bytes"),
-        ({"short": b"abcdefgh"}, "short", r"the train text has 3 bytes, shorter than one window of 5"),
-        ({"tiny": b"abc"}, "tiny", r"the train text has 0 bytes"),
+        ({"short": b"abcdefgh"}, "short", r"3 of them for training and 5 for validation, shorter than one window of 5"),
+        ({"tiny": b"abc"}, "tiny", r"0 of them for training"),
         (
             {f"f/{i:02d}": b"ab" for i in range(40)},
             "f",
-            r"the validation text has 4 bytes, shorter than one window of 5",
+            r"4 for validation, shorter than one window of 5",
         ),
     ],
 )

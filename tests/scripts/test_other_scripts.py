@@ -98,6 +98,23 @@ def test_the_readme_s_script_runs_as_it_stands_from_any_folder(tmp_path: Path) -
     assert predicted == counted
 
 
+def test_the_readme_s_own_model_trains_on_two_workers(tmp_path: Path) -> None:
+    lines = (
+        (ROOT / "README.md")
+        .read_text()
+        .split("from `mine.py`:\n\n")[1]
+        .split("\n\n[")[0]
+        .split("\n## ")[0]
+        .splitlines()
+    )
+    (tmp_path / "mine.py").write_text("\n".join(line.removeprefix("    ") for line in lines))
+    options = ("--model", "mine:build", "--steps", "3", "--validation-examples", "8", "--run-dir", "run", "--json")
+    summary = last_json(run("train", *options, cwd=tmp_path))
+    assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"]
+    text = run("generate", "run", "--length", "20", cwd=tmp_path).stdout
+    assert text.startswith("import ")
+
+
 def test_the_readme_shows_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make train" in text
