@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
 
-.PHONY: train test lint format install soak clean
+.PHONY: train test test-peers lint format install soak clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
@@ -25,6 +25,10 @@ format: .venv/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Compares with PyTorch, which the peers extra installs.
+test-peers: .venv/.installed-peers
+	$(BIN)/python -m pytest -m peers tests/peers $(ARGS)
+
 # What takes longer than CI allows.
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak $(ARGS)
@@ -41,6 +45,10 @@ clean:
 
 .venv/.installed-test: .venv/.installed
 	$(PIP) --editable '.[test]'
+	touch $@
+
+.venv/.installed-peers: .venv/.installed-test
+	$(PIP) --editable '.[peers]'
 	touch $@
 
 .venv/.installed-lint: .venv/.installed

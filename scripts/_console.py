@@ -43,6 +43,9 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
         sys.path.insert(1, str(Path.cwd()))
         options = tyro.cli(tyro.conf.FlagCreatePairsOff[type(default)], default=default, description=description)
         result = main(options)
+        if getattr(options, "json", False):
+            # Not through rich, which would wrap and colour it.
+            print(json.dumps(result, allow_nan=False), flush=True)
     except (KeyboardInterrupt, Terminated) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -55,9 +58,6 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
         _fail(error, BAD_INPUT)
     except (RuntimeError, MemoryError, OSError) as error:
         _fail(error, FAILED)
-    if getattr(options, "json", False):
-        # Not through rich, which would wrap and colour it.
-        print(json.dumps(result, allow_nan=False), flush=True)
     sys.exit(0)
 
 

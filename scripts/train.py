@@ -8,6 +8,7 @@ Examples:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -97,6 +98,9 @@ def introduce(trainer: Trainer, options: Train) -> None:
         text = f"{data['train_examples']:,} examples; {data['validation_examples']:,} for validation"
     part = plans.activation_nbytes / plans.store_all_activation_nbytes
     budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
+    threads, cores = max(1, options.workers) * options.threads_per_worker, os.cpu_count() or 1
+    if threads > cores:
+        console.print(f"[yellow]{threads} threads share {cores} cores here, so steps will be slow[/yellow]")
     for name, value in (
         ("model", f"{options.model}, {trainer.layout.size:,} parameters of {options.dtype}"),
         ("data", text),
