@@ -31,12 +31,14 @@ class Rule:
         jvp: (position, tangent, y, args, kwargs) → what the argument's tangent adds to that of the output; None derives it from vjp.
         family: The table it stands in.
         kind: elementwise, linear, or rule; for the documentation.
+        options: A function of (g, y, *args, **kwargs) whose signature says which options the rule takes; None for all.
     """
 
     vjp: Callable[..., Any]
     jvp: Callable[..., Any] | None
     family: str
     kind: str
+    options: Callable[..., Any] | None = None
 
 
 #: Functions with a rule.
@@ -80,7 +82,7 @@ def linear(family: str, function: Any, vjp: Callable[..., Any]) -> None:
         _require_first(function, position)
         return function(t, *args[1:], **kwargs)
 
-    RULES[function] = Rule(back, forth, family, "linear")
+    RULES[function] = Rule(back, forth, family, "linear", vjp)
 
 
 def rule(family: str, function: Any, *vjps: Any, jvps: Any = TRANSPOSED, sequence: bool = False) -> None:
@@ -108,7 +110,8 @@ def rule(family: str, function: Any, *vjps: Any, jvps: Any = TRANSPOSED, sequenc
     def forth(position: tuple[int, ...], t: Any, y: Any, args: Any, kwargs: Any) -> Any:
         return pick(jvps, position, t, y, args, kwargs)
 
-    RULES[function] = Rule(back, None if jvps is TRANSPOSED else forth, family, "rule")
+    options = None if sequence else next(rule for rule in vjps if rule is not None)
+    RULES[function] = Rule(back, None if jvps is TRANSPOSED else forth, family, "rule", options)
 
 
 def _require_first(function: Any, position: tuple[int, ...]) -> None:

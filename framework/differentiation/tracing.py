@@ -8,6 +8,7 @@ in NumPy, so transforms nest to any order.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -187,6 +188,7 @@ class Traced(NDArrayOperatorsMixin):
 def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Runs a call that has traced arguments: on the values, then by the rule of the newest trace."""
     if function in DERIVED:
+        _require_options(DERIVED[function], function, args, kwargs)
         return DERIVED[function](*args, **kwargs)
     if function in CONSTANT:
         return function(*map(untraced, args), **{name: untraced(value) for name, value in kwargs.items()})
@@ -206,8 +208,22 @@ def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     top = max((traced.trace for _, traced in found), key=lambda trace: trace.level)
     mine = [(position, traced) for position, traced in found if traced.trace is top]
     plain = tuple(_replace(arg, top) for arg in args)
+    if rule.options is not None:
+        _require_options(rule.options, function, (None, None, *plain), kwargs)
     y = function(*plain, **kwargs)
+    if isinstance(y, list | tuple):
+        raise DifferentiationError(f"{describe(function)} gives several arrays, which its rule does not cover")
     return top.record(rule, mine, y, plain, kwargs)
+
+
+def _require_options(written: Any, function: Any, args: Any, kwargs: Any) -> None:
+    """Raises unless the function as it is written here takes these options."""
+    try:
+        inspect.signature(written).bind(*args, **kwargs)
+    except TypeError as error:
+        raise DifferentiationError(
+            f"{describe(function)} cannot be differentiated with these options ({error}); leave them away, or write it otherwise"
+        ) from error
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:

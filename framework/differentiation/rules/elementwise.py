@@ -1,7 +1,7 @@
 """Elementwise functions: the Jacobian is diagonal, so a rule is a factor ∂y/∂x, which serves both modes.
 
 Conventions where a derivative does not exist: |x| and sign have 0 at 0; maximum and minimum share a tie in halves; the square root
-and logarithm give infinity or NaN as their formulas do; x**p has p·x**(p-1), which is 0 for p = 0, and log(x)·y with 0 at x = 0.
+and logarithm give infinity or NaN as their formulas do; copysign has 0 in its second argument; x**p has p·x**(p-1), which is 0 for p = 0, and log(x)·y with 0 at x = 0.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TABLE = [
     (np.logaddexp2, lambda y, a, b: np.exp2(a - y), lambda y, a, b: np.exp2(b - y)),
     (np.remainder, ONE, lambda y, a, b: -np.floor(a / b)),
     (np.fmod, ONE, lambda y, a, b: -np.trunc(a / b)),
-    (np.copysign, lambda y, a, b: np.sign(a) * np.sign(y), None),
+    (np.copysign, lambda y, a, b: np.sign(a) * np.sign(y), lambda y, a, b: 0.0),
     (np.negative, MINUS_ONE),
     (np.positive, ONE),
     (np.absolute, lambda y, x: np.sign(x)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.table import DERIVED, dtype_of, linear
+from framework.differentiation.table import DERIVED, as_dtype, dtype_of, linear
 from framework.differentiation.tracing import primitive, untraced
 
 
@@ -36,24 +36,27 @@ linear("indexing", take_items, lambda g, y, x, key: put_items(g, untraced(key), 
 linear("indexing", put_items, lambda g, y, x, key, shape: take_items(g, key))
 
 
-def _take(a: Any, indices: Any, axis: Any = None, mode: str = "raise") -> Any:
-    if axis is None:
-        return np.ravel(a)[np.asarray(indices)]
-    return a[(slice(None),) * (axis % np.ndim(a)) + (np.asarray(indices),)]
+def _take(a: Any, indices: Any, axis: Any = None, mode: Any = "raise") -> Any:
+    flat = np.ravel(a) if axis is None or np.ndim(a) == 0 else a
+    along = 0 if axis is None or np.ndim(a) == 0 else axis % np.ndim(a)
+    # NumPy itself says what mode does to an index that is out of bounds.
+    places = np.take(np.arange(np.shape(flat)[along]), indices, mode=mode)
+    return flat[(slice(None),) * along + (places,)]
 
 
 def _along(shape: tuple[int, ...], indices: Any, axis: int) -> tuple[Any, ...]:
-    """The full index of np.take_along_axis."""
-    grid = list(np.ogrid[tuple(slice(n) for n in np.shape(indices))])
+    """The full index of np.take_along_axis; the other axes of array and indices are broadcast to each other."""
+    grid = list(np.ogrid[tuple(slice(n) for n in shape)])
     grid[axis] = indices
     return tuple(grid)
 
 
-def _take_along_axis(a: Any, indices: Any, axis: int = -1) -> Any:
-    return a[_along(np.shape(a), np.asarray(indices), axis)]
+def _take_along_axis(a: Any, indices: Any, axis: Any = -1) -> Any:
+    flat, along = (np.ravel(a), 0) if axis is None else (a, axis)
+    return flat[_along(np.shape(flat), np.asarray(indices), along)]
 
 
-def _sort(a: Any, axis: Any = -1, **options: Any) -> Any:
+def _sort(a: Any, axis: Any = -1, kind: Any = None, **options: Any) -> Any:
     if axis is None:
         return _sort(np.ravel(a), 0)
     return _take_along_axis(a, np.argsort(untraced(a), axis=axis, kind="stable"), axis)
@@ -79,6 +82,53 @@ def _diag(v: Any, k: int = 0) -> Any:
     return put_items(v, (i + max(0, -k), i + max(0, k)), (size, size))
 
 
+def _reduced_first(a: Any, axis: Any) -> Any:
+    """The array with the reduced axes as one, which is the first."""
+    axes = range(np.ndim(a)) if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
+    if not len(axes) or np.ndim(a) == 0:
+        return np.reshape(a, (1, *np.shape(a)))
+    moved = np.moveaxis(a, tuple(axes), tuple(range(len(axes))))
+    rest = np.shape(moved)[len(axes) :]
+    return np.reshape(moved, (int(np.prod(np.shape(moved)[: len(axes)], dtype=int)), *rest))
+
+
+def _as_kept(result: Any, a: Any, axis: Any, keepdims: Any, extra: int = 0) -> Any:
+    """Gives a result the reduced axes again, after `extra` axes of its own."""
+    if not keepdims:
+        return result
+    axes = range(np.ndim(a)) if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
+    gone = {x % max(1, np.ndim(a)) for x in axes}
+    return np.reshape(
+        result, np.shape(result)[:extra] + tuple(1 if i in gone else n for i, n in enumerate(np.shape(a)))
+    )
+
+
+def _median(a: Any, axis: Any = None, overwrite_input: bool = False, keepdims: Any = False) -> Any:
+    """The mean of the middle elements of the sorted ones."""
+    ordered = _sort(_reduced_first(a, axis), 0)
+    length = np.shape(ordered)[0]
+    return _as_kept(np.mean(ordered[(length - 1) // 2 : length // 2 + 1], axis=0), a, axis, keepdims)
+
+
+def _quantile(
+    a: Any, q: Any, axis: Any = None, overwrite_input: bool = False, method: str = "linear", keepdims: Any = False
+) -> Any:
+    """Between the sorted elements on both sides of the place q·(n − 1); also differentiable in q where it interpolates."""
+    ordered = _sort(_reduced_first(a, axis), 0)
+    place = np.multiply(q, np.shape(ordered)[0] - 1.0)
+    low, high = (np.asarray(f(place)).astype(int) for f in (np.floor, np.ceil))
+    if method == "linear":
+        part: Any = place - low
+    elif method in ("lower", "higher", "midpoint", "nearest"):
+        part = {"lower": 0.0, "higher": 1.0, "midpoint": 0.5, "nearest": np.rint(place) - low}[method]
+    else:
+        raise TypeError(
+            f"np.quantile with method={method!r} has no derivative rule; use linear, lower, higher or nearest"
+        )
+    part = as_dtype(np.reshape(part, np.shape(part) + (1,) * (np.ndim(ordered) - 1)), dtype_of(ordered))
+    return _as_kept(ordered[low] + part * (ordered[high] - ordered[low]), a, axis, keepdims, np.ndim(q))
+
+
 DERIVED |= {
     np.take: _take,
     np.take_along_axis: _take_along_axis,
@@ -86,16 +136,11 @@ DERIVED |= {
     np.repeat: _repeat,
     np.diagonal: _diagonal,
     np.diag: _diag,
+    np.diagflat: lambda v, k=0: _diag(np.ravel(v), k),
     np.trace: lambda a, offset=0, axis1=0, axis2=1: np.sum(_diagonal(a, offset, axis1, axis2), axis=-1),
-    np.median: lambda a, axis=None, keepdims=False: _median(a, axis, keepdims),
+    np.linalg.diagonal: lambda x, *, offset=0: _diagonal(x, offset, -2, -1),
+    np.linalg.trace: lambda x, *, offset=0: np.sum(_diagonal(x, offset, -2, -1), axis=-1),
+    np.median: _median,
+    np.quantile: _quantile,
+    np.percentile: lambda a, q, axis=None, **options: _quantile(a, np.divide(q, 100), axis, **options),
 }
-
-
-def _median(a: Any, axis: Any, keepdims: bool) -> Any:
-    """The mean of the middle elements of the sorted ones."""
-    flat = np.ravel(a) if axis is None else np.moveaxis(a, axis, -1)
-    length = np.shape(flat)[-1]
-    middle = np.mean(_sort(flat)[..., (length - 1) // 2 : length // 2 + 1], axis=-1)
-    if not keepdims:
-        return middle
-    return np.reshape(middle, (1,) * np.ndim(a)) if axis is None else np.expand_dims(middle, axis)

@@ -54,17 +54,25 @@ def _einsum_vjp(position: Any, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
     place = position[0] - 1
     inputs, output = _indices(subscripts, operands)
     own = inputs[place]
-    if len(set(own)) != len(own):
-        raise TypeError(
-            f"np.einsum({subscripts!r}): an index that stands twice in one operand has no derivative rule; use np.diagonal"
-        )
     others = [index for i, index in enumerate(inputs) if i != place]
     known = set(output).union(*others)
-    kept = "".join(index for index in own if index in known)
+    kept = "".join(index for index in dict.fromkeys(own) if index in known)
     rest = [operand for i, operand in enumerate(operands) if i != place]
     partial = np.einsum(",".join([output, *others]) + "->" + kept, g, *rest)
-    shape = tuple(n if index in known else 1 for index, n in zip(own, np.shape(operands[place]), strict=True))
-    return unbroadcast(np.broadcast_to(np.reshape(partial, shape), np.shape(operands[place])), operands[place])
+    lengths = dict(zip(kept, np.shape(partial), strict=True))
+    full = tuple(lengths.get(index, n) for index, n in zip(own, np.shape(operands[place]), strict=True))
+    shape = tuple(lengths.get(index, 1) if own.index(index) == i else 1 for i, index in enumerate(own))
+    whole = np.broadcast_to(np.reshape(partial, shape), full)
+    for i, index in enumerate(own):
+        if own.index(index) < i:  # an index that stands twice reads the diagonal alone
+            whole = np.where(_on_diagonal(full, own.index(index), i), whole, np.zeros((), dtype_of(g)))
+    return unbroadcast(whole, operands[place])
+
+
+def _on_diagonal(shape: tuple[int, ...], i: int, j: int) -> Any:
+    """Where the indices i and j of an array are equal."""
+    grid = np.ogrid[tuple(slice(n) for n in shape)]
+    return np.equal(grid[i], grid[j])
 
 
 def _einsum_jvp(position: Any, t: Any, y: Any, args: Any, kwargs: Any) -> Any:
@@ -121,9 +129,13 @@ DERIVED |= {
     np.inner: lambda a, b: a * b if not np.ndim(a) or not np.ndim(b) else np.tensordot(a, b, axes=((-1,), (-1,))),
     np.outer: lambda a, b: np.ravel(a)[:, None] * np.ravel(b)[None, :],
     np.kron: lambda a, b: _kron(a, b),
-    np.cross: lambda a, b: _cross(a, b),
-    np.vecdot: lambda a, b: np.sum(a * b, axis=-1),
+    np.cross: lambda a, b, *axes, **named: _cross(a, b, *axes, **named),
 }
+DERIVED[np.vecdot] = lambda a, b, axis=-1: _vecdot(a, b, axis)
+
+
+def _vecdot(a: Any, b: Any, axis: int) -> Any:
+    return np.sum(np.moveaxis(a, axis, -1) * np.moveaxis(b, axis, -1), axis=-1)
 
 
 def _kron(a: Any, b: Any) -> Any:
@@ -134,9 +146,13 @@ def _kron(a: Any, b: Any) -> Any:
     return np.reshape(left * right, [i * j for i, j in zip(np.shape(a), np.shape(b), strict=True)])
 
 
-def _cross(a: Any, b: Any) -> Any:
+def _cross(a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1, axis: Any = None) -> Any:
+    axisa, axisb, axisc = (axisa, axisb, axisc) if axis is None else (axis, axis, axis)
+    a, b = np.moveaxis(a, axisa, -1), np.moveaxis(b, axisb, -1)
+    if (np.shape(a)[-1], np.shape(b)[-1]) != (3, 3):
+        raise TypeError("np.cross has a derivative rule for vectors of 3 elements only")
     (a0, a1, a2), (b0, b1, b2) = ([x[..., i] for i in range(3)] for x in (a, b))
-    return np.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], axis=-1)
+    return np.moveaxis(np.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], axis=-1), -1, axisc)
 
 
 # -- np.linalg -------------------------------------------------------------------------------------------------------------
@@ -166,15 +182,18 @@ def _half(a: Any) -> Any:
     return np.tril(a) - 0.5 * a * np.eye(n, dtype=dtype_of(a))
 
 
-def _cholesky_vjp(g: Any, y: Any, a: Any) -> Any:
+def _cholesky_vjp(g: Any, y: Any, a: Any, upper: bool = False) -> Any:
+    g, y = (_t(g), _t(y)) if upper else (g, y)
     inverse = np.linalg.inv(y)
     middle = np.matmul(_t(inverse), np.matmul(_half(np.matmul(_t(y), g)), inverse))
     return 0.5 * (middle + _t(middle))
 
 
-def _cholesky_jvp(t: Any, y: Any, a: Any) -> Any:
+def _cholesky_jvp(t: Any, y: Any, a: Any, upper: bool = False) -> Any:
+    y = _t(y) if upper else y
     inverse = np.linalg.inv(y)
-    return np.matmul(y, _half(np.matmul(inverse, np.matmul(0.5 * (t + _t(t)), _t(inverse)))))
+    moved = np.matmul(y, _half(np.matmul(inverse, np.matmul(0.5 * (t + _t(t)), _t(inverse)))))
+    return _t(moved) if upper else moved
 
 
 def _solve_rows(a: Any, b: Any) -> bool:
@@ -208,33 +227,76 @@ rule(
 
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
-    """Vector norms of order 1, 2, infinity or p, and the Frobenius norm; 0 at the zero vector, whose derivative is taken as 0."""
-    if axis is None and (ord is None or np.ndim(x) == 1):
-        flat = np.ravel(x)
-        y = _norm(flat, ord, 0)
-        return np.reshape(y, (1,) * np.ndim(x)) if keepdims else y
-    if ord == "fro" or (ord is None and isinstance(axis, tuple)):
-        axis = axis if axis is not None else (-2, -1)
-        ord = 2
-    elif axis is None or isinstance(axis, tuple):
-        raise TypeError(
-            f"np.linalg.norm with ord={ord!r} of matrices has no derivative rule; only the Frobenius norm has"
-        )
+    """np.linalg.norm: of vectors along one axis, of matrices along two, and of all elements where neither order nor axis is given."""
+    axes = tuple(range(np.ndim(x))) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    if len(axes) == 1 or (axis is None and ord is None):
+        return _vector_norm(x, 2 if ord is None else ord, axes, keepdims)
+    return _matrix_norm(x, "fro" if ord is None else ord, axes, keepdims)
+
+
+def _vector_norm(x: Any, ord: Any, axes: Any, keepdims: bool) -> Any:
+    """Norms of any order; 0 at the zero vector, whose derivative is taken as 0."""
     size = np.abs(x)
     if ord == np.inf:
-        return np.max(size, axis=axis, keepdims=keepdims)
+        return np.max(size, axis=axes, keepdims=keepdims)
     if ord == -np.inf:
-        return np.min(size, axis=axis, keepdims=keepdims)
+        return np.min(size, axis=axes, keepdims=keepdims)
+    if ord == 0:
+        return np.sum(np.not_equal(x, 0) + 0 * x, axis=axes, keepdims=keepdims)
     if ord == 1:
-        return np.sum(size, axis=axis, keepdims=keepdims)
-    p = 2 if ord is None else ord
-    total = np.sum(x * x if p == 2 else np.power(size, p), axis=axis, keepdims=keepdims)
+        return np.sum(size, axis=axes, keepdims=keepdims)
+    if ord == 2:
+        powers = x * x
+    else:  # an element 0 has the derivative 0 for any order
+        there = np.not_equal(x, 0)
+        powers = np.where(there, np.power(np.where(there, size, 1), ord), np.inf if ord < 0 else 0)
+    total = np.sum(powers, axis=axes, keepdims=keepdims)
     positive = np.greater(total, 0)
-    return np.where(positive, np.power(np.where(positive, total, 1), 1 / p), 0 * total)
+    return np.where(positive, np.power(np.where(positive, total, 1), 1 / ord), 0 * total)
+
+
+def _matrix_norm(x: Any, ord: Any, axes: Any, keepdims: bool) -> Any:
+    """The Frobenius norm, and the largest or smallest sum of a column (order 1, −1) or a row (∞, −∞)."""
+    if ord in ("fro", "f"):
+        return _vector_norm(x, 2, axes, keepdims)
+    if ord not in (1, -1, np.inf, -np.inf) or len(axes) != 2:
+        raise TypeError(
+            f"np.linalg.norm with ord={ord!r} of matrices has no derivative rule: it needs singular values; orders 1, -1, inf, "
+            "-inf and 'fro' have one"
+        )
+    summed, left = axes if abs(ord) == 1 else axes[::-1]
+    sums = np.sum(np.abs(x), axis=summed, keepdims=True)
+    found = (np.max if ord > 0 else np.min)(sums, axis=left, keepdims=True)
+    return found if keepdims else np.squeeze(found, axis=axes)
+
+
+def _tensorinv(a: Any, ind: int = 2) -> Any:
+    shape = np.shape(a)
+    flat = np.reshape(a, (int(np.prod(shape[ind:], dtype=int)), -1))
+    return np.reshape(np.linalg.inv(flat), shape[ind:] + shape[:ind])
+
+
+def _tensorsolve(a: Any, b: Any, axes: Any = None) -> Any:
+    if axes is not None:
+        a = np.moveaxis(a, tuple(axes), tuple(range(np.ndim(a) - len(axes), np.ndim(a))))
+    shape = np.shape(a)[np.ndim(b) :]
+    flat = np.reshape(a, (-1, int(np.prod(shape, dtype=int))))
+    return np.reshape(np.linalg.solve(flat, np.ravel(b)), shape)
 
 
 DERIVED |= {
     np.linalg.norm: _norm,
+    np.linalg.matmul: lambda a, b: np.matmul(a, b),
+    np.linalg.tensordot: lambda a, b, *, axes=2: np.tensordot(a, b, axes),
+    np.linalg.outer: lambda a, b: np.outer(a, b),
+    np.linalg.cross: lambda a, b, *, axis=-1: _cross(a, b, axis=axis),
+    np.linalg.vecdot: lambda a, b, *, axis=-1: _vecdot(a, b, axis),
+    np.linalg.vector_norm: lambda x, *, axis=None, keepdims=False, ord=2: _vector_norm(
+        x, ord, tuple(range(np.ndim(x))) if axis is None else axis, keepdims
+    ),
+    np.linalg.matrix_norm: lambda x, *, keepdims=False, ord="fro": _matrix_norm(x, ord, (-2, -1), keepdims),
+    np.linalg.tensorinv: _tensorinv,
+    np.linalg.tensorsolve: _tensorsolve,
     np.linalg.slogdet: lambda a: (np.linalg.slogdet(_plain(a))[0], log_abs_det(a)),
     np.linalg.multi_dot: lambda arrays: _chain_product(arrays),
     np.linalg.matrix_power: lambda a, n: _matrix_power(a, n),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from framework.differentiation.rules.indexing import put_items
 from framework.differentiation.table import CONSTANT, DERIVED, dtype_of, linear, rule, unbroadcast
 from framework.differentiation.tracing import primitive
 
@@ -52,7 +53,14 @@ def _concatenate_jvp(t: Any, y: Any, place: int, arrays: Any, axis: Any = 0) -> 
     return np.concatenate(parts, axis=axis)
 
 
+_PAD_BY_COPYING = ("edge", "reflect", "symmetric", "wrap")
+
+
 def _pad_vjp(g: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
+    if mode in _PAD_BY_COPYING:
+        # NumPy itself says which element stands at each place.
+        places = np.pad(np.arange(np.size(x)).reshape(np.shape(x)), pad_width, mode=mode, **options)  # type: ignore[call-overload]
+        return np.reshape(put_items(np.ravel(g), np.ravel(places), (int(np.size(x)),)), np.shape(x))
     if mode != "constant":
         raise TypeError(f"np.pad with mode={mode!r} has no derivative rule; pad with np.concatenate and indexing")
     before = np.broadcast_to(np.asarray(pad_width), (np.ndim(x), 2))[:, 0]
@@ -60,6 +68,8 @@ def _pad_vjp(g: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **o
 
 
 def _pad_jvp(t: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
+    if mode in _PAD_BY_COPYING:
+        return np.pad(t, pad_width, mode=mode, **options)  # type: ignore[call-overload]
     return np.pad(t, pad_width)
 
 
@@ -79,7 +89,7 @@ def _where_jvp(first: bool) -> Any:
     return jvp
 
 
-_LIKE_X = [np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d]
+_LIKE_X = [np.reshape, np.ravel, np.squeeze, np.expand_dims]
 for _function in _LIKE_X:
     linear("shapes", _function, lambda g, y, x, *args, **kwargs: np.reshape(g, np.shape(x)))
 linear("shapes", cast, lambda g, y, x, dtype: cast(g, dtype_of(x)))
@@ -128,14 +138,56 @@ def _range(a: Any, start: int, count: int, axis: int) -> Any:
     return a[tuple(where)]
 
 
-def _diff(a: Any, n: int = 1, axis: int = -1) -> Any:
+def _diff(a: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    if n and (prepend is not None or append is not None):
+        edge = tuple(1 if i == axis % np.ndim(a) else length for i, length in enumerate(np.shape(a)))
+        ends = [x if x is None or np.ndim(x) else np.broadcast_to(x, edge) for x in (prepend, append)]
+        a = np.concatenate([part for part in (ends[0], a, ends[1]) if part is not None], axis=axis)
     for _ in range(n):
         length = np.shape(a)[axis]
         a = _range(a, 1, length - 1, axis) - _range(a, 0, length - 1, axis)
     return a
 
 
+def _atleast(shape_of: Any) -> Any:
+    def call(*arrays: Any) -> Any:
+        found = tuple(np.reshape(a, shape_of(np.shape(a))) for a in arrays)
+        return found[0] if len(found) == 1 else found
+
+    return call
+
+
+def _unstack(x: Any, *, axis: int = 0) -> Any:
+    moved = np.moveaxis(x, axis, 0)
+    return tuple(moved[i] for i in range(np.shape(moved)[0]))
+
+
+def _broadcast_arrays(*arrays: Any, subok: bool = False) -> Any:
+    shape = np.broadcast_shapes(*map(np.shape, arrays))
+    return tuple(np.broadcast_to(a, shape) for a in arrays)
+
+
+def _meshgrid(*arrays: Any, copy: bool = True, sparse: bool = False, indexing: str = "xy") -> Any:
+    order = list(range(len(arrays)))
+    if indexing == "xy" and len(arrays) > 1:
+        order[:2] = [1, 0]
+    grid = [np.reshape(a, tuple(-1 if i == axis else 1 for i in order)) for axis, a in enumerate(arrays)]
+    return tuple(grid) if sparse else _broadcast_arrays(*grid)
+
+
+def _vander(x: Any, N: Any = None, increasing: bool = False) -> Any:
+    powers = np.arange(np.shape(x)[0] if N is None else N)
+    return np.power(x[:, None], powers if increasing else powers[::-1])
+
+
 DERIVED |= {
+    np.atleast_1d: _atleast(lambda shape: shape or (1,)),
+    np.atleast_2d: _atleast(lambda shape: (1,) * (2 - len(shape)) + shape),
+    np.atleast_3d: _atleast(lambda s: s if len(s) > 2 else (*s, 1) if len(s) == 2 else (1, *(s or (1,)), 1)),
+    np.unstack: _unstack,
+    np.broadcast_arrays: _broadcast_arrays,
+    np.meshgrid: _meshgrid,
+    np.vander: _vander,
     np.stack: _stack,
     np.vstack: _joined(np.atleast_2d, 0),
     np.hstack: _joined(np.atleast_1d, None),
@@ -146,11 +198,13 @@ DERIVED |= {
     np.array_split: _array_split,
     np.hsplit: lambda a, parts: _split(a, parts, 0 if np.ndim(a) == 1 else 1),
     np.vsplit: lambda a, parts: _split(a, parts, 0),
+    np.dsplit: lambda a, parts: _split(a, parts, 2),
     np.diff: _diff,
     np.fliplr: lambda a: np.flip(a, 1),
     np.flipud: lambda a: np.flip(a, 0),
     np.rollaxis: lambda a, axis, start=0: np.moveaxis(a, axis, start if start <= axis else start - 1),
     np.matrix_transpose: lambda a: np.swapaxes(a, -1, -2),
+    np.linalg.matrix_transpose: lambda a: np.swapaxes(a, -1, -2),
     np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: _clip(
         a, a_min if min is None else min, a_max if max is None else max
     ),

@@ -230,6 +230,8 @@ def test_python_control_flow_works_as_it_runs() -> None:
         (lambda x: np.linalg.eigh(np.outer(x, x))[0], r"np.linalg.eigh has no derivative rule.*custom_rule"),
         (lambda x: np.fft.fft(x), "has no derivative rule"),
         (lambda x: np.add.accumulate(x), "np.add.accumulate has no derivative rule"),
+        (lambda x: np.mean(x, where=np.array([True, False])), "np.mean cannot be differentiated with these options"),
+        (lambda x: np.sum(x, where=np.array([True, False])), "np.sum cannot be differentiated with these options"),
         (lambda x: x, "grad takes a function with a scalar result"),
     ],
 )
