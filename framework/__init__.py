@@ -1,6 +1,22 @@
-"""Arrays, layers and their VJPs, losses, optimizers, data, and the ledger that counts every byte."""
+"""Derivatives of NumPy code, layers and their VJPs, losses, optimizers, data, and the ledger that counts every byte."""
 
 from framework.data import ArrayDataset, ByteText, Dataset, EpochOrder
+from framework.differentiation import (
+    DifferentiationError,
+    check_grads,
+    custom_rule,
+    gauss_newton_vp,
+    grad,
+    hessian,
+    hvp,
+    jacobian,
+    jacobian_operator,
+    jvp,
+    linearize,
+    stop_gradient,
+    value_and_grad,
+    vjp,
+)
 from framework.keys import Key
 from framework.layers import (
     GELU,
@@ -34,6 +50,7 @@ __all__ = [
     "Chain",
     "CrossEntropy",
     "Dataset",
+    "DifferentiationError",
     "Dropout",
     "Embedding",
     "EpochOrder",
@@ -52,6 +69,19 @@ __all__ = [
     "Spec",
     "WarmupCosine",
     "build",
+    "check_grads",
+    "custom_rule",
     "format_size",
+    "gauss_newton_vp",
+    "grad",
+    "hessian",
+    "hvp",
+    "jacobian",
+    "jacobian_operator",
+    "jvp",
+    "linearize",
     "parse_size",
+    "stop_gradient",
+    "value_and_grad",
+    "vjp",
 ]

@@ -25,9 +25,8 @@ from checkpointing.reduction_tree import require_shards
 from framework import build, format_size
 
 _CAPTION = (
-    "predicted before the first array; counted: live bytes of the engine's arrays;\n"
-    "rss: peak resident memory of a fresh process over that before the first array\n"
-    "(less than counted where that process had room already)"
+    "predicted: before the first array. counted: the engine's live bytes.\n"
+    "rss: peak of a fresh process over its start (less if it had room)."
 )
 
 
@@ -111,7 +110,7 @@ def main(options: ProfileMemory) -> dict[str, Any]:
 
 def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
     """Draws the measurements, memory and time relative to the first policy."""
-    title = f"{options.model}, batch {options.batch}: peak memory and time of a step by recomputation policy"
+    title = f"{options.model}, batch {options.batch}: a step's peak memory and time by policy"
     drawn = Table(title=title, caption=_CAPTION, box=box.SIMPLE_HEAD, collapse_padding=True)
     drawn.add_column("policy", no_wrap=True)
     for name in ("predicted", "counted", "rss", "step", "memory", "time"):
@@ -132,7 +131,7 @@ def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
 
 def picture(drawn: Table) -> str:
     """Draws a table as an SVG that needs nothing from elsewhere."""
-    recorder = Console(record=True, width=90, file=io.StringIO())
+    recorder = Console(record=True, width=76, file=io.StringIO())
     recorder.print(drawn)
     svg = recorder.export_svg(title="python scripts/profile_memory.py")
     # rich would load its fonts from the network, and name itself.
