@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class DifferentiationError(TypeError):
     """NumPy code that cannot be differentiated; the message names the function and the remedy."""
 
 
-class Trace:
+class Trace(ABC):
     """One running transform. The newest has the highest level."""
 
     _levels = itertools.count()
@@ -33,6 +34,7 @@ class Trace:
     def __init__(self) -> None:
         self.level = next(Trace._levels)
 
+    @abstractmethod
     def record(self, rule: Rule, traced: list[tuple[Position, Traced]], y: Any, args: Any, kwargs: Any) -> Traced:
         """Returns the traced result of a call.
 
@@ -43,7 +45,6 @@ class Trace:
             args: The arguments, values in place of traced ones.
             kwargs: Keyword arguments.
         """
-        raise NotImplementedError(f"{type(self).__name__} records nothing")
 
 
 class Traced(NDArrayOperatorsMixin):

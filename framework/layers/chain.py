@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +32,10 @@ class Step:
     stage: int
 
 
-class Composite(Layer):
+class Composite(Layer, ABC):
     """A layer that is made of others and flattens to them."""
 
+    @abstractmethod
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
         """Appends the leaf steps and returns the number of the step (or `BATCH`) that makes the output.
 
@@ -43,7 +45,6 @@ class Composite(Layer):
             source: The step that makes the input.
             stage: The stage that contains this layer; None for the outermost chain, which counts them itself.
         """
-        raise NotImplementedError(f"{self.kind} does not flatten")
 
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         """Returns the parameters of all leaf steps by "path.name", in the order of the chain."""
