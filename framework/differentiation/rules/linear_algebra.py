@@ -196,10 +196,6 @@ def _cholesky_jvp(t: Any, y: Any, a: Any, upper: bool = False) -> Any:
     return _t(moved) if upper else moved
 
 
-def _solve_rows(a: Any, b: Any) -> bool:
-    return bool(np.ndim(b) == 1)
-
-
 def _solve_left(g: Any, y: Any, a: Any, b: Any) -> Any:
     back = np.linalg.solve(_t(a), g)
     if np.ndim(b) == 1:
