@@ -3,6 +3,7 @@
 from framework.differentiation import rules
 from framework.differentiation.checks import WrongDerivative, check_grads
 from framework.differentiation.custom import custom_rule, stop_gradient
+from framework.differentiation.explain import Operation, trace_operations
 from framework.differentiation.forward import jvp
 from framework.differentiation.reverse import grad, value_and_grad, vjp
 from framework.differentiation.tracing import DifferentiationError
@@ -18,6 +19,7 @@ from framework.differentiation.transforms import (
 
 __all__ = [
     "DifferentiationError",
+    "Operation",
     "WrongDerivative",
     "check_grads",
     "custom_rule",
@@ -32,6 +34,7 @@ __all__ = [
     "linearize",
     "rules",
     "stop_gradient",
+    "trace_operations",
     "value_and_grad",
     "vjp",
 ]

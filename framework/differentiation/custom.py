@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from framework.differentiation.forward import transposed
 from framework.differentiation.structure import rebuild
 from framework.differentiation.table import RULES, Rule
 from framework.differentiation.tracing import Traced, primitive, untraced
@@ -16,6 +19,7 @@ class CustomFunction:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._call = primitive(function)
         self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self._forward: Callable[..., Any] | None = None
         self._vjp: Callable[..., Any] | None = None
         self._jvp: Callable[..., Any] | None = None
 
@@ -26,8 +30,16 @@ class CustomFunction:
             )
         return self._call(*args)
 
+    def forward(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Gives what runs in reverse mode in place of the function: args → (y, saved), saved being a tuple of what the VJP
+        needs. The VJP is then (cotangent, *saved) → a tuple with the cotangent of each argument."""
+        self._forward = rule
+        return rule
+
     def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Gives the VJP: (cotangent, y, *args) → a tuple with the cotangent of each argument (None: not differentiable)."""
+        """Gives the VJP: (cotangent, y, *args) → a tuple with the cotangent of each argument (None: not differentiable).
+
+        With a `forward` it is (cotangent, *saved) → the same."""
         self._vjp = rule
         self._register()
         return rule
@@ -39,19 +51,44 @@ class CustomFunction:
         return rule
 
     def _register(self) -> None:
-        def back(position: Any, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
+        def back(places: list[int], g: Any, y: Any, args: Any, kwargs: Any) -> list[Any]:
             if self._vjp is None:
                 raise TypeError(f"{self.__name__} has a JVP but no VJP: give it one with @{self.__name__}.vjp")
-            cotangent = self._vjp(g, y, *args)[position[0]]
-            if cotangent is None:
-                raise TypeError(f"{self.__name__} is not differentiable in argument {position[0]}: its VJP gives None")
-            return cotangent
+            cotangents = self._vjp(g, *args) if self._forward is not None else self._vjp(g, y, *args)
+            if not isinstance(cotangents, tuple) or len(cotangents) <= max(places):
+                raise TypeError(
+                    f"the VJP of {self.__name__} must return a tuple with a cotangent for each argument, but returned "
+                    f"{type(cotangents).__name__}"
+                )
+            for place in places:
+                if cotangents[place] is None:
+                    raise TypeError(f"{self.__name__} is not differentiable in argument {place}: its VJP gives None")
+            return [cotangents[place] for place in places]
 
-        def forth(position: Any, t: Any, y: Any, args: Any, kwargs: Any) -> Any:
+        def forth(places: list[int], tangents: list[Any], y: Any, args: Any, kwargs: Any) -> Any:
             assert self._jvp is not None
-            return self._jvp(tuple(t if i == position[0] else None for i in range(len(args))), y, *args)
+            moved = dict(zip(places, tangents, strict=True))
+            return self._jvp(tuple(moved.get(i) for i in range(len(args))), y, *args)
 
-        RULES[self._call] = Rule(back, forth if self._jvp is not None else None, "custom", "rule")
+        def derived(places: list[int], tangents: list[Any], y: Any, args: Any, kwargs: Any) -> Any:
+            """The transpose of the VJP, whose forward says what it reads."""
+            given = self._forward(*args)[1] if self._forward is not None else args
+            rule = Rule(back, None, "custom", "rule", joint=True)
+            total: Any = None
+            for place, tangent in zip(places, tangents, strict=True):
+                part = transposed(rule)(place, tangent, y, given, kwargs)
+                total = part if total is None else total + part
+            return total
+
+        def forward(*args: Any) -> Any:
+            assert self._forward is not None
+            y, saved = self._forward(*args)
+            return y, tuple(saved)
+
+        RULES[self._call] = Rule(
+            back, forth if self._jvp is not None else derived, "custom", "rule", joint=True,
+            forward=forward if self._forward is not None else None,
+        )  # fmt: skip
 
 
 def custom_rule(function: Callable[..., Any]) -> CustomFunction:
@@ -63,7 +100,7 @@ def custom_rule(function: Callable[..., Any]) -> CustomFunction:
         function: From arrays to one array; it gets plain arrays.
 
     Returns:
-        The function; its methods `vjp` and `jvp` are decorators that take the rules.
+        The function; its methods `forward`, `vjp` and `jvp` are decorators that take the rules. Give `forward` before `vjp`.
 
     >>> import numpy as np
     >>> from framework.differentiation import grad
@@ -75,6 +112,20 @@ def custom_rule(function: Callable[..., Any]) -> CustomFunction:
     ...     return (2 * x * cotangent,)
     >>> grad(lambda x: np.sum(square(x)))(np.array([1.0, 2.0, 3.0])).tolist()
     [2.0, 4.0, 6.0]
+
+    With a forward that says what is saved (here one array of bools in place of x):
+
+    >>> @custom_rule
+    ... def positive(x):
+    ...     return np.maximum(x, 0)
+    >>> @positive.forward
+    ... def forward(x):
+    ...     return np.maximum(x, 0), (x > 0,)
+    >>> @positive.vjp
+    ... def rule(cotangent, mask):
+    ...     return (cotangent * mask,)
+    >>> grad(lambda x: np.sum(positive(x)))(np.array([1.0, -2.0])).tolist()
+    [1.0, 0.0]
     """
     return CustomFunction(function)
 
@@ -86,4 +137,12 @@ def stop_gradient(tree: Any) -> Any:
     >>> float(grad(lambda x: x * stop_gradient(x))(3.0))
     3.0
     """
-    return rebuild(tree, lambda x: untraced(x) if isinstance(x, Traced) else x)
+    return rebuild(tree, lambda x: _read_only(untraced(x)) if isinstance(x, Traced) else x)
+
+
+def _read_only(x: Any) -> Any:
+    """A value that a trace may have saved, and so must not be written into."""
+    if isinstance(x, np.ndarray):
+        x = x.view()
+        x.setflags(write=False)
+    return x

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from framework.differentiation.structure import as_arrays, matching, rebuild, require_floats
 from framework.differentiation.table import Rule, dtype_of
-from framework.differentiation.tracing import Position, Trace, Traced
+from framework.differentiation.tracing import Trace, Traced, single
 
 
 class ForwardTrace(Trace):
     """Applies each function's JVP rule at once; `derivative` is the tangent."""
 
-    def record(self, rule: Rule, traced: list[tuple[Position, Traced]], y: Any, args: Any, kwargs: Any) -> Traced:
-        tangent: Any = None
-        for position, x in traced:
-            if rule.jvp is not None:
-                part = rule.jvp(position, x.derivative, y, args, kwargs)
-            else:
-                part = transposed(rule, position, x.derivative, y, args, kwargs)
-            tangent = part if tangent is None else tangent + part
-        return Traced(y, self, tangent)
+    def call(
+        self, function: Any, rule: Rule, places: list[int], traced: list[Traced], args: Sequence[Any], kwargs: Any
+    ) -> Traced:
+        y = single(function, function(*args, **kwargs))
+        return Traced(y, self, tangent_of(rule, places, [x.derivative for x in traced], y, args, kwargs))
 
 
-def transposed(rule: Rule, position: Position, tangent: Any, y: Any, args: Any, kwargs: Any) -> Any:
+def tangent_of(rule: Rule, places: list[int], tangents: list[Any], y: Any, args: Any, kwargs: Any) -> Any:
+    """The tangent of a call's result: the sum of what the tangents of its arguments give."""
+    if rule.jvp is not None and rule.joint:
+        return rule.jvp(places, tangents, y, args, kwargs)
+    total: Any = None
+    for place, tangent in zip(places, tangents, strict=True):
+        jvp_of = rule.jvp if rule.jvp is not None else transposed(rule)
+        part = jvp_of(place, tangent, y, args, kwargs)
+        total = part if total is None else total + part
+    return total
+
+
+def transposed(rule: Rule) -> Any:
     """A JVP from a VJP rule: g ↦ VJP(g) is linear in g, and its transpose is the JVP."""
     from framework.differentiation.reverse import vjp
 
-    _, pullback = vjp(lambda g: rule.vjp(position, g, y, args, kwargs), np.zeros(np.shape(y), dtype_of(y)))
-    return pullback(tangent)[0]
+    def jvp_of(place: int, tangent: Any, y: Any, args: Any, kwargs: Any) -> Any:
+        def back(g: Any) -> Any:
+            return rule.vjp([place], g, y, args, kwargs)[0] if rule.joint else rule.vjp(place, g, y, args, kwargs)
+
+        _, pullback = vjp(back, np.zeros(np.shape(y), dtype_of(y)))
+        return pullback(tangent, last=True)[0]
+
+    return jvp_of
 
 
 def jvp(function: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from framework.differentiation import rules
 from framework.differentiation.table import CONSTANT, DERIVED, RULES, Rule, describe
 
@@ -17,13 +13,13 @@ _BEGIN, _END = "<!-- rules: begin -->", "<!-- rules: end -->"
 def rule_table() -> str:
     """Returns the tables as Markdown."""
     lines = ["| function | family | JVP | VJP |", "|---|---|---|---|"]
-    for function, rule in sorted(RULES.items(), key=lambda item: (item[1].family, _name(item[0]))):
+    for function, rule in sorted(RULES.items(), key=lambda item: (item[1].family, describe(item[0]))):
         if rule.family != "custom":
-            lines.append(f"| `{_name(function)}` | {rule.family} | {_jvp(rule)} | {_vjp(rule)} |")
+            lines.append(f"| `{describe(function)}` | {rule.family} | {_jvp(rule)} | {_vjp(rule)} |")
     lines += ["", "Written with these, so that derivatives of every order follow: "]
-    lines[-1] += ", ".join(f"`{_name(f)}`" for f in sorted(DERIVED, key=_name)) + "."
+    lines[-1] += ", ".join(f"`{describe(f)}`" for f in sorted(DERIVED, key=describe)) + "."
     lines += ["", "Constant, without a derivative: "]
-    lines[-1] += ", ".join(f"`{_name(f)}`" for f in sorted(CONSTANT, key=_name)) + "."
+    lines[-1] += ", ".join(f"`{describe(f)}`" for f in sorted(CONSTANT, key=describe)) + "."
     return "\n".join(lines)
 
 
@@ -42,13 +38,6 @@ def _jvp(rule: Rule) -> str:
 
 def _vjp(rule: Rule) -> str:
     return {"elementwise": "factor · cotangent", "linear": "its transpose"}.get(rule.kind, "own rule")
-
-
-def _name(function: Any) -> str:
-    own = getattr(function, "__module__", "") or ""
-    return (
-        function.__name__ if own.startswith("framework") and not isinstance(function, np.ufunc) else describe(function)
-    )
 
 
 if __name__ == "__main__":

@@ -8,18 +8,17 @@ in NumPy, so transforms nest to any order.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from framework.differentiation.table import CONSTANT, DERIVED, RULES, Rule, describe
-
-Position = tuple[int, ...]
 
 
 class DifferentiationError(TypeError):
@@ -35,19 +34,55 @@ class Trace(ABC):
         self.level = next(Trace._levels)
 
     @abstractmethod
-    def record(self, rule: Rule, traced: list[tuple[Position, Traced]], y: Any, args: Any, kwargs: Any) -> Traced:
-        """Returns the traced result of a call.
+    def call(
+        self, function: Any, rule: Rule, places: list[int], traced: list[Traced], args: Sequence[Any], kwargs: Any
+    ) -> Traced:
+        """Runs a call on the values and returns its traced result.
 
         Args:
-            rule: The function's rule.
-            traced: The arguments that belong to this trace, and where they stood.
-            y: The result on the values.
+            function: The function.
+            rule: Its rule.
+            places: Where the arguments that belong to this trace stood: their numbers, or those in the list of a `sequence`.
+            traced: These arguments.
             args: The arguments, values in place of traced ones.
             kwargs: Keyword arguments.
         """
 
 
-class Traced(NDArrayOperatorsMixin):
+def _binary(ufunc: np.ufunc) -> tuple[Any, Any, Any]:
+    """The operator, the reflected one, and the one in place. They skip NumPy's dispatch, which finds the same rule."""
+
+    def operator(self: Traced, other: Any) -> Any:
+        return bind(ufunc, (self, other), {}) if _is_operand(other) else NotImplemented
+
+    def reflected(self: Traced, other: Any) -> Any:
+        return bind(ufunc, (other, self), {}) if _is_operand(other) else NotImplemented
+
+    def in_place(self: Traced, other: Any) -> Any:
+        if np.ndim(self.value):
+            raise _no_out(ufunc)
+        return bind(ufunc, (self, other), {})  # x += 1 of a scalar makes a new scalar, as in NumPy
+
+    return operator, reflected, in_place
+
+
+def _unary(ufunc: np.ufunc) -> Any:
+    return lambda self: bind(ufunc, (self,), {})
+
+
+def _is_operand(other: Any) -> bool:
+    """Whether an operand leaves operators to NumPy, as all do that do not say __array_ufunc__ = None."""
+    return getattr(type(other), "__array_ufunc__", True) is not None
+
+
+def _no_out(ufunc: np.ufunc) -> DifferentiationError:
+    return DifferentiationError(
+        f"np.{ufunc.__name__} cannot write into an array with out= (or +=, *=, …) while it is differentiated: write "
+        "y = y + x instead of y += x"
+    )
+
+
+class Traced:
     """An array in the eyes of NumPy code, with its derivative at one level.
 
     Attributes:
@@ -78,12 +113,7 @@ class Traced(NDArrayOperatorsMixin):
             )
         out = kwargs.pop("out", None)
         if out is not None and any(o is not None for o in out):
-            if method == "__call__" and len(out) == 1 and out[0] is inputs[0] and np.ndim(self) == 0:
-                return bind(function, inputs, kwargs)  # x += 1 of a scalar makes a new scalar, as in NumPy
-            raise DifferentiationError(
-                f"np.{ufunc.__name__} cannot write into an array with out= (or +=, *=, …) while it is differentiated: write "
-                "y = y + x instead of y += x"
-            )
+            raise _no_out(ufunc)
         return bind(function, inputs, {name: value for name, value in kwargs.items() if value is not None})
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -92,6 +122,30 @@ class Traced(NDArrayOperatorsMixin):
                 f"{describe(function)} cannot write into out= while it is differentiated: leave it away"
             )
         return bind(function, args, kwargs)
+
+    # -- operators ------------------------------------------------------------------------------------------------------
+
+    __add__, __radd__, __iadd__ = _binary(np.add)
+    __sub__, __rsub__, __isub__ = _binary(np.subtract)
+    __mul__, __rmul__, __imul__ = _binary(np.multiply)
+    __truediv__, __rtruediv__, __itruediv__ = _binary(np.divide)
+    __floordiv__, __rfloordiv__, __ifloordiv__ = _binary(np.floor_divide)
+    __mod__, __rmod__, __imod__ = _binary(np.remainder)
+    __matmul__, __rmatmul__, __imatmul__ = _binary(np.matmul)
+    _power, __rpow__, __ipow__ = _binary(np.power)
+    __lt__, __gt__ = _binary(np.less)[0], _binary(np.greater)[0]
+    __le__, __ge__ = _binary(np.less_equal)[0], _binary(np.greater_equal)[0]
+    __eq__, __ne__ = _binary(np.equal)[0], _binary(np.not_equal)[0]
+    __neg__, __pos__, __abs__ = _unary(np.negative), _unary(np.positive), _unary(np.absolute)
+
+    def __pow__(self, other: Any) -> Any:
+        # NumPy's arrays have the same short cut, so the value is the same to the last bit.
+        if type(other) in (int, float) and other in _POWERS and not isinstance(self.value, np.generic):
+            return bind(_POWERS[other], (self,), {})
+        return self._power(other)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
 
     # -- what an array knows of itself ----------------------------------------------------------------------------------
 
@@ -130,9 +184,7 @@ class Traced(NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> Any:
-        from framework.differentiation.rules.indexing import take_items
-
-        return take_items(self, key)
+        return bind(_own_functions().take_items, (self, untraced(key)), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise DifferentiationError(
@@ -188,43 +240,87 @@ class Traced(NDArrayOperatorsMixin):
 
 def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Runs a call that has traced arguments: on the values, then by the rule of the newest trace."""
+    rule = RULES.get(function)
+    if rule is None:
+        return _bind_without_rule(function, args, kwargs)
+    if kwargs:
+        kwargs = _lift_values(kwargs)
+        if any(isinstance(value, Traced) for value in kwargs.values()):
+            raise DifferentiationError(f"{describe(function)}: pass differentiated arrays by position, not by keyword")
+    if rule.sequence:
+        items = list(args[0])
+        top, places, traced, plain = _take_apart(items)
+        args = (plain, *args[1:])
+    else:
+        top, places, traced, args = _take_apart(args)
+    if top is None:
+        return function(*args, **kwargs)
+    if rule.options is not None:
+        _require_options(rule.options, function, 2 + len(args), kwargs)
+    return top.call(function, rule, places, traced, args, kwargs)
+
+
+def _take_apart(args: Sequence[Any]) -> tuple[Trace | None, list[int], list[Traced], list[Any]]:
+    """Returns the newest trace among arguments, where its arguments stand, these, and all with its values in their place."""
+    plain = list(args)
+    top: Trace | None = None
+    places: list[int] = []
+    for place, arg in enumerate(plain):
+        kind = type(arg)
+        if kind is not Traced:
+            if kind is np.ndarray:
+                if arg.dtype.char != "O":
+                    continue
+            elif kind is not list and kind is not tuple:
+                continue
+            plain[place] = arg = lift(arg)
+            if type(arg) is not Traced:
+                continue
+        if top is None or arg.trace.level > top.level:
+            top, places = arg.trace, [place]
+        elif arg.trace is top:
+            places.append(place)
+    traced = [plain[place] for place in places]
+    for place, arg in zip(places, traced, strict=True):
+        plain[place] = arg.value
+    return top, places, traced, plain
+
+
+def _bind_without_rule(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if function in DERIVED:
-        _require_options(DERIVED[function], function, args, kwargs)
+        _require_options(DERIVED[function], function, len(args), kwargs)
         return DERIVED[function](*args, **kwargs)
     if function in CONSTANT:
         return function(*map(untraced, args), **{name: untraced(value) for name, value in kwargs.items()})
-    rule = RULES.get(function)
-    if rule is None:
-        raise DifferentiationError(
-            f"{describe(function)} has no derivative rule. Write it with functions that have one (docs/differentiation.md lists "
-            "them), give your function a rule with custom_rule, or cut the derivative with stop_gradient"
-        )
-    kwargs = _lift_values(kwargs)
-    args = tuple(lift(arg) for arg in args)
-    found = list(_traced_in(args))
-    if any(isinstance(value, Traced) for value in kwargs.values()):
-        raise DifferentiationError(f"{describe(function)}: pass differentiated arrays by position, not by keyword")
-    if not found:
-        return function(*args, **kwargs)
-    top = max((traced.trace for _, traced in found), key=lambda trace: trace.level)
-    mine = [(position, traced) for position, traced in found if traced.trace is top]
-    plain = tuple(_replace(arg, top) for arg in args)
-    if rule.options is not None:
-        _require_options(rule.options, function, (None, None, *plain), kwargs)
-    y = function(*plain, **kwargs)
-    if isinstance(y, list | tuple):
-        raise DifferentiationError(f"{describe(function)} gives several arrays, which its rule does not cover")
-    return top.record(rule, mine, y, plain, kwargs)
+    raise DifferentiationError(
+        f"{describe(function)} has no derivative rule. Write it with functions that have one (docs/differentiation.md lists "
+        "them), give your function a rule with custom_rule, or cut the derivative with stop_gradient"
+    )
 
 
-def _require_options(written: Any, function: Any, args: Any, kwargs: Any) -> None:
-    """Raises unless the function as it is written here takes these options."""
+#: Calls whose options were found to be known: the function, its number of arguments and its keywords.
+_KNOWN_OPTIONS: set[tuple[Any, ...]] = set()
+
+
+def _require_options(written: Any, function: Any, count: int, kwargs: Any) -> None:
+    """Raises unless the function as it is written here takes so many arguments and these options."""
+    call = (written, count, *kwargs) if kwargs else (written, count)
+    if call in _KNOWN_OPTIONS:
+        return
     try:
-        inspect.signature(written).bind(*args, **kwargs)
+        inspect.signature(written).bind(*[None] * count, **kwargs)
     except TypeError as error:
         raise DifferentiationError(
             f"{describe(function)} cannot be differentiated with these options ({error}); leave them away, or write it otherwise"
         ) from error
+    _KNOWN_OPTIONS.add(call)
+
+
+def single(function: Any, y: Any) -> Any:
+    """The result of a call, which must be one array."""
+    if isinstance(y, list | tuple):
+        raise DifferentiationError(f"{describe(function)} gives several arrays, which its rule does not cover")
+    return y
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,20 +331,20 @@ def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
             return bind(call, args, kwargs)
         return function(*args, **kwargs)
 
-    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
     return call
 
 
 def lift(value: Any) -> Any:
-    """Turns an object array of traced scalars, as np.array([x, y]) makes it, into a traced array."""
-    if not (isinstance(value, np.ndarray) and value.dtype == object):
-        return value
-    items = list(value.ravel())
-    if not any(isinstance(item, Traced) for item in items):
-        return value
-    return np.reshape(
-        np.stack([item if isinstance(item, Traced) else np.asarray(item, float) for item in items]), value.shape
-    )
+    """Turns a list of traced arrays, or the object array that np.array([x, y]) makes of traced scalars, into a traced array."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.char != "O" or not any(isinstance(item, Traced) for item in value.flat):
+            return value
+        items = [item if isinstance(item, Traced) else np.asarray(item, float) for item in value.flat]
+        return bind(_own_functions().array_of, (items, value.shape), {})
+    if isinstance(value, list | tuple) and any(True for _ in _traced_in((value,))):
+        return np.stack([lift(item) for item in value])
+    return value
 
 
 def untraced(value: Any) -> Any:
@@ -264,25 +360,24 @@ def _lift_values(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: lift(value) for name, value in kwargs.items()} if kwargs else kwargs
 
 
-def _traced_in(args: Sequence[Any]) -> Iterator[tuple[Position, Traced]]:
-    """The traced arguments and where they stand: (i,), or (i, j) inside a list or tuple."""
-    for i, arg in enumerate(args):
+def _traced_in(args: Sequence[Any]) -> Iterator[Traced]:
+    """The traced arrays among arguments and inside lists and tuples."""
+    for arg in args:
         if isinstance(arg, Traced):
-            yield (i,), arg
+            yield arg
         elif isinstance(arg, list | tuple):
-            for j, item in enumerate(arg):
-                if isinstance(item, Traced):
-                    yield (i, j), item
+            yield from _traced_in(arg)
 
 
-def _replace(arg: Any, trace: Trace) -> Any:
-    if isinstance(arg, Traced):
-        return arg.value if arg.trace is trace else arg
-    if isinstance(arg, list | tuple) and any(isinstance(item, Traced) for item in arg):
-        return [_replace(item, trace) for item in arg]
-    return arg
+@functools.cache
+def _own_functions() -> Any:
+    """Functions of our own that traced arrays call; their modules import this one."""
+    from framework.differentiation.rules import indexing, shapes
+
+    return SimpleNamespace(take_items=indexing.take_items, array_of=shapes.array_of, cast=shapes.cast)
 
 
+_POWERS: dict[float, np.ufunc] = {2: np.square, 0.5: np.sqrt, -1: np.reciprocal, 1: np.positive}
 _REDUCTIONS: dict[Any, Any] = {
     np.add: np.sum,
     np.multiply: np.prod,
@@ -297,9 +392,7 @@ def _several(function: Any) -> Any:
 
 
 def _cast(x: Any, dtype: Any, **options: Any) -> Any:
-    from framework.differentiation.rules.shapes import cast
-
-    return cast(x, np.dtype(dtype))
+    return _own_functions().cast(x, np.dtype(dtype))
 
 
 _METHODS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.table import DERIVED, RULES, Rule, dtype_of, rule, unbroadcast
+from framework.differentiation.table import DERIVED, RULES, Rule, as_dtype, dtype_of, rule, unbroadcast
 from framework.differentiation.tracing import primitive
 
 
@@ -20,11 +20,6 @@ def _t(a: Any) -> Any:
 # -- products --------------------------------------------------------------------------------------------------------------
 
 
-def _columns(a: Any, b: Any) -> tuple[Any, Any]:
-    """Both factors as matrices."""
-    return (a if np.ndim(a) > 1 else a[None, :]), (b if np.ndim(b) > 1 else b[:, None])
-
-
 def _full(g: Any, a: Any, b: Any) -> Any:
     """The cotangent of a product with the axes that vectors lost."""
     if np.ndim(b) == 1:
@@ -32,14 +27,26 @@ def _full(g: Any, a: Any, b: Any) -> Any:
     return np.expand_dims(g, -2) if np.ndim(a) == 1 else g
 
 
-def _matmul_left(g: Any, y: Any, a: Any, b: Any) -> Any:
-    left, right = _columns(a, b)
-    return np.reshape(unbroadcast(np.matmul(_full(g, a, b), _t(right)), left), np.shape(a))
+def _matmul_left(g: Any, _y: Any, _a: Any, b: Any) -> Any:
+    if np.ndim(_a) == 2 == np.ndim(b):
+        return as_dtype(np.matmul(g, _t(b)), dtype_of(_a))
+    right = b if np.ndim(b) > 1 else b[:, None]
+    return _summed_to(np.matmul(_full(g, _a, b), _t(right)), _a, (1, *np.shape(_a)))
 
 
-def _matmul_right(g: Any, y: Any, a: Any, b: Any) -> Any:
-    left, right = _columns(a, b)
-    return np.reshape(unbroadcast(np.matmul(_t(left), _full(g, a, b)), right), np.shape(b))
+def _matmul_right(g: Any, _y: Any, a: Any, _b: Any) -> Any:
+    if np.ndim(a) == 2 == np.ndim(_b):
+        return as_dtype(np.matmul(_t(a), g), dtype_of(_b))
+    left = a if np.ndim(a) > 1 else a[None, :]
+    return _summed_to(np.matmul(_t(left), _full(g, a, _b)), _b, (*np.shape(_b), 1))
+
+
+def _summed_to(g: Any, like: Any, as_matrix: tuple[int, ...]) -> Any:
+    """Sums over the axes along which a factor was broadcast; a vector took part as a matrix."""
+    if np.ndim(like) > 1:
+        return unbroadcast(g, like)
+    summed = np.sum(g, axis=tuple(range(np.ndim(g) - 2))) if np.ndim(g) > 2 else g
+    return as_dtype(np.reshape(summed, np.shape(like)), dtype_of(like))
 
 
 rule(
@@ -48,25 +55,24 @@ rule(
 )  # fmt: skip
 
 
-def _einsum_vjp(position: Any, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
+def _einsum_vjp(place: int, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
     """Σ with the operand's place taken by g; indices that stand in it alone are broadcast."""
     subscripts, *operands = args
-    place = position[0] - 1
     inputs, output = _indices(subscripts, operands)
-    own = inputs[place]
-    others = [index for i, index in enumerate(inputs) if i != place]
+    own = inputs[place - 1]
+    others = [index for i, index in enumerate(inputs, 1) if i != place]
     known = set(output).union(*others)
     kept = "".join(index for index in dict.fromkeys(own) if index in known)
-    rest = [operand for i, operand in enumerate(operands) if i != place]
+    rest = [operand for i, operand in enumerate(operands, 1) if i != place]
     partial = np.einsum(",".join([output, *others]) + "->" + kept, g, *rest)
     lengths = dict(zip(kept, np.shape(partial), strict=True))
-    full = tuple(lengths.get(index, n) for index, n in zip(own, np.shape(operands[place]), strict=True))
+    full = tuple(lengths.get(index, n) for index, n in zip(own, np.shape(args[place]), strict=True))
     shape = tuple(lengths.get(index, 1) if own.index(index) == i else 1 for i, index in enumerate(own))
     whole = np.broadcast_to(np.reshape(partial, shape), full)
     for i, index in enumerate(own):
         if own.index(index) < i:  # an index that stands twice reads the diagonal alone
             whole = np.where(_on_diagonal(full, own.index(index), i), whole, np.zeros((), dtype_of(g)))
-    return unbroadcast(whole, operands[place])
+    return unbroadcast(whole, args[place])
 
 
 def _on_diagonal(shape: tuple[int, ...], i: int, j: int) -> Any:
@@ -75,8 +81,8 @@ def _on_diagonal(shape: tuple[int, ...], i: int, j: int) -> Any:
     return np.equal(grid[i], grid[j])
 
 
-def _einsum_jvp(position: Any, t: Any, y: Any, args: Any, kwargs: Any) -> Any:
-    return np.einsum(*(t if i == position[0] else arg for i, arg in enumerate(args)))
+def _einsum_jvp(place: int, t: Any, y: Any, args: Any, kwargs: Any) -> Any:
+    return np.einsum(*(t if i == place else arg for i, arg in enumerate(args)))
 
 
 def _indices(subscripts: str, operands: Any) -> tuple[list[str], str]:
@@ -99,13 +105,17 @@ def _indices(subscripts: str, operands: Any) -> tuple[list[str], str]:
     return found, output.replace("...", names)
 
 
-RULES[np.einsum] = Rule(_einsum_vjp, _einsum_jvp, "linear algebra", "rule")
+RULES[np.einsum] = Rule(
+    _einsum_vjp, _einsum_jvp, "linear algebra", "rule", unread=lambda place: (True, frozenset({place}))
+)
 
 
 def _dot(a: Any, b: Any) -> Any:
     if np.ndim(a) == 0 or np.ndim(b) == 0:
         return a * b
-    return np.tensordot(a, b, axes=((np.ndim(a) - 1,), (max(0, np.ndim(b) - 2),)))
+    if np.ndim(b) <= 2:
+        return np.matmul(a, b)
+    return np.tensordot(a, b, axes=((np.ndim(a) - 1,), (np.ndim(b) - 2,)))
 
 
 def _tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
@@ -113,13 +123,16 @@ def _tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
         axes = (tuple(range(np.ndim(a) - axes, np.ndim(a))), tuple(range(axes)))
     of_a, of_b = ((x,) if isinstance(x, int) else tuple(x) for x in axes)
     of_a, of_b = (tuple(x % n for x in some) for some, n in ((of_a, np.ndim(a)), (of_b, np.ndim(b))))
-    letters = iter(string.ascii_letters)
-    left = [next(letters) for _ in range(np.ndim(a))]
-    right = [next(letters) for _ in range(np.ndim(b))]
-    for i, j in zip(of_a, of_b, strict=True):
-        right[j] = left[i]
-    output = [c for i, c in enumerate(left) if i not in of_a] + [c for j, c in enumerate(right) if j not in of_b]
-    return np.einsum(f"{''.join(left)},{''.join(right)}->{''.join(output)}", a, b)
+    # As NumPy does it: one matrix product of the axes that stay by those that are summed.
+    free_a, free_b = ([i for i in range(n) if i not in some] for some, n in ((of_a, np.ndim(a)), (of_b, np.ndim(b))))
+    summed = int(np.prod([np.shape(a)[i] for i in of_a], dtype=int))
+    left = np.reshape(np.transpose(a, (*free_a, *of_a)), (-1 if summed else _size(a, free_a), summed))
+    right = np.reshape(np.transpose(b, (*of_b, *free_b)), (summed, -1 if summed else _size(b, free_b)))
+    return np.reshape(np.matmul(left, right), [np.shape(x)[i] for x, free in ((a, free_a), (b, free_b)) for i in free])
+
+
+def _size(a: Any, axes: Any) -> int:
+    return int(np.prod([np.shape(a)[i] for i in axes], dtype=int))
 
 
 DERIVED |= {
@@ -158,7 +171,7 @@ def _cross(a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1, ax
 # -- np.linalg -------------------------------------------------------------------------------------------------------------
 
 
-def _inv_vjp(g: Any, y: Any, a: Any) -> Any:
+def _inv_vjp(g: Any, y: Any, _a: Any) -> Any:
     return -np.matmul(_t(y), np.matmul(g, _t(y)))
 
 
@@ -182,7 +195,7 @@ def _half(a: Any) -> Any:
     return np.tril(a) - 0.5 * a * np.eye(n, dtype=dtype_of(a))
 
 
-def _cholesky_vjp(g: Any, y: Any, a: Any, upper: bool = False) -> Any:
+def _cholesky_vjp(g: Any, y: Any, _a: Any, upper: bool = False) -> Any:
     g, y = (_t(g), _t(y)) if upper else (g, y)
     inverse = np.linalg.inv(y)
     middle = np.matmul(_t(inverse), np.matmul(_half(np.matmul(_t(y), g)), inverse))
@@ -211,13 +224,13 @@ def _solve_left_jvp(t: Any, y: Any, a: Any, b: Any) -> Any:
 rule("linear algebra", np.linalg.inv, _inv_vjp, jvps=(lambda t, y, a: -np.matmul(y, np.matmul(t, y)),))
 rule("linear algebra", np.linalg.det, _det_vjp, jvps=(_det_jvp,))
 rule(
-    "linear algebra", log_abs_det, lambda g, y, a: g[..., None, None] * _t(np.linalg.inv(a)),
+    "linear algebra", log_abs_det, lambda g, _y, a: g[..., None, None] * _t(np.linalg.inv(a)),
     jvps=(lambda t, y, a: np.trace(np.linalg.solve(a, t), axis1=-2, axis2=-1),),
 )  # fmt: skip
 rule("linear algebra", np.linalg.cholesky, _cholesky_vjp, jvps=(_cholesky_jvp,))
 rule(
     "linear algebra", np.linalg.solve, _solve_left,
-    lambda g, y, a, b: unbroadcast(np.linalg.solve(_t(a), g), b),
+    lambda g, _y, a, _b: unbroadcast(np.linalg.solve(_t(a), g), _b),
     jvps=(_solve_left_jvp, lambda t, y, a, b: np.linalg.solve(a, t)),
 )  # fmt: skip
 

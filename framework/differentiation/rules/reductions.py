@@ -62,7 +62,7 @@ def _others(x: Any, axis: Axis) -> Any:
     return np.transpose(np.reshape(before * after, shape), tuple(int(i) for i in np.argsort((*kept, *axes))))
 
 
-def _prod_vjp(g: Any, y: Any, x: Any, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
+def _prod_vjp(g: Any, _y: Any, x: Any, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
     return _spread(g, x, axis, keepdims) * _others(x, axis)
 
 

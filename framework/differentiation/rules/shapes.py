@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,22 @@ from framework.differentiation.tracing import primitive
 def cast(x: Any, dtype: Any) -> Any:
     """x.astype(dtype)."""
     return np.asarray(x).astype(dtype)
+
+
+@primitive
+def array_of(items: Any, shape: tuple[int, ...]) -> Any:
+    """np.array of scalars, in a shape."""
+    return np.reshape(np.stack(items), shape)
+
+
+def _array_of_vjp(g: Any, y: Any, places: list[int], items: Any, shape: Any) -> Any:
+    flat = np.reshape(g, -1)
+    return [flat[place] for place in places]
+
+
+def _array_of_jvp(tangents: dict[int, Any], y: Any, items: Any, shape: Any) -> Any:
+    zero = np.zeros((), dtype_of(y))
+    return array_of([tangents.get(i, zero) for i in range(len(items))], shape)
 
 
 def _inverse(axes: Any) -> tuple[int, ...]:
@@ -38,33 +55,33 @@ def _roll_vjp(g: Any, y: Any, x: Any, shift: Any, axis: Any = None) -> Any:
     return np.roll(g, back, axis)
 
 
-def _concatenate_vjp(g: Any, y: Any, place: int, arrays: Any, axis: Any = 0) -> Any:
-    if axis is None:
-        start = sum(int(np.size(a)) for a in arrays[:place])
-        return np.reshape(g[start : start + int(np.size(arrays[place]))], np.shape(arrays[place]))
-    start = sum(np.shape(a)[axis] for a in arrays[:place])
-    where: list[Any] = [slice(None)] * np.ndim(g)
-    where[axis] = slice(start, start + np.shape(arrays[place])[axis])
-    return g[tuple(where)]
+def _concatenate_vjp(g: Any, y: Any, places: list[int], arrays: Any, axis: Any = 0) -> Any:
+    sizes = [int(np.size(a)) if axis is None else np.shape(a)[axis] for a in arrays]
+    ends = list(itertools.accumulate(sizes))
+    before = () if axis is None else (slice(None),) * (axis % np.ndim(g))
+    parts = [g[(*before, slice(ends[place] - sizes[place], ends[place]))] for place in places]
+    return parts if axis is not None else [
+        np.reshape(part, np.shape(arrays[place])) for part, place in zip(parts, places, strict=True)
+    ]  # fmt: skip
 
 
-def _concatenate_jvp(t: Any, y: Any, place: int, arrays: Any, axis: Any = 0) -> Any:
-    parts = [t if i == place else np.zeros(np.shape(a), dtype_of(y)) for i, a in enumerate(arrays)]
+def _concatenate_jvp(tangents: dict[int, Any], y: Any, arrays: Any, axis: Any = 0) -> Any:
+    parts = [tangents[i] if i in tangents else np.zeros(np.shape(a), dtype_of(y)) for i, a in enumerate(arrays)]
     return np.concatenate(parts, axis=axis)
 
 
 _PAD_BY_COPYING = ("edge", "reflect", "symmetric", "wrap")
 
 
-def _pad_vjp(g: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
+def _pad_vjp(g: Any, _y: Any, _x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
     if mode in _PAD_BY_COPYING:
         # NumPy itself says which element stands at each place.
-        places = np.pad(np.arange(np.size(x)).reshape(np.shape(x)), pad_width, mode=mode, **options)  # type: ignore[call-overload]
-        return np.reshape(put_items(np.ravel(g), np.ravel(places), (int(np.size(x)),)), np.shape(x))
+        places = np.pad(np.arange(np.size(_x)).reshape(np.shape(_x)), pad_width, mode=mode, **options)  # type: ignore[call-overload]
+        return np.reshape(put_items(np.ravel(g), np.ravel(places), (int(np.size(_x)),)), np.shape(_x))
     if mode != "constant":
         raise TypeError(f"np.pad with mode={mode!r} has no derivative rule; pad with np.concatenate and indexing")
-    before = np.broadcast_to(np.asarray(pad_width), (np.ndim(x), 2))[:, 0]
-    return g[tuple(slice(int(b), int(b) + n) for b, n in zip(before, np.shape(x), strict=True))]
+    before = np.broadcast_to(np.asarray(pad_width), (np.ndim(_x), 2))[:, 0]
+    return g[tuple(slice(int(b), int(b) + n) for b, n in zip(before, np.shape(_x), strict=True))]
 
 
 def _pad_jvp(t: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **options: Any) -> Any:
@@ -74,9 +91,9 @@ def _pad_jvp(t: Any, y: Any, x: Any, pad_width: Any, mode: str = "constant", **o
 
 
 def _where_vjp(first: bool) -> Any:
-    def vjp(g: Any, y: Any, condition: Any, a: Any, b: Any) -> Any:
-        zero = np.zeros((), dtype_of(y))
-        return unbroadcast(np.where(condition, g, zero) if first else np.where(condition, zero, g), a if first else b)
+    def vjp(g: Any, _y: Any, condition: Any, _a: Any, _b: Any) -> Any:
+        zero = np.zeros((), dtype_of(_y))
+        return unbroadcast(np.where(condition, g, zero) if first else np.where(condition, zero, g), _a if first else _b)
 
     return vjp
 
@@ -105,6 +122,7 @@ linear("shapes", np.tile, _tile_vjp)
 linear("shapes", np.tril, lambda g, y, x, k=0: np.tril(g, k))
 linear("shapes", np.triu, lambda g, y, x, k=0: np.triu(g, k))
 rule("shapes", np.concatenate, _concatenate_vjp, jvps=(_concatenate_jvp,), sequence=True)
+rule("shapes", array_of, _array_of_vjp, jvps=(_array_of_jvp,), sequence=True)
 rule("shapes", np.pad, _pad_vjp, jvps=(_pad_jvp,))
 rule("shapes", np.where, None, _where_vjp(True), _where_vjp(False), jvps=(None, _where_jvp(True), _where_jvp(False)))
 

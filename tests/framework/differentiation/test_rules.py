@@ -12,7 +12,7 @@ from framework import Key
 from framework.differentiation import check_grads, grad, jvp, vjp
 from framework.differentiation.rules.indexing import put_items, take_items
 from framework.differentiation.rules.linear_algebra import log_abs_det
-from framework.differentiation.rules.shapes import cast
+from framework.differentiation.rules.shapes import array_of, cast
 from framework.differentiation.table import CONSTANT, DERIVED, RULES
 
 Maker = Callable[..., np.ndarray]
@@ -143,6 +143,7 @@ CASES: dict[str, tuple[Any, Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "rollaxis": (np.rollaxis, lambda x: np.rollaxis(x, 2) ** 2, (C,)),
     "matrix_transpose": (np.matrix_transpose, lambda x: np.matrix_transpose(x) ** 2, (C,)),
     "clip": (np.clip, lambda x: np.clip(x, -0.4, 0.6) ** 2, (A,)),
+    "array of scalars": (array_of, lambda x: np.array([[x[0] * x[1], 2.0], [x[2], x[0]]]) ** 2, (X,)),
     "pad": (np.pad, lambda x: np.pad(x, ((1, 2), (0, 1))) ** 2, (A,)),
     "where": (np.where, lambda x, y: np.where(A > 0, x, y * y), (A, normal(4))),
     "cast": (cast, lambda x: cast(x * x, np.float64), (A,)),
