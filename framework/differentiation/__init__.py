@@ -5,6 +5,7 @@ from framework.differentiation.checks import WrongDerivative, check_grads
 from framework.differentiation.custom import custom_rule, stop_gradient
 from framework.differentiation.explain import Operation, trace_operations
 from framework.differentiation.forward import jvp
+from framework.differentiation.linearization import linearize
 from framework.differentiation.reverse import grad, value_and_grad, vjp
 from framework.differentiation.tracing import DifferentiationError
 from framework.differentiation.transforms import (
@@ -14,7 +15,6 @@ from framework.differentiation.transforms import (
     jacobian,
     jacobian_operator,
     jacobian_plan,
-    linearize,
 )
 
 __all__ = [

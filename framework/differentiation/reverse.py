@@ -181,7 +181,7 @@ def backward(
     Returns:
         The cotangents of the leaves.
     """
-    nodes = _in_order([end for end, _ in ends])
+    nodes = in_order([end for end, _ in ends])
     cotangents: dict[Node, Any] = {}
     summed: set[Node] = set()  # whose cotangent is a buffer of our own, which more can be added into
 
@@ -209,7 +209,7 @@ def backward(
     return cotangents
 
 
-def _in_order(ends: list[Node]) -> list[Node]:
+def in_order(ends: list[Node]) -> list[Node]:
     """All calls before some nodes, these included, the oldest first."""
     found = {end for end in ends if end.rule is not None}
     stack = list(found)

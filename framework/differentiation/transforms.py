@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from framework.differentiation.forward import jvp
-from framework.differentiation.reverse import grad, vjp
-from framework.differentiation.structure import leaves, rebuild
-from framework.differentiation.tracing import DifferentiationError
+from framework.differentiation.reverse import Pullback, grad, vjp
+from framework.differentiation.structure import leaves
+from framework.differentiation.table import dtype_of
+from framework.differentiation.tracing import DifferentiationError, Traced
 from framework.memory import Array
 from framework.sizes import format_size, parse_size
 
 #: A dense Jacobian of more bytes is refused unless a larger limit is given.
 LIMIT = "1GiB"
-
-
-def linearize(function: Any, *primals: Any) -> tuple[Any, Callable[..., Any]]:
-    """Returns f(*primals) and the linear map tangents ↦ JVP at these primals.
-
-    The forward pass runs once more for each product; nothing is kept between them but the primals.
-
-    Args:
-        function: f, in plain NumPy.
-        *primals: Its arguments.
-    """
-    value, _ = jvp(function, primals, rebuild(tuple(primals), lambda x: np.zeros(np.shape(x))))
-    return value, lambda *tangents: jvp(function, primals, tangents)[1]
+MODES = ("auto", "forward", "reverse")
 
 
 @dataclass(frozen=True)
@@ -61,15 +51,17 @@ def jacobian_plan(function: Any, x: Any, mode: str = "auto") -> JacobianPlan:
         x: The argument.
         mode: "auto", or "forward" or "reverse" to decide oneself.
     """
-    x = np.asarray(x)
-    y = function(x)
-    m, n = int(np.size(y)), int(np.size(x))
-    if mode not in ("auto", "forward", "reverse"):
-        raise ValueError(f"unknown mode {mode!r}; known: auto, forward, reverse")
+    return _plan(np.shape(function(x)), x, mode)
+
+
+def _plan(result: tuple[int, ...], x: Any, mode: str) -> JacobianPlan:
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    m, n = math.prod(result), int(np.size(x))
     chosen = ("forward" if n <= m else "reverse") if mode == "auto" else mode
     why = f"m = {m} results and n = {n} arguments: n JVPs give the columns, m VJPs the rows"
     reason = f"{why}; {'asked for' if mode != 'auto' else 'fewer products'}: {chosen}"
-    return JacobianPlan(chosen, n if chosen == "forward" else m, (m, n), m * n * x.dtype.itemsize, reason)
+    return JacobianPlan(chosen, n if chosen == "forward" else m, (m, n), m * n * dtype_of(x).itemsize, reason)
 
 
 def jacobian(function: Any, mode: str = "auto", limit: int | str = LIMIT) -> Callable[[Any], Any]:
@@ -87,28 +79,42 @@ def jacobian(function: Any, mode: str = "auto", limit: int | str = LIMIT) -> Cal
     >>> jacobian(lambda x: np.array([x[0] * x[1], x[1] ** 2]))(np.array([2.0, 3.0])).tolist()
     [[3.0, 2.0], [0.0, 6.0]]
     """
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
 
     def run(x: Any) -> Any:
-        x = np.asarray(x) if not hasattr(x, "trace") or isinstance(x, np.ndarray) else x
-        value, pullback = vjp(function, x)
-        m, n = int(np.size(value)), int(np.size(x))
-        nbytes = m * n * np.dtype(x.dtype).itemsize
-        if nbytes > parse_size(limit):
+        x = x if isinstance(x, Traced) else np.asarray(x)
+        # A JVP along nothing says the result's shape, whatever is nested inside, and keeps no values meanwhile.
+        value = jvp(function, (x,), (np.zeros(np.shape(x), dtype_of(x)),))[0]
+        plan = _plan(np.shape(value), x, mode)
+        if plan.nbytes > parse_size(limit):
+            m, n = plan.shape
             raise DifferentiationError(
-                f"the Jacobian of {m} results by {n} arguments takes {nbytes:,} bytes ({format_size(nbytes)}), more than the limit "
-                f"of {limit}; use products with it (jvp, vjp, jacobian_operator), or give a larger limit"
+                f"the Jacobian of {m} results by {n} arguments takes {plan.nbytes:,} bytes ({format_size(plan.nbytes)}), more "
+                f"than the limit of {limit}; use products with it (jvp, vjp, jacobian_operator), or give a larger limit"
             )
-        chosen = ("forward" if n <= m else "reverse") if mode == "auto" else mode
-        if chosen == "reverse":
-            rows = [pullback(_basis(np.shape(value), i, value.dtype))[0] for i in range(m)]
-            return np.reshape(np.stack([np.ravel(row) for row in rows]), (*np.shape(value), *np.shape(x)))
-        columns = [jvp(function, (x,), (_basis(np.shape(x), j, x.dtype),))[1] for j in range(n)]
-        whole = np.stack([np.ravel(column) for column in columns], axis=1)
-        return np.reshape(whole, (*np.shape(value), *np.shape(x)))
+        if plan.mode == "reverse":
+            _, pullback = vjp(function, x)
+            rows = (pullback(_basis(np.shape(value), i, dtype_of(value)))[0] for i in range(plan.products))
+            matrix = _filled(rows, plan.shape, 0, dtype_of(x))
+        else:
+            columns = (jvp(function, (x,), (_basis(np.shape(x), j, dtype_of(x)),))[1] for j in range(plan.products))
+            matrix = _filled(columns, plan.shape, 1, dtype_of(value))
+        return np.reshape(matrix, (*np.shape(value), *np.shape(x)))
 
-    if mode not in ("auto", "forward", "reverse"):
-        raise ValueError(f"unknown mode {mode!r}; known: auto, forward, reverse")
     return run
+
+
+def _filled(products: Iterator[Any], shape: tuple[int, int], axis: int, dtype: np.dtype[Any]) -> Any:
+    """A matrix of rows (axis 0) or columns (axis 1), each put in its place as it comes."""
+    matrix: Any = np.empty(shape, dtype)
+    traced = []
+    for number, product in enumerate(products):
+        if isinstance(product, Traced):  # an array cannot hold these
+            traced.append(np.ravel(product))
+        else:
+            matrix[(slice(None),) * axis + (number,)] = np.ravel(product)
+    return np.stack(traced, axis=axis) if traced else matrix
 
 
 def _basis(shape: tuple[int, ...], number: int, dtype: Any) -> Array:
@@ -120,40 +126,48 @@ def _basis(shape: tuple[int, ...], number: int, dtype: Any) -> Array:
 class JacobianOperator:
     """The Jacobian of f at x as a black box of shape (m, n): only its products exist.
 
-    It has what scipy's `aslinearoperator` asks for: shape, dtype, matvec, rmatvec.
+    It has what scipy's `aslinearoperator` asks for: shape, dtype, matvec, rmatvec. The forward pass is kept from the first
+    `rmatvec` on.
 
     Args:
         function: f, from one array to one array.
         x: Where.
     """
 
-    def __init__(self, function: Any, x: Any, transposed: bool = False) -> None:
-        self._function, self._x, self._transposed = function, np.asarray(x), transposed
-        self._value, self._pullback = vjp(function, self._x)
-        shape = (int(np.size(self._value)), int(np.size(self._x)))
-        self.shape = shape[::-1] if transposed else shape
-        self.dtype = self._x.dtype
+    def __init__(self, function: Any, x: Any) -> None:
+        self._function, self._x = function, np.asarray(x)
+        self._pullback: Pullback | None = None
+        self._result, nothing = jvp(function, (self._x,), (np.zeros(self._x.shape, self._x.dtype),))
+        self.shape = (int(np.size(self._result)), int(np.size(self._x)))
+        self.dtype = nothing.dtype
 
     def matvec(self, v: Any) -> Any:
-        """J v."""
-        return self._back(v) if self._transposed else self._forth(v)
+        """J v, one JVP; v and the result are vectors."""
+        return np.ravel(jvp(self._function, (self._x,), (np.reshape(v, np.shape(self._x)),))[1])
 
     def rmatvec(self, v: Any) -> Any:
-        """Jᵀ v."""
-        return self._forth(v) if self._transposed else self._back(v)
+        """Jᵀ v, one VJP; v and the result are vectors."""
+        if self._pullback is None:  # whoever only pushes forward keeps nothing
+            self._pullback = vjp(self._function, self._x)[1]
+        return np.ravel(self._pullback(np.reshape(v, np.shape(self._result)))[0])
 
     @property
-    def T(self) -> JacobianOperator:  # noqa: N802
-        return JacobianOperator(self._function, self._x, not self._transposed)
+    def T(self) -> TransposedOperator:  # noqa: N802
+        return TransposedOperator(self)
 
     def __matmul__(self, v: Any) -> Any:
         return self.matvec(v)
 
-    def _forth(self, v: Any) -> Any:
-        return np.ravel(jvp(self._function, (self._x,), (np.reshape(v, np.shape(self._x)),))[1])
 
-    def _back(self, v: Any) -> Any:
-        return np.ravel(self._pullback(np.reshape(v, np.shape(self._value)))[0])
+class TransposedOperator:
+    """Jᵀ of a `JacobianOperator`, which it shares."""
+
+    def __init__(self, operator: JacobianOperator) -> None:
+        self.T, self.shape, self.dtype = operator, operator.shape[::-1], operator.dtype
+        self.matvec, self.rmatvec = operator.rmatvec, operator.matvec
+
+    def __matmul__(self, v: Any) -> Any:
+        return self.matvec(v)
 
 
 def jacobian_operator(function: Any, x: Any) -> JacobianOperator:

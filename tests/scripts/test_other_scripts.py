@@ -121,3 +121,22 @@ def test_the_readme_shows_the_two_commands() -> None:
     assert "make test" in text
     assert (ROOT / "docs" / "images" / "policies.svg").exists()
     assert "docs/images/policies.svg" in text
+
+
+def test_benchmark_compares_and_says_who_is_missing(tmp_path: Path) -> None:
+    done = run("benchmark", "derivatives", "--runs", "1", "--json", cwd=tmp_path)
+    data = last_json(done)
+    assert set(data) == {"suite", "machine", "versions", "rows"}
+    assert len(data["rows"]) == 7
+    for row in data["rows"]:
+        assert set(row) == {"name", "unit", "ours", "peer", "peer_name", "ratio", "better", "runs"}
+        assert row["ours"] > 0
+        if row["peer"] is None:
+            assert row["ratio"] is None
+            assert f"{row['peer_name']} is not installed" in done.stdout
+        else:
+            assert row["ratio"] == row["ours"] / row["peer"]
+    forward = data["rows"][-1]
+    assert forward["ratio"] == pytest.approx(1, abs=0.01)  # memory does not depend on depth
+    done = run("benchmark", "derivatives", "--runs", "0", cwd=tmp_path, code=2)
+    assert "must be positive" in done.stderr

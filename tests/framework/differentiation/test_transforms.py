@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -277,3 +278,50 @@ def test_the_operations_of_the_example_are_listed_with_their_tangents_and_cotang
     )
     unused = trace_operations(lambda x: [np.sin(x), np.cos(x) * 0 + x][1], (2.0,), (1.0,), 1.0)
     assert (unused[0].name, unused[0].cotangent) == ("np.sin", 0)
+
+
+def test_linearize_runs_the_function_once_and_pushes_any_number_of_tangents() -> None:
+    calls: list[int] = []
+
+    def f(p: Any, w: Any) -> Any:
+        calls.append(1)
+        h = np.tanh(p["a"] @ w)
+        return {"y": np.stack([h, h * w]), "constant": np.ones(2)}
+
+    p, w = {"a": Key(1).generator().standard_normal((3, 3))}, np.arange(3.0)
+    value, push = linearize(f, p, w)
+    for seed in range(3):
+        tangents = {"a": Key(2).fold(seed).generator().standard_normal((3, 3))}, np.cos(w + seed)
+        found, expected = push(*tangents), jvp(f, (p, w), tangents)
+        np.testing.assert_array_equal(value["y"], expected[0]["y"])
+        np.testing.assert_array_equal(found["y"], expected[1]["y"])
+        assert found["constant"].tolist() == [0, 0]
+    assert len(calls) == 4
+    with pytest.raises(DifferentiationError, match="shape"):
+        push({"a": np.ones(3)}, w)
+    # The record may hold values that are traced themselves: the gradient of a derivative along a direction.
+    second = grad(lambda x: linearize(lambda x: np.sum(x**3), x)[1](np.ones(3)))(w)
+    np.testing.assert_allclose(second, 6 * w)
+    # And it is the map that Newton's method wants: many Hessian–vector products of one point.
+    _, hessian_times = linearize(grad(lambda x: np.sum(np.cos(x) * x)), w)
+    dense = hessian(lambda x: np.sum(np.cos(x) * x))(w)
+    np.testing.assert_allclose(hessian_times(w), dense @ w, rtol=1e-12)
+
+
+def test_a_jacobian_is_filled_in_place_and_the_operator_keeps_nothing_until_it_is_transposed() -> None:
+    x, w = np.ones(400), np.ones((300, 400))
+    for mode in ("forward", "reverse"):
+        tracemalloc.start()
+        try:
+            found = jacobian(lambda x: w @ np.sin(x), mode)(x)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_allclose(found, w * np.cos(x))
+        assert peak < found.nbytes + 100_000
+    operator = jacobian_operator(np.sin, x)
+    assert np.array_equal(operator @ x, np.cos(x) * x)
+    x += 1  # nothing of it is held
+    assert np.array_equal(operator.T @ x, np.cos(x) * x)
+    with pytest.raises(ValueError, match="read-only"):
+        x += 1
