@@ -52,7 +52,7 @@ class Costs:
         gradient_nbytes: Bytes of one gradient buffer.
         norm_workspace: Scratch of the global norm.
         update_workspace: Scratch of the optimizer.
-        static: Bytes that live through the whole step, by category.
+        static: Bytes that live through the whole step, by "category/owner".
     """
 
     steps: tuple[StepCost, ...]
@@ -115,7 +115,7 @@ def costs_of(
         batch: Spec of a shard's input.
         targets: Spec of a shard's targets.
         optimizer: Who updates the parameters; None where nothing does.
-        static: More bytes that live through the step, by category (data, communication).
+        static: More bytes that live through the step, by "category/owner" (data, communication).
         training: False for an evaluation pass.
 
     Raises:
@@ -129,9 +129,9 @@ def costs_of(
     if not layout.size:
         raise ValueError("the model has no parameters, so there is nothing to train")
     found = _step_costs(steps, specs, training)
-    held = {"parameters": layout.nbytes, "optimizer": optimizer.state_nbytes(layout) if optimizer else 0}
-    for category, nbytes in (static or {}).items():
-        held[category] = held.get(category, 0) + nbytes
+    held = {"parameters/model": layout.nbytes, **(static or {})}
+    if optimizer is not None:
+        held[f"optimizer/{type(optimizer).__name__}"] = optimizer.state_nbytes(layout)
     return Costs(
         steps=found,
         batch=batch,
@@ -140,7 +140,7 @@ def costs_of(
         gradient_nbytes=layout.nbytes,
         norm_workspace=norm_workspace_nbytes(layout),
         update_workspace=optimizer.workspace_nbytes(layout) if optimizer else 0,
-        static={category: nbytes for category, nbytes in held.items() if nbytes},
+        static={holder: nbytes for holder, nbytes in held.items() if nbytes},
     )
 
 

@@ -117,7 +117,7 @@ class ValueAndGrad:
             into_x[...] = x[shard * rows : (shard + 1) * rows]
             into_targets[...] = targets[shard * rows : (shard + 1) * rows]
 
-        held = self.ledger.count(parameters.flat.nbytes, "parameters", "caller")
+        held = self.ledger.count(parameters.flat.nbytes, "parameters", "model")
         executor = Executor(self._layer, self._loss, parameters, self.ledger)
         outcome = executor.run(self.plan, Job(load, key or Key(0)))
         del held
@@ -244,7 +244,7 @@ def run_plans(
         budget: The most bytes of any rank.
         shards: V, the virtual shards.
         world: W, the number of ranks.
-        static: More bytes that live through the run, by category.
+        static: More bytes that live through the run, by "category/owner".
         validate: Whether validation is planned too.
     """
     made: Sequence[Any] = [

@@ -216,7 +216,7 @@ class _Run:
     def loss(self, operation: Loss) -> None:
         last, loss = len(self.steps) - 1, self.executor.loss
         y, targets = self.table[output(last)], self.table[TARGETS]
-        context = Context(self.ledger, "loss")
+        context = Context(self.ledger, "loss", in_place=self.place in self.plan.simulation.in_place)
         total, count, own = loss.forward(y, targets, None, context)
         self.sums[self.shard] = (total, count)
         if self.training:
@@ -292,5 +292,6 @@ class _Run:
 
     def context(self, number: int) -> Context:
         context = self.contexts[number]
+        context.in_place = self.place in self.plan.simulation.in_place
         context.key = self.key.fold(self.steps[number].path)
         return context

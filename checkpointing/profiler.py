@@ -120,7 +120,7 @@ def _measure_here(
         optimizer,
         policy=parse_policy(policy),
         shards=shards,
-        static={"data": data.nbytes},
+        static={"data/data set": data.nbytes},
         validate=False,
     )
     plan = plans.train[0]

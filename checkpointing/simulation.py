@@ -33,7 +33,10 @@ from checkpointing.operations import (
     residuals,
 )
 from framework.layers import BATCH
-from framework.memory import CATEGORIES, Moment
+from framework.memory import Moment
+
+#: What holds bytes: a category of the ledger, and an owner.
+Holder = tuple[str, str]
 
 
 class Merge(Enum):
@@ -54,6 +57,8 @@ class Simulation:
         timeline: A `Moment` for each operation, as the ledger records them.
         static: Bytes that live throughout.
         merges: For each Backward, by its place in the plan, what becomes of its cotangents.
+        in_place: The places of operations that overwrite what they read: their output lies where their input lay, or the
+            input's cotangent where the output's lay.
         left: The values that are left at the end.
         roots: The rank's sums of gradients when its Reduce begins.
         flops: Floating-point operations of all Forwards, Losses and Backwards.
@@ -62,6 +67,7 @@ class Simulation:
     timeline: tuple[Moment, ...]
     static: int
     merges: dict[int, tuple[Merge, ...]]
+    in_place: frozenset[int]
     left: tuple[Value, ...]
     roots: tuple[Value, ...]
     flops: int
@@ -98,11 +104,13 @@ class _Simulator:
         self.costs, self.purpose, self.shards, self.rank = costs, purpose, shards, rank
         self.buffer_of: dict[Value, int] = {}
         self.names: dict[int, int] = {}  # buffer -> number of values that name it
-        self.bytes_of: dict[int, tuple[int, str]] = {}
-        self.held = dict.fromkeys(CATEGORIES, 0) | dict(costs.static)
+        self.bytes_of: dict[int, tuple[int, Holder]] = {}
+        self.held = {static_holder(name): nbytes for name, nbytes in costs.static.items() if nbytes}
         self.live = self.inside = sum(costs.static.values())
         self.flops = 0
         self.merges: dict[int, tuple[Merge, ...]] = {}
+        self.in_place: set[int] = set()
+        self.dropped_next: set[Value] = set()  # by the Drops that follow the operation at once
         self.roots: tuple[Value, ...] = ()
         self.next_buffer = 0
         self.undone: set[int] = set()  # steps of the shard at work whose Backward has run
@@ -112,13 +120,21 @@ class _Simulator:
         paths = [step.path for step in self.costs.steps]
         for place, operation in enumerate(operations):
             self.inside = self.live
+            self.dropped_next = _drops_after(operations, place)
             try:
                 self.do(place, operation)
             except (PlanError, IndexError) as error:
                 raise PlanError(f"operation {place} ({label_or_repr(operation, paths)}): {error}") from error
-            categories = {category: n for category, n in self.held.items() if n}
-            timeline.append(Moment(label(operation, paths), self.live, self.inside, categories))
-        return Simulation(tuple(timeline), static, self.merges, tuple(self.buffer_of), self.roots, self.flops)
+            timeline.append(Moment(label(operation, paths), self.live, self.inside, self.held.copy()))
+        return Simulation(
+            tuple(timeline),
+            static,
+            self.merges,
+            frozenset(self.in_place),
+            tuple(self.buffer_of),
+            self.roots,
+            self.flops,
+        )
 
     def do(self, place: int, operation: Operation) -> None:
         match operation:
@@ -126,16 +142,16 @@ class _Simulator:
                 if stale := [str(value) for value in self.buffer_of if value.kind != "g"]:
                     raise PlanError(f"still holds {', '.join(stale)} of the shard before")
                 self.undone.clear()
-                self.make(output(BATCH), self.costs.batch.nbytes, "batch")
-                self.make(TARGETS, self.costs.targets.nbytes, "batch")
+                self.make(output(BATCH), self.costs.batch.nbytes, "batch", "batch")
+                self.make(TARGETS, self.costs.targets.nbytes, "batch", "targets")
                 if self.purpose != "evaluate":
-                    self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients")
+                    self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients", f"shard {shard}")
             case Forward(step, keep):
-                self.forward(step, keep)
+                self.forward(place, step, keep)
             case Loss():
-                self.loss()
+                self.loss(place)
             case Backward(step):
-                self.merges[place] = self.backward(step)
+                self.merges[place] = self.backward(place, step)
             case Drop(value):
                 if value.kind == "d" and value.at not in self.undone:
                     raise PlanError(f"drops {value} before Backward({value.at}), which loses a part of the gradient")
@@ -152,34 +168,47 @@ class _Simulator:
                 self.need(gradient(0, self.shards))
                 self.peak_at(self.costs.update_workspace)
 
-    def forward(self, step: int, keep: int | None) -> None:
+    def forward(self, place: int, step: int, keep: int | None) -> None:
         cost = self.costs.steps[step]
         footprint = cost.footprint
         self.need(*map(output, cost.inputs))
         if keep is not None and (keep != 0 or not footprint.own):
             raise PlanError(f"keep is {keep}, but the step has {'one option' if footprint.own else 'nothing to keep'}")
         self.flops += footprint.forward_flops
-        made = 0 if footprint.output_aliases_input else footprint.output.nbytes
+        first = output(cost.inputs[0])
+        over = footprint.forward_in_place and self.may_overwrite(place, first)
+        made = 0 if footprint.output_aliases_input or over else footprint.output.nbytes
         self.peak_at(made + footprint.own_nbytes + footprint.forward_workspace)
-        if footprint.output_aliases_input:
-            self.alias(output(step), output(cost.inputs[0]))
+        if footprint.output_aliases_input or over:
+            self.alias(output(step), first)
         else:
-            self.make(output(step), footprint.output.nbytes, "activations")
+            self.make(output(step), footprint.output.nbytes, "activations", cost.path)
         if keep is not None:
-            self.make(residuals(step), footprint.own_nbytes, "residuals")
+            self.make(residuals(step), footprint.own_nbytes, "residuals", cost.path)
 
-    def loss(self) -> None:
+    def may_overwrite(self, place: int, value: Value) -> bool:
+        """Whether a value has its buffer alone and is dropped at once; notes that it is overwritten then."""
+        if self.names[self.buffer_of[value]] != 1 or value not in self.dropped_next:
+            return False
+        self.in_place.add(place)
+        return True
+
+    def loss(self, place: int) -> None:
         last, loss = len(self.costs.steps) - 1, self.costs.loss
         self.need(output(last), TARGETS)
         self.peak_at(loss.own_nbytes + loss.forward_workspace)
         self.flops += loss.forward_flops
         if self.purpose != "evaluate":
-            size = self.costs.output(last).nbytes
+            over = loss.in_place and self.may_overwrite(place, output(last))
+            size = 0 if over else self.costs.output(last).nbytes
             self.peak_at(loss.own_nbytes + size + loss.backward_workspace)
             self.flops += loss.backward_flops
-            self.make(cotangent(last), size, "cotangents")
+            if over:
+                self.alias(cotangent(last), output(last))
+            else:
+                self.make(cotangent(last), size, "cotangents", "loss")
 
-    def backward(self, step: int) -> tuple[Merge, ...]:
+    def backward(self, place: int, step: int) -> tuple[Merge, ...]:
         cost = self.costs.steps[step]
         footprint = cost.footprint
         if not cost.trains:
@@ -188,20 +217,22 @@ class _Simulator:
         self.undone.add(step)
         self.flops += footprint.backward_flops
         made: list[int | None] = []  # the new cotangents' buffers
-        new = [0 if aliases else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]
+        over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(place, cotangent(step))
+        new = [0 if aliases or over else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]
         self.peak_at(sum(new) + footprint.backward_workspace)
         for wanted, aliases, source in zip(cost.wanted, footprint.cotangent_aliases, cost.inputs, strict=True):
             if not wanted:
                 made.append(None)
-            elif aliases:
+            elif aliases or over:
                 made.append(self.buffer_of[cotangent(step)])
             else:
-                made.append(self.allocate(self.costs.output(source).nbytes, "cotangents"))
+                made.append(self.allocate(self.costs.output(source).nbytes, "cotangents", cost.path))
         # Each new cotangent is a name of its own until it is merged.
         for buffer in made:
             if buffer is not None:
                 self.names[buffer] += 1
-        return tuple(self.merge(source, buffer) for source, buffer in zip(cost.inputs, made, strict=True))
+        # What was overwritten is still named by the value that is dropped next, which does not count.
+        return tuple(self.merge(source, buffer, int(over)) for source, buffer in zip(cost.inputs, made, strict=True))
 
     def _cotangents(self, step: int) -> list[tuple[int, bool]]:
         """The inputs whose cotangents are wanted, and whether each is the output's cotangent itself."""
@@ -209,7 +240,7 @@ class _Simulator:
         each = zip(cost.inputs, cost.footprint.cotangent_aliases, cost.wanted, strict=True)
         return [(source, aliases) for source, aliases, wanted in each if wanted]
 
-    def merge(self, source: int, new: int | None) -> Merge:
+    def merge(self, source: int, new: int | None, stale: int) -> Merge:
         """Makes buffer `new` the cotangent of a[source], or adds it to the earlier one."""
         if new is None:
             return Merge.NONE
@@ -221,11 +252,11 @@ class _Simulator:
         if self.names[old] == 1:
             self.forget(new)
             return Merge.INTO_OLD
-        if self.names[new] == 1:
+        if self.names[new] - stale == 1:
             self.forget(old)
             self.buffer_of[value] = new
             return Merge.INTO_NEW
-        fresh = self.allocate(self.costs.output(source).nbytes, "cotangents")
+        fresh = self.allocate(self.costs.output(source).nbytes, "cotangents", "sum")
         self.names[fresh] += 1
         self.forget(new)
         self.forget(old)
@@ -240,15 +271,15 @@ class _Simulator:
             self.rename(self.roots[0], gradient(0, self.shards))
         else:
             # It lies in the memory of rank 0, whose ledger counts it.
-            self.make(gradient(0, self.shards), 0, "gradients")
+            self.make(gradient(0, self.shards), 0, "gradients", "rank 0")
 
     def need(self, *values: Value) -> None:
         missing = [str(value) for value in values if value not in self.buffer_of]
         if missing:
             raise PlanError(f"needs {', '.join(missing)}, which is not held")
 
-    def make(self, value: Value, nbytes: int, category: str) -> None:
-        self.bind(value, self.allocate(nbytes, category))
+    def make(self, value: Value, nbytes: int, category: str, owner: str) -> None:
+        self.bind(value, self.allocate(nbytes, category, owner))
 
     def alias(self, value: Value, other: Value) -> None:
         self.bind(value, self.buffer_of[other])
@@ -269,11 +300,13 @@ class _Simulator:
         self.need(value)
         self.forget(self.buffer_of.pop(value))
 
-    def allocate(self, nbytes: int, category: str) -> int:
+    def allocate(self, nbytes: int, category: str, owner: str) -> int:
         self.next_buffer += 1
         self.names[self.next_buffer] = 0
-        self.bytes_of[self.next_buffer] = nbytes, category
-        self.held[category] += nbytes
+        holder = (category, owner)
+        self.bytes_of[self.next_buffer] = nbytes, holder
+        if nbytes:
+            self.held[holder] = self.held.get(holder, 0) + nbytes
         self.live += nbytes
         self.inside = max(self.inside, self.live)
         return self.next_buffer
@@ -282,13 +315,32 @@ class _Simulator:
         """Takes one name from a buffer, which dies with its last."""
         self.names[buffer] -= 1
         if not self.names[buffer]:
-            nbytes, category = self.bytes_of.pop(buffer)
+            nbytes, holder = self.bytes_of.pop(buffer)
             del self.names[buffer]
-            self.held[category] -= nbytes
             self.live -= nbytes
+            if nbytes:
+                self.held[holder] -= nbytes
+                if not self.held[holder]:
+                    del self.held[holder]
 
     def peak_at(self, more: int) -> None:
         self.inside = max(self.inside, self.live + more)
+
+
+def _drops_after(operations: Sequence[Operation], place: int) -> set[Value]:
+    """The values that are dropped right after an operation."""
+    found: set[Value] = set()
+    place += 1
+    while place < len(operations) and isinstance(drop := operations[place], Drop):
+        found.add(drop.value)
+        place += 1
+    return found
+
+
+def static_holder(name: str) -> Holder:
+    """Reads "category/owner"."""
+    category, _, owner = name.partition("/")
+    return category, owner
 
 
 def backward_needs(costs: Costs, step: int) -> list[Value]:

@@ -74,10 +74,13 @@ def shard_specs(data: Dataset, batch: int, shards: int) -> tuple[Spec, Spec]:
 
 
 def static_nbytes(data: Dataset, shards: int, shared: bool) -> dict[str, int]:
-    """Returns the bytes, besides parameters and optimizer state, that a worker holds throughout, by category."""
+    """Returns the bytes, besides parameters and optimizer state, that a worker holds throughout, by "category/owner"."""
     size = data.size("train")
-    order = size * order_dtype(size).itemsize
-    return {"data": data.nbytes + order, "communication": header_nbytes(shards) if shared else 0}
+    return {
+        "data/data set": data.nbytes,
+        "data/epoch order": size * order_dtype(size).itemsize,
+        "communication/segment header": header_nbytes(shards) if shared else 0,
+    }
 
 
 def validation_windows(data: Dataset, batch: int, most: int) -> list[int]:
@@ -106,7 +109,7 @@ class Worker:
         self._shared: SharedMemory | None = None
         if task.shared:
             most = max(moment.categories.get("gradients", 0) for moment in task.train.simulation.timeline)
-            self._counted.append(self._ledger.count(static["communication"], "communication", "segment header"))
+            self._counted.append(self._ledger.count(static["communication/segment header"], "communication", "segment header"))
             self._shared = SharedMemory(
                 task.rank, task.world, task.shards, layout.size, layout.dtype, most // layout.nbytes, task.timeout
             )

@@ -15,13 +15,14 @@ from framework.memory import Array
 
 @dataclass(frozen=True)
 class LossFootprint:
-    """Bytes and FLOPs of a loss; see `Footprint`. The VJP's cotangent has the spec of y."""
+    """Bytes and FLOPs of a loss; see `Footprint`. The VJP's cotangent has the spec of y, and lies over it if `in_place`."""
 
     own: tuple[Spec, ...] = ()
     forward_workspace: int = 0
     backward_workspace: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
+    in_place: bool = False
 
     @property
     def own_nbytes(self) -> int:
@@ -97,7 +98,7 @@ class CrossEntropy(Loss):
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
         rows, labels, logsumexp = kernels.as_rows(y), targets.reshape(-1), own[0].reshape(-1)
         classes = rows.shape[1]
-        cotangent = context.empty(y.shape, y.dtype, "cotangents")
+        cotangent = context.like(y, "cotangents")
         height = kernels.block_rows(*rows.shape)
         picked = context.empty((height,), y.dtype, "workspace")
         index = context.empty((height,), np.intp, "workspace")
@@ -129,6 +130,7 @@ class CrossEntropy(Loss):
             backward_workspace=height * (item + index),
             forward_flops=6 * y.size,
             backward_flops=4 * y.size,
+            in_place=True,
         )
 
 
@@ -156,7 +158,7 @@ class MeanSquaredError(Loss):
         return total, _count(weights, outputs.size), ()
 
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
-        cotangent = context.empty(y.shape, y.dtype, "cotangents")
+        cotangent = context.like(y, "cotangents")
         np.subtract(y, targets, out=cotangent)
         cotangent *= 2
         if weights is not None:
@@ -172,6 +174,7 @@ class MeanSquaredError(Loss):
             forward_workspace=kernels.block_rows(y.size, 1) * np.dtype(np.float64).itemsize,
             forward_flops=3 * y.size,
             backward_flops=2 * y.size,
+            in_place=True,
         )
 
 

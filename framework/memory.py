@@ -7,7 +7,7 @@ it exists. An array counts until its Python death: as long as any view of it liv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,6 +66,7 @@ class _OwningArray(np.ndarray):
     view, so the owner dies with the last of them, and the entry with it. (2.5 µs an array.)
     """
 
+    __slots__ = ("allocation",)
     allocation: Allocation
 
 
@@ -86,13 +87,26 @@ class Moment:
         label: The operation.
         live: Bytes alive after it.
         inside: The most bytes alive at any time during it.
-        categories: Bytes alive after it by category, zeros left out.
+        holders: Bytes alive after it by (category, owner), zeros left out.
     """
 
     label: str
     live: int
     inside: int
-    categories: dict[str, int]
+    holders: dict[tuple[str, str], int]
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Bytes alive after it by category, in the order of `CATEGORIES`, zeros left out."""
+        return by_category(self.holders)
+
+
+def by_category(holders: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Adds bytes up by category, in the order of `CATEGORIES`, zeros left out."""
+    totals = dict.fromkeys(CATEGORIES, 0)
+    for (category, _), nbytes in holders.items():
+        totals[category] += nbytes
+    return {category: nbytes for category, nbytes in totals.items() if nbytes}
 
 
 class Ledger:
@@ -173,20 +187,17 @@ class Ledger:
 
     def by_category(self) -> dict[str, int]:
         """Live bytes by category, in the order of `CATEGORIES`, zeros left out."""
-        totals = dict.fromkeys(CATEGORIES, 0)
-        for (category, _), nbytes in self._holders.items():
-            totals[category] += nbytes
-        return {category: nbytes for category, nbytes in totals.items() if nbytes}
+        return by_category(self._holders)
 
     def holders(self, most: int = 10) -> list[tuple[str, str, int]]:
         """The largest holders as (category, owner, bytes), most bytes first."""
-        rows = [(category, owner, n) for (category, owner), n in self._holders.items() if n]
+        rows = [(category, owner, n) for (category, owner), n in self._holders.items()]
         return sorted(rows, key=lambda row: (-row[2], row[0], row[1]))[:most]
 
     def mark(self, label: str) -> None:
         """Ends an operation: records a `Moment` if a timeline is kept."""
         if self.timeline is not None:
-            self.timeline.append(Moment(label, self.live, self._peak_since_mark, self.by_category()))
+            self.timeline.append(Moment(label, self.live, self._peak_since_mark, self._holders.copy()))
         self._peak = self.peak
         self._peak_since_mark = self.live
 
@@ -197,15 +208,19 @@ class Ledger:
         if self.limit is not None and live > self.limit:
             raise BudgetExceeded(self._refusal(nbytes, category, owner))
         holder = (category, owner)
-        self.live = live
-        self._holders[holder] = self._holders.get(holder, 0) + nbytes
+        if nbytes:
+            self.live = live
+            self._holders[holder] = self._holders.get(holder, 0) + nbytes
         return Allocation(self, nbytes, holder)
 
     def _release(self, nbytes: int, holder: tuple[str, str]) -> None:
-        self.live -= nbytes
-        left = self._holders.pop(holder, 0) - nbytes
-        if left:
-            self._holders[holder] = left
+        if nbytes:
+            self.live -= nbytes
+            left = self._holders[holder] - nbytes
+            if left:
+                self._holders[holder] = left
+            else:
+                del self._holders[holder]
 
     def _refusal(self, nbytes: int, category: str, owner: str) -> str:
         held = "; ".join(f"{c} of {o or 'the engine'} {n:,}" for c, o, n in self.holders())

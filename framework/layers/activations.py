@@ -21,21 +21,33 @@ class ReLU(Layer):
         return np.maximum(x, 0)
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
-        y = context.empty(x.shape, x.dtype, "activations")
+        y = context.like(x, "activations")
         np.maximum(x, 0, out=y)
         return y, ()
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
-        x_cotangent = context.empty(cotangent.shape, cotangent.dtype, "cotangents")
-        np.sign(y, out=x_cotangent)  # y ≥ 0, so its sign is the mask
-        x_cotangent *= cotangent
+        x_cotangent = context.like(cotangent, "cotangents")
+        outputs, cotangents, out = (kernels.as_view(a, (-1,)) for a in (y, cotangent, x_cotangent))
+        scratch = context.empty((kernels.block_rows(outputs.size, 1),), y.dtype, "workspace")
+        for block in kernels.row_blocks(outputs.size, 1):
+            sign = scratch[: block.stop - block.start]
+            np.sign(outputs[block], out=sign)  # y ≥ 0, so its sign is the mask
+            np.multiply(sign, cotangents[block], out=out[block])
         return x_cotangent
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
-        return Footprint(output=x, needs_output=True, forward_flops=x.size, backward_flops=2 * x.size)
+        return Footprint(
+            output=x,
+            needs_output=True,
+            backward_workspace=kernels.block_rows(x.size, 1) * x.dtype.itemsize,
+            forward_flops=x.size,
+            backward_flops=2 * x.size,
+            forward_in_place=True,
+            backward_in_place=True,
+        )
 
 
 _C = math.sqrt(2 / math.pi)
@@ -66,12 +78,12 @@ class GELU(Layer):
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
-        x_cotangent = context.empty(x.shape, x.dtype, "cotangents")
+        x_cotangent = context.like(cotangent, "cotangents")
         values, cotangents, out = (kernels.as_view(a, (-1,)) for a in (x, cotangent, x_cotangent))
-        scratch = context.empty((2, kernels.block_rows(values.size, 1)), x.dtype, "workspace")
+        scratch = context.empty((3, kernels.block_rows(values.size, 1)), x.dtype, "workspace")
         for block in kernels.row_blocks(values.size, 1):
-            v, d = values[block], out[block]
-            tanh, rest = scratch[0, : v.size], scratch[1, : v.size]
+            v = values[block]
+            tanh, rest, d = scratch[:, : v.size]
             _tanh_of_u(v, tanh)
             np.multiply(v, v, out=d)
             d *= 3 * _A * _C
@@ -83,7 +95,7 @@ class GELU(Layer):
             d += tanh
             d += 1
             d *= 0.5
-            d *= cotangents[block]
+            np.multiply(d, cotangents[block], out=out[block])
         return x_cotangent
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
@@ -91,9 +103,10 @@ class GELU(Layer):
         return Footprint(
             output=x,
             needs_input=(True,),
-            backward_workspace=2 * kernels.block_rows(x.size, 1) * x.dtype.itemsize,
+            backward_workspace=3 * kernels.block_rows(x.size, 1) * x.dtype.itemsize,
             forward_flops=20 * x.size,
             backward_flops=30 * x.size,
+            backward_in_place=True,
         )
 
 

@@ -40,7 +40,7 @@ class Dropout(Layer):
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         if not context.training or self.rate == 0:
             return x, ()
-        y = context.empty(x.shape, x.dtype, "activations")
+        y = context.like(x, "activations")
         self._mask(x, y, context)
         return y, ()
 
@@ -49,21 +49,21 @@ class Dropout(Layer):
             return None
         if not context.training or self.rate == 0:
             return cotangent
-        x_cotangent = context.empty(cotangent.shape, cotangent.dtype, "cotangents")
+        x_cotangent = context.like(cotangent, "cotangents")
         self._mask(cotangent, x_cotangent, context)
         return x_cotangent
 
     def _mask(self, source: Array, target: Array, context: Context) -> None:
-        """Writes source · mask / (1 - rate) into `target`."""
-        values, out = kernels.as_view(source, (-1,)), target.reshape(-1)
+        """Writes source · mask / (1 - rate) into `target`, which may be the source."""
+        values, out = kernels.as_view(source, (-1,)), kernels.as_view(target, (-1,))
         height = kernels.block_rows(values.size, 1)
         uniform = context.empty((height,), np.float32, "workspace")
-        kept = context.empty((height,), np.bool_, "workspace")
+        dropped = context.empty((height,), np.bool_, "workspace")
         for block, numbers in _uniform_blocks(context, values.size, uniform):
-            mask = kept[: numbers.size]
-            np.greater_equal(numbers, self.rate, out=mask)
-            out[block].fill(0)
-            np.multiply(values[block], 1 / (1 - self.rate), out=out[block], where=mask)
+            mask = dropped[: numbers.size]
+            np.less(numbers, self.rate, out=mask)
+            np.multiply(values[block], 1 / (1 - self.rate), out=out[block])
+            np.copyto(out[block], 0, where=mask)
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
@@ -76,6 +76,8 @@ class Dropout(Layer):
             backward_workspace=workspace,
             forward_flops=3 * x.size,
             backward_flops=3 * x.size,
+            forward_in_place=True,
+            backward_in_place=True,
         )
 
 

@@ -61,8 +61,8 @@ class Footprint:
         backward_flops: The same of the VJP.
         output_aliases_input: Whether the output is a view of the (first) input.
         cotangent_aliases: For each input, whether its cotangent is the output's cotangent itself.
-        forward_in_place: Whether the forward can write its output over its input.
-        backward_in_place: Whether the VJP can write the input's cotangent over the output's.
+        forward_in_place: Whether the forward takes its output from `Context.like` of its (first) input, and so can overwrite it.
+        backward_in_place: Whether the VJP takes the input's cotangent from `Context.like` of the output's.
     """
 
     output: Spec
@@ -92,9 +92,10 @@ class Context:
         key: For random numbers: names run, step, shard and layer.
         training: False in evaluation (dropout passes its input through).
         wanted: For each input, whether anybody reads its cotangent.
+        in_place: Whether `like` gives the array itself: nobody reads it afterwards, and the footprint says that the rule may.
     """
 
-    __slots__ = ("key", "ledger", "owner", "training", "wanted")
+    __slots__ = ("in_place", "key", "ledger", "owner", "training", "wanted")
 
     def __init__(
         self,
@@ -103,16 +104,22 @@ class Context:
         key: Key | None = None,
         training: bool = True,
         wanted: tuple[bool, ...] = (True,),
+        in_place: bool = False,
     ) -> None:
         self.ledger = ledger
         self.owner = owner
         self.key = key or Key(0)
         self.training = training
         self.wanted = wanted
+        self.in_place = in_place
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike, category: str) -> Array:
         """Returns an uninitialized array that the ledger counts (see `Ledger.empty`)."""
         return self.ledger.empty(shape, dtype, category, self.owner)
+
+    def like(self, a: Array, category: str) -> Array:
+        """Returns where to write what takes an array's place: the array itself where it may be overwritten, else a new one."""
+        return a if self.in_place else self.ledger.empty(a.shape, a.dtype, category, self.owner)
 
 
 #: A layer's parameters or their cotangents by local name, and its own residuals.

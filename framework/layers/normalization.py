@@ -40,7 +40,7 @@ class LayerNorm(Layer):
         return centered / np.sqrt(variance + self.epsilon) * params["weight"] + params["bias"]
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
-        y = context.empty(x.shape, x.dtype, "activations")
+        y = context.like(x, "activations")
         mean = context.empty(x.shape[:-1], x.dtype, "residuals")
         scale = context.empty(x.shape[:-1], x.dtype, "residuals")
         rows, out, means, scales = kernels.as_rows(x), kernels.as_rows(y), mean.reshape(-1), scale.reshape(-1)
@@ -69,7 +69,7 @@ class LayerNorm(Layer):
         product = context.empty((height, width), x.dtype, "workspace")
         row_sum = context.empty((height,), x.dtype, "workspace")
         part = context.empty((width,), x.dtype, "workspace")
-        x_cotangent = context.empty(x.shape, x.dtype, "cotangents") if context.wanted[0] else None
+        x_cotangent = context.like(cotangent, "cotangents") if context.wanted[0] else None
         grads["weight"].fill(0)
         grads["bias"].fill(0)
         for block in kernels.row_blocks(*rows.shape):
@@ -109,4 +109,6 @@ class LayerNorm(Layer):
             backward_workspace=(2 * height * width + height + width) * x.dtype.itemsize,
             forward_flops=7 * x.size,
             backward_flops=12 * x.size,
+            forward_in_place=True,
+            backward_in_place=True,
         )

@@ -146,3 +146,21 @@ def test_a_plan_read_from_json_runs_to_the_same_bits() -> None:
     assert again.operations == plan.operations
     assert again.costs == plan.costs
     assert case.bits_after(again) == case.bits_after(plan)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_overwriting_what_nobody_reads_changes_no_bit_and_never_adds_a_byte(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    for policy in POLICIES:
+        over, apart = case.plans(policy, shards=2).train[0], case.plans(policy, shards=2).train[0]
+        assert over.simulation.in_place
+        bits = case.bits_after(over)
+        with monkeypatch.context() as patch:
+            patch.setattr("checkpointing.simulation._Simulator.may_overwrite", lambda *_: False)
+            assert not apart.simulation.in_place
+        assert case.bits_after(apart) == bits
+        assert over.peak <= apart.peak
+        pairs = zip(over.simulation.timeline, apart.simulation.timeline, strict=True)
+        assert all(a.live <= b.live and a.inside <= b.inside for a, b in pairs)
