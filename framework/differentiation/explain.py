@@ -64,7 +64,6 @@ class _ListingTrace(Trace):
         for place, x in zip(places, traced, strict=True):
             written[place] = x.derivative
         inputs = tuple(w.name if isinstance(w, _Both) else _constant(w) for w in written)
-        inputs += tuple(_constant(a) for a in args[1:] if rule.sequence)
         name = _WRITTEN.get(describe(function), describe(function))
         self.calls.append((name, inputs + tuple(f"{k}={v}" for k, v in kwargs.items()), y, result))
         return Traced(y, self, result)

@@ -213,8 +213,11 @@ def test_python_control_flow_works_as_it_runs() -> None:
         (lambda x: np.linalg.eigh(np.outer(x, x))[0], r"np.linalg.eigh has no derivative rule.*custom_rule"),
         (lambda x: np.fft.fft(x), "has no derivative rule"),
         (lambda x: np.add.accumulate(x), "np.add.accumulate has no derivative rule"),
-        (lambda x: np.mean(x, where=np.array([True, False])), "np.mean cannot be differentiated with these options"),
-        (lambda x: np.sum(x, where=np.array([True, False])), "np.sum cannot be differentiated with these options"),
+        (lambda x: np.var(x, mean=0.0), "np.var cannot be differentiated with these options"),
+        (
+            lambda x: np.sum(np.exp(x, where=np.array([True, False]))),
+            "np.exp cannot be differentiated with these options",
+        ),
         (lambda x: x, "grad takes a function with a scalar result"),
     ],
 )
@@ -268,7 +271,7 @@ def test_the_operations_of_the_example_are_listed_with_their_tangents_and_cotang
         ("v4", "np.add", ("v3", "v2")),
         ("v5", "np.multiply", ("v1", "v2")),
         ("v6", "np.sin", ("v1",)),
-        ("v7", "np.array", ("v4", "v5", "v6", "(3,)")),
+        ("v7", "np.array", ("v4", "v5", "v6")),
     ]
     np.testing.assert_allclose([o.cotangent for o in operations[:2]], EXACT.T @ weights, rtol=1e-15)
     np.testing.assert_allclose(operations[-1].tangent, EXACT @ DIRECTION, rtol=1e-15)
