@@ -100,8 +100,19 @@ DERIVED: dict[Any, Callable[..., Any]] = {}
 CONSTANT: set[Any] = set()
 
 
+def _ufunc_options(
+    g: Any, y: Any, *args: Any, dtype: Any = 0, casting: Any = 0, order: Any = 0, subok: Any = 0
+) -> None:
+    """Options of ufuncs that leave the derivative alone. `where` is none: what it skips is not even computed."""
+
+
 def elementwise(family: str, function: Any, *factors: Any) -> None:
     """A function of broadcast arrays; factors are (y, *args) → ∂y/∂arg for each argument (None: not differentiable in it)."""
+    is_ufunc = isinstance(function, np.ufunc)
+
+    def times_factor(place: int, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
+        factor = factors[place]
+        return g * (factor(y, *args, **kwargs) if kwargs and not is_ufunc else factor(y, *args))
 
     def vjp(place: int, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
         factor = factors[place]
@@ -111,13 +122,13 @@ def elementwise(family: str, function: Any, *factors: Any) -> None:
             return unbroadcast(-g, args[place])
         if factor is None:
             raise _constant_in(function, place)
-        return unbroadcast(g * factor(y, *args, **kwargs), args[place])
+        return unbroadcast(times_factor(place, g, y, args, kwargs), args[place])
 
     def jvp(place: int, t: Any, y: Any, args: Any, kwargs: Any) -> Any:
         factor = factors[place]
         if factor is None:
             raise _constant_in(function, place)
-        moved = t if factor is ONE else -t if factor is MINUS_ONE else t * factor(y, *args, **kwargs)
+        moved = t if factor is ONE else -t if factor is MINUS_ONE else times_factor(place, t, y, args, kwargs)
         if np.shape(moved) != np.shape(y):
             moved = np.broadcast_to(moved, np.shape(y))
         return as_dtype(moved, dtype_of(y))
@@ -128,13 +139,13 @@ def elementwise(family: str, function: Any, *factors: Any) -> None:
             return True, frozenset(range(len(factors)))
         return _underscored(factor)
 
-    RULES[function] = Rule(vjp, jvp, family, "elementwise", unread=unread)
+    RULES[function] = Rule(vjp, jvp, family, "elementwise", _ufunc_options if is_ufunc else None, unread=unread)
 
 
-def linear(family: str, function: Any, vjp: Callable[..., Any]) -> None:
+def linear(family: str, function: Any, vjp: Callable[..., Any], jvp: Callable[..., Any] | None = None) -> None:
     """A function that is linear in its first argument; vjp is (g, y, *args, **kwargs) → the transpose applied to g.
 
-    The transpose reads neither the argument nor the result: that is what linear means.
+    The tangent goes through the function itself, or through jvp (t, y, *args, **kwargs) if options add a constant. The transpose reads neither the argument nor the result: that is what linear means.
     """
 
     def back(place: int, g: Any, y: Any, args: Any, kwargs: Any) -> Any:
@@ -145,12 +156,14 @@ def linear(family: str, function: Any, vjp: Callable[..., Any]) -> None:
     def forth(place: int, t: Any, y: Any, args: Any, kwargs: Any) -> Any:
         if place:
             raise _constant_in(function, place)
-        return function(t, *args[1:], **kwargs)
+        return function(t, *args[1:], **kwargs) if jvp is None else jvp(t, y, *args, **kwargs)
 
     RULES[function] = Rule(back, forth, family, "linear", vjp, unread=lambda place: (True, frozenset({0})))
 
 
-def rule(family: str, function: Any, *vjps: Any, jvps: Any = TRANSPOSED, sequence: bool = False) -> None:
+def rule(
+    family: str, function: Any, *vjps: Any, jvps: Any = TRANSPOSED, sequence: bool = False, options: Any = None
+) -> None:
     """Any other function.
 
     Args:
@@ -161,6 +174,7 @@ def rule(family: str, function: Any, *vjps: Any, jvps: Any = TRANSPOSED, sequenc
         jvps: For each (t, y, *args, **kwargs) → the output's tangent; or TRANSPOSED. With `sequence` there is one:
             ({place: t}, y, *args, **kwargs) → the output's tangent.
         sequence: Whether the first argument is a list of arrays.
+        options: What has a VJP's signature, where the VJPs themselves leave options open.
     """
 
     def pick(rules: Any, place: int) -> Any:
@@ -185,10 +199,10 @@ def rule(family: str, function: Any, *vjps: Any, jvps: Any = TRANSPOSED, sequenc
 
     if sequence:
         RULES[function] = Rule(
-            back_all, forth_all, family, "rule", None, sequence=True, unread=lambda place: (True, frozenset({0}))
+            back_all, forth_all, family, "rule", options, sequence=True, unread=lambda place: (True, frozenset({0}))
         )
     else:
-        options = next(rule for rule in vjps if rule is not None)
+        options = options or next(rule for rule in vjps if rule is not None)
         RULES[function] = Rule(back, None if jvps is TRANSPOSED else forth, family, "rule", options, unread=unread)
 
 

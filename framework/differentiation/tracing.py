@@ -255,7 +255,7 @@ def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         top, places, traced, args = _take_apart(args)
     if top is None:
         return function(*args, **kwargs)
-    if rule.options is not None:
+    if rule.options is not None and (kwargs or rule.kind != "elementwise"):
         _require_options(rule.options, function, 2 + len(args), kwargs)
     return top.call(function, rule, places, traced, args, kwargs)
 

@@ -1,5 +1,29 @@
 """The tables of derivative rules, one file a family."""
 
-from framework.differentiation.rules import elementwise, indexing, linear_algebra, reductions, shapes
+from framework.differentiation.rules import (
+    elementwise,
+    indexing,
+    joining,
+    matrices,
+    order,
+    products,
+    reductions,
+    sampled,
+    selection,
+    shapes,
+    statistics,
+)
 
-__all__ = ["elementwise", "indexing", "linear_algebra", "reductions", "shapes"]
+__all__ = [
+    "elementwise",
+    "indexing",
+    "joining",
+    "matrices",
+    "order",
+    "products",
+    "reductions",
+    "sampled",
+    "selection",
+    "shapes",
+    "statistics",
+]

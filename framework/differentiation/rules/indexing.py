@@ -20,16 +20,20 @@ def take_items(x: Any, key: Any) -> Any:
 def put_items(g: Any, key: Any, shape: tuple[int, ...]) -> Any:
     """Zeros of `shape` with g added at [key], places named twice getting both."""
     whole = np.zeros(shape, dtype_of(g))
-    if _is_basic(key):
+    if _names_none_twice(key):
         whole[key] = g
     else:
         np.add.at(whole, key, g)
     return whole
 
 
-def _is_basic(key: Any) -> bool:
+def _names_none_twice(key: Any) -> bool:
     parts = key if isinstance(key, tuple) else (key,)
-    return all(isinstance(part, int | np.integer | slice | type(None) | type(...)) for part in parts)
+    return all(
+        isinstance(part, int | np.integer | slice | type(None) | type(...))
+        or (isinstance(part, np.ndarray) and part.dtype == bool)
+        for part in parts
+    )
 
 
 linear("indexing", take_items, lambda g, y, x, key: put_items(g, untraced(key), np.shape(x)))
@@ -51,15 +55,9 @@ def _along(shape: tuple[int, ...], indices: Any, axis: int) -> tuple[Any, ...]:
     return tuple(grid)
 
 
-def _take_along_axis(a: Any, indices: Any, axis: Any = -1) -> Any:
+def take_along_axis(a: Any, indices: Any, axis: Any = -1) -> Any:
     flat, along = (np.ravel(a), 0) if axis is None else (a, axis)
     return flat[_along(np.shape(flat), np.asarray(indices), along)]
-
-
-def _sort(a: Any, axis: Any = -1, kind: Any = None, **options: Any) -> Any:
-    if axis is None:
-        return _sort(np.ravel(a), 0)
-    return _take_along_axis(a, np.argsort(untraced(a), axis=axis, kind="stable"), axis)
 
 
 def _repeat(a: Any, repeats: Any, axis: Any = None) -> Any:
@@ -82,65 +80,51 @@ def _diag(v: Any, k: int = 0) -> Any:
     return put_items(v, (i + max(0, -k), i + max(0, k)), (size, size))
 
 
-def _reduced_first(a: Any, axis: Any) -> Any:
-    """The array with the reduced axes as one, which is the first."""
-    axes = range(np.ndim(a)) if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
-    if not len(axes) or np.ndim(a) == 0:
-        return np.reshape(a, (1, *np.shape(a)))
-    moved = np.moveaxis(a, tuple(axes), tuple(range(len(axes))))
-    rest = np.shape(moved)[len(axes) :]
-    return np.reshape(moved, (int(np.prod(np.shape(moved)[: len(axes)], dtype=int)), *rest))
+def _trace(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None) -> Any:
+    return np.sum(_diagonal(a, offset, axis1, axis2), axis=-1, dtype=dtype)
 
 
-def _as_kept(result: Any, a: Any, axis: Any, keepdims: Any, extra: int = 0) -> Any:
-    """Gives a result the reduced axes again, after `extra` axes of its own."""
-    if not keepdims:
-        return result
-    axes = range(np.ndim(a)) if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
-    gone = {x % max(1, np.ndim(a)) for x in axes}
-    return np.reshape(
-        result, np.shape(result)[:extra] + tuple(1 if i in gone else n for i, n in enumerate(np.shape(a)))
-    )
+def _insert(arr: Any, obj: Any, values: Any, axis: Any = None) -> Any:
+    """The elements and the values in one array, in the order that NumPy itself gives their numbers."""
+    arr, axis = (np.ravel(arr), 0) if axis is None else (arr, axis % np.ndim(arr))
+    length, dtype = np.shape(arr)[axis], dtype_of(arr)
+    where = np.arange(length)[obj] if isinstance(obj, slice) else np.asarray(obj)
+    where = np.flatnonzero(where) if where.dtype == bool else where.astype(int)
+    values = values if hasattr(values, "dtype") else np.asarray(values)
+    if where.size == 1:  # NumPy puts all values at one place then
+        values = np.reshape(values, (1,) * (np.ndim(arr) - np.ndim(values)) + np.shape(values))
+        values = np.moveaxis(values, 0, axis) if where.ndim == 0 else values
+    count = where.size if where.size != 1 else np.shape(values)[axis]
+    shape = (*np.shape(arr)[:axis], count, *np.shape(arr)[axis + 1 :])
+    both = np.concatenate([arr, as_dtype(np.broadcast_to(values, shape), dtype)], axis=axis)
+    return _take(both, np.insert(np.arange(length), where, np.arange(length, length + count)), axis)
 
 
-def _median(a: Any, axis: Any = None, overwrite_input: bool = False, keepdims: Any = False) -> Any:
-    """The mean of the middle elements of the sorted ones."""
-    ordered = _sort(_reduced_first(a, axis), 0)
-    length = np.shape(ordered)[0]
-    return _as_kept(np.mean(ordered[(length - 1) // 2 : length // 2 + 1], axis=0), a, axis, keepdims)
+def _delete(arr: Any, obj: Any, axis: Any = None) -> Any:
+    arr, axis = (np.ravel(arr), 0) if axis is None else (arr, axis)
+    return _take(arr, np.delete(np.arange(np.shape(arr)[axis]), obj), axis)
 
 
-def _quantile(
-    a: Any, q: Any, axis: Any = None, overwrite_input: bool = False, method: str = "linear", keepdims: Any = False
-) -> Any:
-    """Between the sorted elements on both sides of the place q·(n − 1); also differentiable in q where it interpolates."""
-    ordered = _sort(_reduced_first(a, axis), 0)
-    place = np.multiply(q, np.shape(ordered)[0] - 1.0)
-    low, high = (np.asarray(f(place)).astype(int) for f in (np.floor, np.ceil))
-    if method == "linear":
-        part: Any = place - low
-    elif method in ("lower", "higher", "midpoint", "nearest"):
-        part = {"lower": 0.0, "higher": 1.0, "midpoint": 0.5, "nearest": np.rint(place) - low}[method]
-    else:
-        raise TypeError(
-            f"np.quantile with method={method!r} has no derivative rule; use linear, lower, higher or nearest"
-        )
-    part = as_dtype(np.reshape(part, np.shape(part) + (1,) * (np.ndim(ordered) - 1)), dtype_of(ordered))
-    return _as_kept(ordered[low] + part * (ordered[high] - ordered[low]), a, axis, keepdims, np.ndim(q))
+def _resize(a: Any, new_shape: Any) -> Any:
+    size = int(np.prod(new_shape, dtype=int))
+    if np.size(a) == 0:
+        return np.zeros(new_shape, dtype_of(a))
+    return np.reshape(np.ravel(a)[np.arange(size) % np.size(a)], new_shape)
 
 
 DERIVED |= {
     np.take: _take,
-    np.take_along_axis: _take_along_axis,
-    np.sort: _sort,
+    np.take_along_axis: take_along_axis,
+    np.compress: lambda condition, a, axis=None: _take(a, np.flatnonzero(condition), axis),
+    np.extract: lambda condition, arr: np.ravel(arr)[np.flatnonzero(condition)],
     np.repeat: _repeat,
+    np.resize: _resize,
+    np.insert: _insert,
+    np.delete: _delete,
     np.diagonal: _diagonal,
     np.diag: _diag,
     np.diagflat: lambda v, k=0: _diag(np.ravel(v), k),
-    np.trace: lambda a, offset=0, axis1=0, axis2=1: np.sum(_diagonal(a, offset, axis1, axis2), axis=-1),
+    np.trace: _trace,
     np.linalg.diagonal: lambda x, *, offset=0: _diagonal(x, offset, -2, -1),
-    np.linalg.trace: lambda x, *, offset=0: np.sum(_diagonal(x, offset, -2, -1), axis=-1),
-    np.median: _median,
-    np.quantile: _quantile,
-    np.percentile: lambda a, q, axis=None, **options: _quantile(a, np.divide(q, 100), axis, **options),
+    np.linalg.trace: lambda x, *, offset=0, dtype=None: _trace(x, offset, -2, -1, dtype),
 }
