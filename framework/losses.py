@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from framework import kernels
+from framework.differentiation.custom import stop_gradient
+from framework.differentiation.forward import jvp
+from framework.differentiation.reverse import grad
 from framework.layers.layer import Context, Spec
 from framework.memory import Array
 
@@ -20,6 +24,7 @@ class LossFootprint:
     own: tuple[Spec, ...] = ()
     forward_workspace: int = 0
     backward_workspace: int = 0
+    hvp_workspace: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
     in_place: bool = False
@@ -35,6 +40,13 @@ class Loss(ABC):
     `weights` of shape (B,), or None for all ones, weigh the examples: an example of weight 0 counts nothing.
     """
 
+    def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
+        """Returns the sum of losses by the definition, in plain NumPy: the oracle of the rules, and the source of `hvp`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no apply: write apply(self, y, targets, weights), which returns the sum of losses in plain "
+            "NumPy functions; second derivatives follow from it"
+        )
+
     @abstractmethod
     def forward(
         self, y: Array, targets: Array, weights: Array | None, context: Context
@@ -44,6 +56,18 @@ class Loss(ABC):
     @abstractmethod
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
         """Returns the cotangent of y for the cotangent 1 of the sum."""
+
+    def hvp(
+        self, y: Array, tangent: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context
+    ) -> Array:
+        """Returns the Hessian of the sum times a tangent of y, which is how the result of `vjp` moves. By default from `apply`.
+
+        The result comes from `context.like(tangent, "cotangents")`, so that it can lie over the tangent.
+        """
+        _, product = jvp(grad(lambda y: self.apply(y, targets, weights)), (y,), (tangent,))
+        target = context.like(tangent, "cotangents")
+        target[...] = product
+        return target
 
     @abstractmethod
     def footprint(self, y: Spec, targets: Spec) -> LossFootprint:
@@ -59,8 +83,15 @@ class CrossEntropy(Loss):
     """Σ (log Σ exp y - y[target]) over integer targets, in nats.
 
     Shapes: y (B, ..., classes), targets (B, ...) integers in [0, classes). Own residual: the log-sum-exp of each row;
-    the VJP ȳ = softmax(y) - onehot(target) computes the softmax from it.
+    the VJP ȳ = softmax(y) - onehot(target) computes the softmax from it, and so does the Hessian's product
+    softmax(y)·(ẏ - rowsum(softmax(y)·ẏ)).
     """
+
+    def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
+        top = stop_gradient(np.max(y, axis=-1, keepdims=True))  # any number would do: it takes away what it adds
+        picked = np.take_along_axis(y, targets[..., None].astype(np.intp), axis=-1)
+        losses = np.log(np.sum(np.exp(y - top), axis=-1, keepdims=True)) + top - picked
+        return np.sum(_weighted(losses, weights))
 
     def forward(
         self, y: Array, targets: Array, weights: Array | None, context: Context
@@ -116,6 +147,27 @@ class CrossEntropy(Loss):
                 _weigh(out, weights, block, labels.size)
         return cotangent
 
+    def hvp(
+        self, y: Array, tangent: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context
+    ) -> Array:
+        rows, logsumexp = kernels.as_rows(y), own[0].reshape(-1)
+        product = context.like(tangent, "cotangents")
+        height = kernels.block_rows(*rows.shape)
+        shares = context.empty((height, rows.shape[1]), y.dtype, "workspace")
+        means = context.empty((height,), y.dtype, "workspace")
+        for block in kernels.row_blocks(*rows.shape):
+            count = block.stop - block.start
+            moved, out = kernels.as_rows(tangent)[block], kernels.as_rows(product)[block]
+            share, mean = shares[:count], means[:count]
+            np.subtract(rows[block], logsumexp[block, None], out=share)
+            np.exp(share, out=share)
+            np.einsum("ij,ij->i", share, moved, out=mean)
+            np.subtract(moved, mean[:, None], out=out)
+            out *= share
+            if weights is not None:
+                _weigh(out, weights, block, logsumexp.size)
+        return product
+
     def footprint(self, y: Spec, targets: Spec) -> LossFootprint:
         if targets.dtype.kind not in "iu" or y.dtype.kind != "f" or y.shape[:-1] != targets.shape:
             raise ValueError(
@@ -128,6 +180,7 @@ class CrossEntropy(Loss):
             own=(Spec(targets.shape, y.dtype),),
             forward_workspace=height * (classes * item + item + index + np.dtype(np.float64).itemsize),
             backward_workspace=height * (item + index),
+            hvp_workspace=height * (classes + 1) * item,
             forward_flops=6 * y.size,
             backward_flops=4 * y.size,
             in_place=True,
@@ -138,8 +191,11 @@ class CrossEntropy(Loss):
 class MeanSquaredError(Loss):
     """Σ (y - target)² over elements, the count being that of the elements.
 
-    Shapes: y and targets (B, ...), equal. ȳ = 2 (y - target).
+    Shapes: y and targets (B, ...), equal. ȳ = 2 (y - target), and the Hessian's product is 2 ẏ.
     """
+
+    def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
+        return np.sum(_weighted((y - targets) ** 2, weights))
 
     def forward(
         self, y: Array, targets: Array, weights: Array | None, context: Context
@@ -162,8 +218,17 @@ class MeanSquaredError(Loss):
         np.subtract(y, targets, out=cotangent)
         cotangent *= 2
         if weights is not None:
-            cotangent *= weights.reshape(-1, *[1] * (cotangent.ndim - 1))
+            cotangent *= _each(weights, cotangent.ndim)
         return cotangent
+
+    def hvp(
+        self, y: Array, tangent: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context
+    ) -> Array:
+        product = context.like(tangent, "cotangents")
+        np.multiply(tangent, 2, out=product)
+        if weights is not None:
+            product *= _each(weights, product.ndim)
+        return product
 
     def footprint(self, y: Spec, targets: Spec) -> LossFootprint:
         if y != targets or y.dtype.kind != "f":
@@ -176,6 +241,16 @@ class MeanSquaredError(Loss):
             backward_flops=2 * y.size,
             in_place=True,
         )
+
+
+def _weighted(losses: Any, weights: Array | None) -> Any:
+    """Losses of shape (B, ...) times the weights of their examples."""
+    return losses if weights is None else losses * _each(weights, np.ndim(losses))
+
+
+def _each(weights: Array, axes: int) -> Array:
+    """Weights of examples in a form that multiplies an array of so many axes."""
+    return weights.reshape(-1, *[1] * (axes - 1))
 
 
 def _require_weights(weights: Array | None, y: Array) -> None:

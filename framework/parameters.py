@@ -145,6 +145,10 @@ class Parameters(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._views)
 
+    def by_layer(self) -> dict[str, dict[str, Array]]:
+        """Returns the views by the path of their layer, then by local name."""
+        return self.layout.grouped_views(self.flat)
+
     def sha256(self) -> str:
         """Returns the SHA-256 of the flat buffer's little-endian bytes."""
         return sha256_of(self.flat)

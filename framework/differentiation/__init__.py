@@ -1,6 +1,17 @@
 """Derivatives of plain NumPy code: JVPs, VJPs, and what is built from them."""
 
 from framework.differentiation import rules
+from framework.differentiation.applications import (
+    Eigenpair,
+    Sensitivity,
+    Solved,
+    conjugate_gradients,
+    lanczos,
+    largest_eigenvalue,
+    newton_cg_step,
+    propagate_covariance,
+    sensitivity,
+)
 from framework.differentiation.checks import WrongDerivative, check_grads
 from framework.differentiation.custom import custom_rule, stop_gradient
 from framework.differentiation.explain import Operation, trace_operations
@@ -19,9 +30,13 @@ from framework.differentiation.transforms import (
 
 __all__ = [
     "DifferentiationError",
+    "Eigenpair",
     "Operation",
+    "Sensitivity",
+    "Solved",
     "WrongDerivative",
     "check_grads",
+    "conjugate_gradients",
     "custom_rule",
     "gauss_newton_vp",
     "grad",
@@ -31,8 +46,13 @@ __all__ = [
     "jacobian_operator",
     "jacobian_plan",
     "jvp",
+    "lanczos",
+    "largest_eigenvalue",
     "linearize",
+    "newton_cg_step",
+    "propagate_covariance",
     "rules",
+    "sensitivity",
     "stop_gradient",
     "trace_operations",
     "value_and_grad",

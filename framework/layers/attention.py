@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec, require_float
+from framework.layers.layer import Context, Footprint, Layer, Own, Pair, Params, Spec, require_float
 from framework.memory import Array
 
 #: Queries that are worked on at once.
 BLOCK = 64
+#: The scratch of each rule: arrays of a number a query and key, arrays of a number a query, and whether products are added.
+_FORWARD, _JVP, _VJP, _HVP = (1, 1, False), (3, 1, False), (2, 1, True), (5, 2, True)
+
+#: Queries, keys and values, each (heads, T, head).
+Split = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class CausalAttention(Layer):
         y = context.empty((batch, length, width // 3), x.dtype, "activations")
         statistic = context.empty((batch, self.heads, length), x.dtype, "residuals")
         rows = min(BLOCK, length)
-        scratch = _Scratch(context, x.dtype, self.heads, rows, length, width // 3 // self.heads, backward=False)
+        scratch = _Scratch(context, x, self.heads, *_FORWARD)
         for sample in range(batch):
             queries, keys, values = _split(x[sample], self.heads)
             out = _heads(y[sample], self.heads)
@@ -61,8 +66,9 @@ class CausalAttention(Layer):
                 np.exp(scores, out=scores)
                 total = statistic[sample, :, block]
                 np.add.reduce(scores, axis=-1, out=total)
+                # Not the product, whose rows are far apart: NumPy would take 100 KB of buffers for it.
+                scores /= total[..., None]
                 kernels.matmul(scores, values[:, : block.stop], out=out[:, block])
-                out[:, block] /= total[..., None]
                 np.log(total, out=total)
                 total += top
         return y, (statistic,)
@@ -71,10 +77,10 @@ class CausalAttention(Layer):
         if not context.wanted[0]:
             return None
         assert y is not None
-        (batch, length, width), (statistic,) = x.shape, own
+        (batch, length, _), (statistic,) = x.shape, own
         x_cotangent = context.empty(x.shape, x.dtype, "cotangents")
         rows = min(BLOCK, length)
-        scratch = _Scratch(context, x.dtype, self.heads, rows, length, width // 3 // self.heads, backward=True)
+        scratch = _Scratch(context, x, self.heads, *_VJP)
         for sample in range(batch):
             queries, keys, values = _split(x[sample], self.heads)
             q_bar, k_bar, v_bar = _split(x_cotangent[sample], self.heads)
@@ -89,7 +95,7 @@ class CausalAttention(Layer):
                 _product(np.swapaxes(weights, -1, -2), out_bar[:, block], v_bar[:, seen], scratch, first)
                 inner = scratch.row(hidden)
                 np.einsum("hij,hij->hi", out_bar[:, block], out[:, block], out=inner)
-                scores_bar = scratch.weights_bar(hidden, block.stop)
+                scores_bar = scratch.weights(hidden, block.stop, 1)
                 kernels.matmul(out_bar[:, block], np.swapaxes(values[:, seen], -1, -2), out=scores_bar)
                 scores_bar -= inner[..., None]
                 scores_bar *= weights
@@ -98,6 +104,114 @@ class CausalAttention(Layer):
                 scaled = scratch.queries(hidden)
                 _product(np.swapaxes(scores_bar, -1, -2), scaled, k_bar[:, seen], scratch, first)
         return x_cotangent
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        """Ẏ = Ṗ V + P V̇ with Ṗ = P·(Ṡ - rowsum(P·Ṡ)) and Ṡ = (Q̇ Kᵀ + Q K̇ᵀ)/√head, a block of queries at a time."""
+        batch, length, width = x.shape
+        y = context.empty((batch, length, width // 3), x.dtype, "activations")
+        tangent = context.empty(y.shape, x.dtype, "activations")
+        scratch = _Scratch(context, x, self.heads, *_JVP)
+        for sample in range(batch):
+            now, moving = _split(x[sample], self.heads), _split(x_tangent[sample], self.heads)
+            out, moved = _heads(y[sample], self.heads), _heads(tangent[sample], self.heads)
+            for block in _blocks(length, min(BLOCK, length)):
+                seen = slice(0, block.stop)
+                weights = self._weights(now, block, scratch)
+                kernels.matmul(weights, now[2][:, seen], out=out[:, block])
+                weights_dot = self._moved(weights, now, moving, block, scratch)
+                kernels.matmul(weights_dot, now[2][:, seen], out=moved[:, block])
+                moved[:, block] += kernels.matmul(weights, moving[2][:, seen], out=scratch.queries(weights.shape[1]))
+        return y, tangent
+
+    def vjp_with_tangent(
+        self,
+        params: Pair[Params],
+        x: Pair[Any],
+        cotangent: Pair[Array],
+        grads: Pair[Params],
+        x_cotangent: Pair[Array] | None,
+        context: Context,
+    ) -> None:
+        """The formulas of the VJP, and their derivatives by the product rule, a block of queries at a time."""
+        if x_cotangent is None:
+            return
+        batch, length, _ = x[0].shape
+        scratch = _Scratch(context, x[0], self.heads, *_HVP)
+        for sample in range(batch):
+            now, moving = (_split(a[sample], self.heads) for a in x)
+            bars, bars_dot = (_split(a[sample], self.heads) for a in x_cotangent)
+            given = [_heads(a[sample], self.heads) for a in cotangent]
+            scale = 1 / math.sqrt(now[0].shape[-1])
+            for block in reversed(list(_blocks(length, min(BLOCK, length)))):
+                first, seen = block.stop == length, slice(0, block.stop)
+                weights = self._weights(now, block, scratch)
+                weights_dot = self._moved(weights, now, moving, block, scratch)
+                rows = weights.shape[1]
+                g, g_dot = (a[:, block] for a in given)
+                keys, keys_dot, values, values_dot = (a[:, seen] for a in (now[1], moving[1], now[2], moving[2]))
+
+                weights_t = np.swapaxes(weights, -1, -2)
+                _product(weights_t, g, bars[2][:, seen], scratch, first)
+                _product(weights_t, g_dot, bars_dot[2][:, seen], scratch, first)
+                _product(np.swapaxes(weights_dot, -1, -2), g, bars_dot[2][:, seen], scratch, False)
+
+                scores, scores_dot, spare = (scratch.weights(rows, block.stop, i) for i in (2, 3, 4))
+                kernels.matmul(g, np.swapaxes(values, -1, -2), out=scores)
+                kernels.matmul(g_dot, np.swapaxes(values, -1, -2), out=scores_dot)
+                scores_dot += kernels.matmul(g, np.swapaxes(values_dot, -1, -2), out=spare)
+                inner, inner_dot = scratch.row(rows), scratch.row(rows, 1)
+                np.einsum("hij,hij->hi", weights, scores, out=inner)
+                scores -= inner[..., None]
+                np.einsum("hij,hij->hi", weights, scores_dot, out=inner)
+                np.einsum("hij,hij->hi", weights_dot, scores, out=inner_dot)  # its rows sum to 0, so -= was no matter
+                inner += inner_dot
+                scores_dot -= inner[..., None]
+                scores_dot *= weights
+                np.multiply(weights_dot, scores, out=spare)
+                scores_dot += spare
+                scores *= weights
+
+                some = scratch.queries(rows)
+                kernels.matmul(scores, keys, out=bars[0][:, block])
+                kernels.matmul(scores_dot, keys, out=bars_dot[0][:, block])
+                bars_dot[0][:, block] += kernels.matmul(scores, keys_dot, out=some)
+                bars[0][:, block] *= scale
+                bars_dot[0][:, block] *= scale
+                scores_t = np.swapaxes(scores, -1, -2)
+                np.multiply(moving[0][:, block], scale, out=some)
+                _product(scores_t, some, bars_dot[1][:, seen], scratch, first)
+                np.multiply(now[0][:, block], scale, out=some)
+                _product(np.swapaxes(scores_dot, -1, -2), some, bars_dot[1][:, seen], scratch, False)
+                _product(scores_t, some, bars[1][:, seen], scratch, first)
+
+    def _weights(self, now: Split, block: slice, scratch: _Scratch) -> Array:
+        """Returns the weights of a block of queries over the keys that it may see."""
+        scores, rows = self._scores(now[0], now[1], block, scratch)
+        row = scratch.row(rows)
+        np.max(scores, axis=-1, out=row)
+        scores -= row[..., None]
+        np.exp(scores, out=scores)
+        np.add.reduce(scores, axis=-1, out=row)
+        scores /= row[..., None]
+        return scores
+
+    def _moved(self, weights: Array, now: Split, moving: Split, block: slice, scratch: _Scratch) -> Array:
+        """Returns the tangent of a block's weights."""
+        rows, keys = weights.shape[1], slice(0, block.stop)
+        scale = 1 / math.sqrt(now[0].shape[-1])
+        tangent, more = (scratch.weights(rows, block.stop, i) for i in (1, 2))
+        some = scratch.queries(rows)
+        np.multiply(moving[0][:, block], scale, out=some)
+        kernels.matmul(some, np.swapaxes(now[1][:, keys], -1, -2), out=tangent)
+        np.multiply(now[0][:, block], scale, out=some)
+        tangent += kernels.matmul(some, np.swapaxes(moving[1][:, keys], -1, -2), out=more)
+        inner = scratch.row(rows)
+        np.einsum("hij,hij->hi", weights, tangent, out=inner)
+        tangent -= inner[..., None]
+        tangent *= weights  # zero where the mask hides
+        return tangent
 
     def _scores(self, queries: Array, keys: Array, block: slice, scratch: _Scratch) -> tuple[Array, int]:
         """Returns the masked scores of a block of queries over the keys it may see, and its number of rows."""
@@ -121,50 +235,62 @@ class CausalAttention(Layer):
         rows = min(BLOCK, length)
         pairs = sum((block.stop - block.start) * block.stop for block in _blocks(length, rows))
         product = 2 * batch * pairs * features
-        sizes = (self.heads, rows, length, features // self.heads)
         return Footprint(
             output=Spec((batch, length, features), x.dtype),
             own=(Spec((batch, self.heads, length), x.dtype),),
             needs_input=(True,),
             needs_output=True,
-            forward_workspace=_Scratch.nbytes(x.dtype.itemsize, *sizes, backward=False),
-            backward_workspace=_Scratch.nbytes(x.dtype.itemsize, *sizes, backward=True),
+            forward_workspace=_Scratch.nbytes(x, self.heads, *_FORWARD),
+            backward_workspace=_Scratch.nbytes(x, self.heads, *_VJP),
+            jvp_workspace=_Scratch.nbytes(x, self.heads, *_JVP),
+            hvp_workspace=_Scratch.nbytes(x, self.heads, *_HVP),
             forward_flops=2 * product + 8 * batch * pairs * self.heads,
             backward_flops=5 * product + 8 * batch * pairs * self.heads,
         )
 
 
 class _Scratch:
-    """The scratch of one call: scores of a block of queries, and in the VJP their cotangents and a sum of products."""
+    """The scratch of one call: for a block of queries, arrays of a number a query and key; and a sum of products.
 
-    def __init__(
-        self, context: Context, dtype: Any, heads: int, rows: int, length: int, head: int, backward: bool
-    ) -> None:
-        self.heads, self.head = heads, head
-        self._weights = context.empty((heads * rows * length,), dtype, "workspace")
-        self._queries = context.empty((heads * rows * head,), dtype, "workspace")
-        self._row = context.empty((heads * rows,), dtype, "workspace")
-        self.hidden = context.empty((rows, rows), np.bool_, "workspace")
-        for row in range(rows):
+    Args:
+        context: Where it comes from.
+        x: The input, or its spec.
+        heads: Number of heads.
+        weights: How many arrays of a number a query and key.
+        rows: How many of a number a query.
+        product: Whether there is room for a product that is added.
+    """
+
+    def __init__(self, context: Context, x: Any, heads: int, weights: int, rows: int, product: bool) -> None:
+        block, length, self.head = self._sizes(x, heads)
+        self.heads = heads
+        self._weights = context.empty((weights, heads * block * length), x.dtype, "workspace")
+        self._queries = context.empty((heads * block * self.head,), x.dtype, "workspace")
+        self._rows = context.empty((rows, heads * block), x.dtype, "workspace")
+        self.hidden = context.empty((block, block), np.bool_, "workspace")
+        for row in range(block):
             self.hidden[row, : row + 1] = False
             self.hidden[row, row + 1 :] = True
-        if backward:
-            self._weights_bar = context.empty((heads * rows * length,), dtype, "workspace")
-            self._product = context.empty((heads * length * head,), dtype, "workspace")
+        if product:
+            self._product = context.empty((heads * length * self.head,), x.dtype, "workspace")
+
+    @classmethod
+    def nbytes(cls, x: Any, heads: int, weights: int, rows: int, product: bool) -> int:
+        """Its bytes."""
+        block, length, head = cls._sizes(x, heads)
+        elements = heads * block * (weights * length + head + rows)
+        if product:
+            elements += heads * length * head
+        return elements * int(x.dtype.itemsize) + block * block
 
     @staticmethod
-    def nbytes(itemsize: int, heads: int, rows: int, length: int, head: int, backward: bool) -> int:
-        elements = heads * rows * (length + head + 1)
-        if backward:
-            elements += heads * length * (rows + head)
-        return elements * itemsize + rows * rows
+    def _sizes(x: Any, heads: int) -> tuple[int, int, int]:
+        _, length, width = x.shape
+        return min(BLOCK, length), length, width // 3 // heads
 
     # Contiguous views of just the size that a block needs.
-    def weights(self, rows: int, keys: int) -> Array:
-        return self._view(self._weights, rows, keys)
-
-    def weights_bar(self, rows: int, keys: int) -> Array:
-        return self._view(self._weights_bar, rows, keys)
+    def weights(self, rows: int, keys: int, number: int = 0) -> Array:
+        return self._view(self._weights[number], rows, keys)
 
     def product(self, keys: int) -> Array:
         return self._view(self._product, keys, self.head)
@@ -172,8 +298,8 @@ class _Scratch:
     def queries(self, rows: int) -> Array:
         return self._view(self._queries, rows, self.head)
 
-    def row(self, rows: int) -> Array:
-        return self._row[: self.heads * rows].reshape(self.heads, rows)
+    def row(self, rows: int, number: int = 0) -> Array:
+        return self._rows[number, : self.heads * rows].reshape(self.heads, rows)
 
     def _view(self, flat: Array, rows: int, columns: int) -> Array:
         return flat[: self.heads * rows * columns].reshape(self.heads, rows, columns)
@@ -189,7 +315,7 @@ def _heads(rows: Array, heads: int) -> Array:
     return rows.reshape(rows.shape[0], heads, -1).transpose(1, 0, 2)
 
 
-def _split(rows: Array, heads: int) -> tuple[Array, Array, Array]:
+def _split(rows: Array, heads: int) -> Split:
     """Views (T, 3·heads·head) as queries, keys and values, each (heads, T, head)."""
     parts = rows.reshape(rows.shape[0], 3, heads, -1).transpose(1, 2, 0, 3)
     return parts[0], parts[1], parts[2]

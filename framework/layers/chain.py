@@ -57,6 +57,18 @@ class Composite(Layer, ABC):
                 found[f"{step.path}.{name}"] = parameter
         return found
 
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
+        raise self._runs_not("forward")
+
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
+        raise self._runs_not("vjp")
+
+    def footprint(self, x: Any, training: bool = True) -> Footprint:
+        raise self._runs_not("footprint")
+
+    def _runs_not(self, rule: str) -> NotImplementedError:
+        return NotImplementedError(f"{self.kind} has no {rule}; only leaf layers run, composites flatten to them")
+
     def layout(self, x: Spec) -> Layout:
         """Returns the layout of the flat parameter buffer for an input of spec `x`."""
         return Layout(self.parameters(x))
@@ -92,8 +104,18 @@ class Chain(Composite):
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         for name, layer in self.layers.items():
-            x = _apply(layer, params, x, context, name)
+            x = layer.apply(_below(name, params), x, _context_of(layer, name, context))
         return x
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        """Runs the layers' JVPs one after the other and keeps the current pair alone, so memory does not grow with depth."""
+        for name, layer in self.layers.items():
+            inner = _below(name, params), x, _below(name, params_tangent), x_tangent
+            x, x_tangent = layer.jvp(*inner, _context_of(layer, name, context))
+            del inner  # holds the pair before
+        return x, x_tangent
 
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
         for number, (name, layer) in enumerate(self.layers.items()):
@@ -113,9 +135,22 @@ class Residual(Composite):
         self.inner = inner
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
-        if isinstance(self.inner, Chain):
-            return self.inner.apply(params, x, context) + x
-        return _apply(self.inner, params, x, context, "inner") + x
+        return self.inner.apply(self._inside(params), x, self._inner_context(context)) + x
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        y, tangent = self.inner.jvp(
+            self._inside(params), x, self._inside(params_tangent), x_tangent, self._inner_context(context)
+        )
+        return Add().jvp({}, (y, x), {}, (tangent, x_tangent), context)
+
+    # The names of a chain are enough: "inner" is only put before those of other layers.
+    def _inside(self, params: Params) -> Params:
+        return params if isinstance(self.inner, Chain) else _below("inner", params)
+
+    def _inner_context(self, context: Context) -> Context:
+        return context if isinstance(self.inner, Chain) else _context_of(self.inner, "inner", context)
 
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
         prefix = f"{path}." if path else ""
@@ -134,6 +169,8 @@ class Add(Layer):
     Shapes: both inputs and the output (...), equal. The VJP passes the cotangent itself to both.
     """
 
+    piecewise_linear = True
+
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return x[0] + x[1]
 
@@ -145,6 +182,11 @@ class Add(Layer):
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         return tuple(cotangent if wanted else None for wanted in context.wanted)
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        return self.forward({}, x, context)[0], self.forward({}, x_tangent, context)[0]
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         inner, skip = x
@@ -199,10 +241,14 @@ def _append(layer: Layer, steps: list[Step], path: str, source: int, stage: int 
     return len(steps) - 1
 
 
-def _apply(layer: Layer, params: Mapping[str, Array], x: Any, context: Context, name: str) -> Any:
-    """Applies the element `name` of a composite to its own parameters, under the key that the executor gives it."""
+def _below(name: str, params: Mapping[str, Array]) -> Params:
+    """The parameters of the element `name` of a composite, by their names in there."""
+    prefix = f"{name}."
+    return {long.removeprefix(prefix): array for long, array in params.items() if long.startswith(prefix)}
+
+
+def _context_of(layer: Layer, name: str, context: Context) -> Context:
+    """The context of the element `name` of a composite, with the key that the executor gives it."""
     path = f"{context.owner}.{name}" if context.owner else name
     key = context.key if isinstance(layer, Composite) else context.key.fold(path)
-    prefix = f"{name}."
-    below = {long.removeprefix(prefix): array for long, array in params.items() if long.startswith(prefix)}
-    return layer.apply(below, x, Context(context.ledger, path, key, context.training, context.wanted))
+    return Context(context.ledger, path, key, context.training, context.wanted)

@@ -25,6 +25,8 @@ class Dropout(Layer):
 
     rate: float
 
+    piecewise_linear = True
+
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
             raise ValueError(f"a dropout rate lies in [0, 1), but got {self.rate}")
@@ -53,6 +55,11 @@ class Dropout(Layer):
         self._mask(cotangent, x_cotangent, context)
         return x_cotangent
 
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        return self.forward(params, x, context)[0], self.forward(params, x_tangent, context)[0]
+
     def _mask(self, source: Array, target: Array, context: Context) -> None:
         """Writes source · mask / (1 - rate) into `target`, which may be the source."""
         values, out = kernels.as_view(source, (-1,)), kernels.as_view(target, (-1,))
@@ -74,6 +81,7 @@ class Dropout(Layer):
             output=x,
             forward_workspace=workspace,
             backward_workspace=workspace,
+            jvp_workspace=workspace,
             forward_flops=3 * x.size,
             backward_flops=3 * x.size,
             forward_in_place=True,

@@ -35,6 +35,8 @@ class Embedding(Layer):
     dtype: str = "float32"
     initializer: Initializer = field(default_factory=lambda: Normal(0.02))
 
+    piecewise_linear = True
+
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         dtype = np.dtype(self.dtype)
         return {
@@ -72,6 +74,11 @@ class Embedding(Layer):
         position[length:].fill(0)
         return None
 
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        return self.forward(params, x, context)[0], self.forward(params_tangent, x, context)[0]
+
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         if x.dtype.kind not in "iu" or not x.shape:
             raise ValueError(f"Embedding takes an array of integer tokens with at least one axis, but got {x}")
@@ -80,10 +87,12 @@ class Embedding(Layer):
                 f"Embedding has {self.positions} positions, but got a sequence of {x.shape[-1]} tokens: {x}"
             )
         output = Spec.of((*x.shape, self.features), self.dtype)
+        workspace = kernels.block_rows(x.size, self.features) * np.dtype(np.intp).itemsize
         return Footprint(
             output=output,
             needs_input=(True,),
-            forward_workspace=kernels.block_rows(x.size, self.features) * np.dtype(np.intp).itemsize,
+            forward_workspace=workspace,
+            jvp_workspace=workspace,
             forward_flops=output.size,
             backward_flops=2 * output.size,
         )

@@ -1,18 +1,22 @@
-"""The layer contract: a pure forward, a VJP, and a footprint that says their bytes beforehand."""
+"""The layer contract: a definition, a pure forward, its derivatives, and a footprint that says their bytes beforehand."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from framework.keys import Key
+from framework.layers.traced import traced_jvp, traced_vjp, traced_vjp_with_tangent
 from framework.memory import Array, Ledger
-from framework.parameters import ParameterSpec
+from framework.parameters import Layout, Parameters, ParameterSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Footprint:
         needs_output: Whether the VJP reads the output.
         forward_workspace: Most bytes of scratch alive at once in the forward.
         backward_workspace: The same in the VJP.
+        jvp_workspace: The same in the JVP.
+        hvp_workspace: The same in the VJP with its tangent.
         forward_flops: Floating-point operations of the forward.
         backward_flops: The same of the VJP.
         output_aliases_input: Whether the output is a view of the (first) input.
@@ -71,6 +77,8 @@ class Footprint:
     needs_output: bool = False
     forward_workspace: int = 0
     backward_workspace: int = 0
+    jvp_workspace: int = 0
+    hvp_workspace: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
     output_aliases_input: bool = False
@@ -125,6 +133,8 @@ class Context:
 #: A layer's parameters or their cotangents by local name, and its own residuals.
 Params = dict[str, Array]
 Own = tuple[Array, ...]
+#: A value and its tangent.
+Pair = tuple[T, T]
 
 
 class Layer:
@@ -134,9 +144,21 @@ class Layer:
     and two graphs can live at once. Who keeps the input and the output for the backward is the executor's business:
     `own` must not contain them, or a plan could free nothing.
 
-    A leaf layer implements every method below `kind`; a composite (`Chain`, `Residual`) flattens to leaf layers.
-    Layers of several inputs (`Add`) get and return tuples where others have one array.
+    A leaf layer needs `parameters` and `apply`; all else follows from tracing `apply`. What that holds inside a call is
+    plain NumPy's and not counted by the ledger, only inputs, outputs and cotangents are. Where bytes or speed matter a layer has
+    `forward`, `vjp` and `footprint` of its own, all three, and may have a `jvp`. A composite (`Chain`, `Residual`)
+    flattens to leaf layers. Layers of several inputs (`Add`) get and return tuples where others have one array.
+
+    Attributes:
+        core_axes: How many of the input's last axes `apply` works over, those before them being looped over: it does the same with
+            each piece, without random numbers, and puts the results in their places. So it can be traced over small blocks. None:
+            not known, the input stays whole. (NumPy speaks of core and loop dimensions.)
+        piecewise_linear: Whether the output is, on pieces, a linear function of parameters and input together, so that second
+            derivatives are zero wherever they exist.
     """
+
+    core_axes: ClassVar[int | None] = None
+    piecewise_linear: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -148,32 +170,123 @@ class Layer:
         return {}
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
-        """Returns the output by the definition, in plain NumPy: the oracle of the rules below."""
-        raise NotImplementedError(f"{self.kind} has no apply")
+        """Returns the output by the definition, in plain NumPy: the source of the rules below, or their oracle."""
+        raise NotImplementedError(
+            f"{self.kind} has no apply: write apply(self, params, x, context), which returns the output in plain NumPy functions; "
+            "all derivatives follow from it"
+        )
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
-        """Returns the output and the own residuals."""
-        raise NotImplementedError(f"{self.kind} has no forward; only leaf layers run, composites flatten to them")
+        """Returns the output and the own residuals; by default what `apply` gives, and none.
+
+        The output is copied into an array of the ledger's; what `apply` makes on the way is not counted.
+        """
+        made = np.asarray(self.apply(params, x, context))
+        y = context.empty(made.shape, made.dtype, "activations")
+        y[...] = made
+        return y, ()
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         """Writes each parameter's cotangent into its view in `grads` and returns the input's cotangent.
 
         It overwrites (zeroing and then adding would turn -0.0 into +0.0). It returns None where x holds integers or
         `context.wanted` says that nobody reads x's cotangent.
+
+        By default `apply` is traced at x, and so computed once more.
         """
-        raise NotImplementedError(f"{self.kind} has no vjp; only leaf layers run, composites flatten to them")
+        return traced_vjp(self, params, x, cotangent, grads, context)
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        """Returns the output and its tangent: how it moves when the parameters and the input do. By default from `apply`.
+
+        Args:
+            params: The parameters by local name.
+            x: The input (a tuple for several inputs).
+            params_tangent: Their tangents, of the same names and shapes.
+            x_tangent: Of the form of x; None where x holds integers, which do not move.
+            context: Gives both arrays, from `activations`, the output's first.
+        """
+        return traced_jvp(self, params, x, params_tangent, x_tangent, context)
+
+    def vjp_with_tangent(
+        self,
+        params: Pair[Params],
+        x: Pair[Any],
+        cotangent: Pair[Array],
+        grads: Pair[Params],
+        x_cotangent: Pair[Array] | None,
+        context: Context,
+    ) -> None:
+        """Writes the VJP and its tangent: how the VJP moves when parameters, input and cotangent do. By default from `apply`.
+
+        It is what second derivatives of a chain are made of, and never called of layers that are `piecewise_linear`.
+
+        Args:
+            params: The parameters, and their tangents.
+            x: The input, and its tangent (None for integers).
+            cotangent: The output's cotangent, and its tangent.
+            grads: Where the parameters' cotangents go, and where their tangents; both are overwritten.
+            x_cotangent: The same for the input's cotangent; None where nobody reads it, and then the input does not move. Where the
+                footprint says that the backward may run in place, these may be the arrays of `cotangent`.
+            context: Gives scratch.
+        """
+        traced_vjp_with_tangent(self, params, x, cotangent, grads, x_cotangent, context)
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         """Returns bytes and FLOPs for an input of spec `x`.
+
+        By default the output's spec is found by running `apply` on random numbers (zeros where x holds integers), once for each
+        layer and spec; the VJP needs the input alone; and FLOPs are guessed: 10 an element of input and output, a
+        multiplication and an addition a row of the output and parameter, and three times that for the VJP.
 
         Args:
             x: The input's spec (a tuple of specs for several inputs).
             training: False for an evaluation pass.
 
         Raises:
+            NotImplementedError: The layer has no `apply`, or a `forward` or `vjp` of its own without a footprint.
             ValueError: The layer does not take such an input.
         """
-        raise NotImplementedError(f"{self.kind} has no footprint; only leaf layers run, composites flatten to them")
+        kind = type(self)
+        if kind.forward is not Layer.forward or kind.vjp is not Layer.vjp:
+            raise NotImplementedError(
+                f"{self.kind} has a forward or a vjp of its own and so must say its bytes: write footprint(self, x, training=True), "
+                "or leave forward and vjp away and write apply alone"
+            )
+        try:
+            hash(self)
+        except TypeError:  # a field is a list, say: it is run each time
+            output = _output_of(self, x, training)
+        else:
+            output = _cached_output_of(self, x, training)
+        weights = sum(parameter.size for parameter in self.parameters(x).values())
+        flops = 10 * (x.size + output.size) + 2 * output.rows * weights
+        return Footprint(output=output, needs_input=(True,), forward_flops=flops, backward_flops=3 * flops)
+
+
+def _output_of(layer: Layer, x: Spec, training: bool) -> Spec:
+    """The spec of what `apply` gives for an input of spec `x`, found by running it.
+
+    Raises:
+        ValueError: It failed.
+    """
+    key = Key(0).fold("footprint")
+    parameters = Parameters.initialize(Layout(layer.parameters(x)), key)
+    trial = key.generator().random(x.shape) if x.dtype.kind == "f" else np.zeros(x.shape)
+    context = Context(Ledger(), key=key, training=training)
+    try:
+        with np.errstate(all="ignore"):
+            y = np.asarray(layer.apply(dict(parameters), trial.astype(x.dtype), context))
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{layer.kind}.apply fails for an input {x}: {type(error).__name__}: {error}") from error
+    return Spec.of(y.shape, y.dtype)
+
+
+_cached_output_of = functools.lru_cache(maxsize=1024)(_output_of)
 
 
 def require_float(layer: Layer, x: Spec) -> None:

@@ -27,6 +27,8 @@ class LayerNorm(Layer):
 
     epsilon: float = 1e-5
 
+    core_axes = 1
+
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         shape = (x.shape[-1],)
         return {
@@ -87,15 +89,33 @@ class LayerNorm(Layer):
                 continue
             out = kernels.as_rows(x_cotangent)[block]
             np.multiply(c, params["weight"], out=out)
-            np.einsum("ij,ij->i", out, hat, out=total)
-            total /= width
-            hat *= total[:, None]
-            np.add.reduce(out, axis=1, out=total)
-            total /= width
-            out -= total[:, None]
-            out -= hat
-            out *= r
+            _project(out, hat, r, prod, total)
         return x_cotangent
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        """ẏ = r·(ẋ - mean(ẋ) - x̂·mean(ẋ·x̂))·weight + x̂·ẇ + ḃ with ẇ and ḃ the tangents of weight and bias."""
+        y, own = self.forward(params, x, context)
+        tangent = context.empty(x.shape, x.dtype, "activations")
+        rows, moved, out_rows = (kernels.as_rows(a) for a in (x, x_tangent, tangent))
+        means, scales = own[0].reshape(-1), own[1].reshape(-1)
+        height, width = kernels.block_rows(*rows.shape), rows.shape[1]
+        normalized = context.empty((height, width), x.dtype, "workspace")
+        product = context.empty((height, width), x.dtype, "workspace")
+        row_sum = context.empty((height,), x.dtype, "workspace")
+        for block in kernels.row_blocks(*rows.shape):
+            count = block.stop - block.start
+            hat, r, out = normalized[:count], scales[block][:, None], out_rows[block]
+            np.subtract(rows[block], means[block][:, None], out=hat)
+            hat *= r
+            out[...] = moved[block]
+            _project(out, hat, r, product[:count], row_sum[:count])
+            out *= params["weight"]
+            hat *= params_tangent["weight"]
+            out += hat
+            out += params_tangent["bias"]
+        return y, tangent
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
@@ -107,8 +127,22 @@ class LayerNorm(Layer):
             own=(statistic, statistic),
             needs_input=(True,),
             backward_workspace=(2 * height * width + height + width) * x.dtype.itemsize,
+            jvp_workspace=2 * statistic.nbytes + (2 * height * width + height) * x.dtype.itemsize,
             forward_flops=7 * x.size,
             backward_flops=12 * x.size,
             forward_in_place=True,
             backward_in_place=True,
         )
+
+
+def _project(a: Array, hat: Array, scale: Array, scratch: Array, row_sum: Array) -> None:
+    """Replaces rows by scale·(a - mean(a) - x̂·mean(a·x̂)), the derivative of the normalized rows, which is symmetric."""
+    width = a.shape[1]
+    np.einsum("ij,ij->i", a, hat, out=row_sum)
+    row_sum /= width
+    np.multiply(hat, row_sum[:, None], out=scratch)
+    np.add.reduce(a, axis=1, out=row_sum)
+    row_sum /= width
+    a -= row_sum[:, None]
+    a -= scratch
+    a *= scale

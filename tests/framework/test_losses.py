@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework import CrossEntropy, Ledger, Loss, MeanSquaredError, Spec, kernels
+from framework.differentiation import value_and_grad
 from framework.layers import Context
 
 BLOCK = kernels.BLOCK
@@ -292,3 +293,57 @@ def test_outputs_and_targets_that_do_not_fit_are_a_clear_error(name: str, y: Any
         LOSSES[name].footprint(Spec.of(*y), Spec.of(*targets))
     assert str(Spec.of(*y)) in str(caught.value)
     assert str(Spec.of(*targets)) in str(caught.value)
+
+
+@each_weighting
+@each_loss
+@given(data=st.data())
+def test_forward_and_vjp_are_the_definition_and_its_gradient(name: str, weighted: bool, data: st.DataObject) -> None:
+    case = drawn(name, data, "float64", weighted)
+    total, gradient = value_and_grad(lambda y: case.loss.apply(y, case.targets, case.weights))(case.y)
+    assert case.forward()[0] == pytest.approx(float(total), rel=1e-12, abs=1e-12)
+    np.testing.assert_allclose(case.vjp(), gradient, rtol=0, atol=1e-12)
+
+
+def hvp(case: Case, tangent: np.ndarray, ledger: Ledger | None = None, in_place: bool = False) -> np.ndarray:
+    context = Context(ledger or Ledger(), "loss", in_place=in_place)
+    return case.loss.hvp(case.y, tangent, case.targets, case.weights, case.forward()[2], context)
+
+
+def assert_hvp_is_the_definitions(case: Case) -> None:
+    tangent, ledger = np.random.default_rng(3).standard_normal(case.y.shape), Ledger()
+    found = hvp(case, tangent, ledger)
+    expected = Loss.hvp(case.loss, case.y, tangent, case.targets, case.weights, (), Context(Ledger()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert ledger.peak == found.nbytes + case.footprint.hvp_workspace
+    assert ledger.by_category() == ({"cotangents": found.nbytes} if found.nbytes else {})
+    over = hvp(case, tangent, in_place=True)
+    assert over is tangent
+    assert over.tobytes() == found.tobytes()
+
+
+@each_weighting
+@each_loss
+@given(data=st.data())
+def test_the_hessians_product_is_that_of_the_definition_to_the_byte(
+    name: str, weighted: bool, data: st.DataObject
+) -> None:
+    assert_hvp_is_the_definitions(drawn(name, data, "float64", weighted))
+
+
+@each_large
+@each_weighting
+@each_loss
+def test_the_hessians_product_is_that_of_the_definition_over_several_blocks(
+    name: str, weighted: bool, shape: Shape
+) -> None:
+    assert_hvp_is_the_definitions(Case(name, shape, "float64", weighted))
+
+
+def test_a_loss_without_apply_says_what_to_write_when_it_is_asked_for_second_derivatives() -> None:
+    class Plain(MeanSquaredError):  # noqa: N818  (it is no exception)
+        apply, hvp = Loss.apply, Loss.hvp  # type: ignore[assignment]
+
+    y = np.ones((2, 3))
+    with pytest.raises(NotImplementedError, match=r"Plain has no apply: write apply\(self, y, targets, weights\)"):
+        Plain().hvp(y, y, y, None, (), Context(Ledger()))
