@@ -2,6 +2,7 @@
 
 from checkpointing.budgets import parse_budget
 from checkpointing.costs import Costs, costs_of
+from checkpointing.curvature import gauss_newton_vp, hvp, jvp
 from checkpointing.engine import Engine, predict, run_plans, value_and_grad
 from checkpointing.executor import Executor
 from checkpointing.operations import PlanError
@@ -34,6 +35,9 @@ __all__ = [
     "SqrtN",
     "StoreAll",
     "costs_of",
+    "gauss_newton_vp",
+    "hvp",
+    "jvp",
     "parse_budget",
     "parse_policy",
     "plan_run",

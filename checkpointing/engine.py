@@ -9,10 +9,11 @@ import numpy as np
 
 from checkpointing.budgets import parse_budget
 from checkpointing.costs import costs_of
-from checkpointing.executor import Executor, Job, Outcome, Reduction, Sums
+from checkpointing.executor import Executor, Job, LayerParameters, Outcome, Reduction, Sums
 from checkpointing.plan import Plan
 from checkpointing.policies import Policy, RunPlans, StoreAll, parse_policy, plan_run
 from checkpointing.reduction_tree import require_shards
+from checkpointing.witness import Witness
 from framework.keys import Key
 from framework.layers import BATCH, Chain, Composite, Context, Layer, Spec, flatten
 from framework.losses import Loss
@@ -36,7 +37,8 @@ class Engine:
         clip: The greatest norm of a mean gradient; None for no clipping.
         ledger: Counts every array.
         reduction: Adds across ranks; by default there is one.
-        gradients: Where gradient buffers come from; by default the ledger's allocator.
+        gradients: Where gradient buffers come from; by default where the others do.
+        block: Whether the buffers of a step lie in one block; see `Executor`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         ledger: Ledger | None = None,
         reduction: Reduction | None = None,
         gradients: Allocator | None = None,
+        block: bool = False,
     ) -> None:
         self.ledger = ledger or Ledger()
         self.parameters = Parameters.initialize(layout, Key(seed), self.ledger)
@@ -58,9 +61,15 @@ class Engine:
         self.optimizer_state = optimizer.initialize(layout, self.ledger)
         self._key = Key(seed).fold("layers")
         self._clip = clip
-        self._executor = Executor(layer, loss, self.parameters, self.ledger, reduction, gradients)
+        self._executor = Executor(layer, loss, self.parameters, self.ledger, reduction, gradients, block)
 
-    def train_step(self, plan: Plan, load: Load, step: int, learning_rate: float) -> Outcome:
+    def reserve(self, plans: Sequence[Plan]) -> None:
+        """Takes the block that the largest of some plans needs, so that no later step takes memory."""
+        self._executor.reserve(plans)
+
+    def train_step(
+        self, plan: Plan, load: Load, step: int, learning_rate: float, witness: Witness | None = None
+    ) -> Outcome:
         """Runs one training step; parameters and optimizer state change in place."""
 
         def update(gradient: Array, norm: float) -> None:
@@ -74,64 +83,95 @@ class Engine:
                 ledger=self.ledger,
             )
 
-        return self._executor.run(plan, Job(load, self._key.fold(step), update))
+        return self._executor.run(plan, Job(load, self._key.fold(step), update), witness)
 
-    def evaluate(self, plan: Plan, load: Load) -> Sums:
+    def evaluate(self, plan: Plan, load: Load, witness: Witness | None = None) -> Sums:
         """Returns the sums of losses over the rank's shards, without dropout and without derivatives."""
-        return self._executor.run(plan, Job(load, self._key)).sums
+        return self._executor.run(plan, Job(load, self._key), witness).sums
 
 
-class ValueAndGrad:
-    """The mean loss and its gradient as a function; made by `value_and_grad`.
+class PlannedGradient:
+    """A chain and a loss whose gradient over a batch is computed by a plan: what `value_and_grad` and `hvp` have in common.
 
     Attributes:
         plan: The plan of the last call.
-        ledger: Counts what a call holds. The parameters and the returned gradient are the caller's: they count during a call.
+        ledger: Counts what a call holds. The parameters and what it returns are the caller's: they count during a call.
     """
 
     plan: Plan
 
-    def __init__(self, layer: Composite, loss: Loss, policy: Policy | None, budget: str | None, shards: int) -> None:
+    def __init__(
+        self, layer: Composite, loss: Loss, policy: str | Policy | None, budget: str | None, shards: int
+    ) -> None:
         require_shards(shards)
-        self._layer, self._loss, self._policy, self._shards = layer, loss, policy, shards
+        self._layer, self._loss, self._shards = layer, loss, shards
+        self._policy = parse_policy(policy) if isinstance(policy, str) else policy
         self._budget = parse_budget(budget) if budget is not None else None
         self._plans: dict[tuple[Spec, Spec], Plan] = {}
         self.ledger = Ledger()
 
-    def __call__(
-        self, parameters: Parameters, x: Array, targets: Array, key: Key | None = None
-    ) -> tuple[float, Parameters]:
-        x, targets = np.asarray(x), np.asarray(targets)
+    def shard_specs(self, x: Array, targets: Array) -> tuple[Spec, Spec]:
+        """Returns the specs of a shard's inputs and targets.
+
+        Raises:
+            ValueError: The batch does not divide into the shards.
+        """
         if len(x) != len(targets) or len(x) % self._shards or not len(x):
             raise ValueError(
                 f"{len(x)} inputs and {len(targets)} targets do not divide into {self._shards} equal shards"
             )
         rows = len(x) // self._shards
-        specs = Spec.of((rows, *x.shape[1:]), x.dtype), Spec.of((rows, *targets.shape[1:]), targets.dtype)
-        _require_parameters(self._layer, specs[0], parameters)
+        return Spec.of((rows, *x.shape[1:]), x.dtype), Spec.of((rows, *targets.shape[1:]), targets.dtype)
+
+    def run(self, parameters: LayerParameters, x: Array, targets: Array, key: Key | None) -> Outcome:
+        """Runs the plan for such a batch. The outcome's gradient is the caller's, and no longer counted."""
+        specs = self.shard_specs(x, targets)
+        rows = len(x) // self._shards
         if specs not in self._plans:
             self._plans[specs] = self._plan(*specs)
         self.plan = self._plans[specs]
 
         def load(shard: int, into_x: Array, into_targets: Array) -> None:
-            into_x[...] = x[shard * rows : (shard + 1) * rows]
+            self.write_batch(into_x, x[shard * rows : (shard + 1) * rows])
             into_targets[...] = targets[shard * rows : (shard + 1) * rows]
 
-        held = self.ledger.count(parameters.flat.nbytes, "parameters", "model")
+        held = self.ledger.count(parameters.layout.nbytes, "parameters", "model")
         executor = Executor(self._layer, self._loss, parameters, self.ledger)
         outcome = executor.run(self.plan, Job(load, key or Key(0)))
         del held
         assert outcome.gradient is not None
-        return outcome.loss, Parameters(parameters.layout, self.ledger.hand_over(outcome.gradient))
+        self.ledger.hand_over(outcome.gradient)
+        return outcome
+
+    def batch_spec(self, x: Spec) -> Spec:
+        """The spec of what the chain reads for a shard's inputs of spec `x`."""
+        return x
+
+    def write_batch(self, into: Array, x: Array) -> None:
+        """Writes what the chain reads for the inputs `x`."""
+        into[...] = x
 
     def _plan(self, x: Spec, targets: Spec) -> Plan:
-        costs = costs_of(self._layer, self._loss, x, targets)
+        costs = costs_of(self._layer, self._loss, self.batch_spec(x), targets)
         if self._budget is not None:
             store_all = plan_run(costs, policy=StoreAll(), shards=self._shards, purpose="gradient")
             self.ledger.limit = self._budget.resolve(store_all)
         return plan_run(
             costs, policy=self._policy, budget=self.ledger.limit, shards=self._shards, purpose="gradient"
         ).train[0]
+
+
+class ValueAndGrad(PlannedGradient):
+    """The mean loss and its gradient as a function; made by `value_and_grad`."""
+
+    def __call__(
+        self, parameters: Parameters, x: Array, targets: Array, key: Key | None = None
+    ) -> tuple[float, Parameters]:
+        x, targets = np.asarray(x), np.asarray(targets)
+        require_parameters(self._layer, self.shard_specs(x, targets)[0], parameters)
+        outcome = self.run(parameters, x, targets, key)
+        assert outcome.gradient is not None
+        return outcome.loss, Parameters(parameters.layout, outcome.gradient)
 
 
 def value_and_grad(
@@ -174,10 +214,10 @@ def value_and_grad(
     >>> loss < 1e-4
     True
     """
-    return ValueAndGrad(layer, loss, parse_policy(policy) if isinstance(policy, str) else policy, budget, shards)
+    return ValueAndGrad(layer, loss, policy, budget, shards)
 
 
-def _require_parameters(layer: Layer, x: Spec, parameters: Parameters) -> None:
+def require_parameters(layer: Layer, x: Spec, parameters: Parameters) -> None:
     """Raises unless the parameters are those that the layer has for such an input."""
     chain = layer if isinstance(layer, Composite) else Chain(layer)
     expected, given = chain.layout(x).specs, parameters.layout.specs
@@ -201,8 +241,8 @@ def predict(layer: Layer, parameters: Parameters, x: Array, ledger: Ledger | Non
     """
     book = ledger or Ledger()
     steps = flatten(layer)
-    _require_parameters(layer, Spec.of(x.shape, x.dtype), parameters)
-    params = parameters.layout.grouped_views(parameters.flat)
+    require_parameters(layer, Spec.of(x.shape, x.dtype), parameters)
+    params = parameters.by_layer()
     last_reader = {source: number for number, step in enumerate(steps) for source in step.inputs}
     values: dict[int, Any] = {BATCH: np.ascontiguousarray(x)}
     for number, step in enumerate(steps):

@@ -6,13 +6,15 @@ rules are called directly, since wrappers would keep their arguments alive. So a
 
 from __future__ import annotations
 
+import gc
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from checkpointing.block import Block
 from checkpointing.operations import (
     TARGETS,
     Accumulate,
@@ -33,15 +35,27 @@ from checkpointing.operations import (
 from checkpointing.plan import Plan
 from checkpointing.reduction_tree import Node
 from checkpointing.simulation import Merge
+from checkpointing.witness import Witness
 from framework.keys import Key
 from framework.layers import BATCH, Context, Layer, flatten
 from framework.losses import Loss as LossFunction
-from framework.memory import Allocator, Array, Ledger
+from framework.memory import Allocator, Array, Ledger, Moment
 from framework.optimizers import global_norm, tree_sum
-from framework.parameters import Parameters
+from framework.parameters import Layout
 
 #: For each shard its sum of losses and its count of targets.
 Sums = dict[int, tuple[float, float]]
+
+
+class LayerParameters(Protocol):
+    """Parameters as the executor reads them: their layout, which is that of gradients, and the arrays of each layer."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def by_layer(self) -> dict[str, dict[str, Array]]:
+        """Returns arrays by the path of their layer, then by local name."""
+        ...
 
 
 class Reduction(Protocol):
@@ -109,35 +123,55 @@ class Executor:
         parameters: Its parameters.
         ledger: Counts every array.
         reduction: Adds across ranks; by default there is one.
-        gradients: Where gradient buffers come from; by default the ledger's allocator.
+        gradients: Where gradient buffers come from; by default where the others do.
+        block: Whether the buffers of a plan lie in one block, as its packing says, instead of each on the heap.
     """
 
     def __init__(
         self,
         layer: Layer,
         loss: LossFunction,
-        parameters: Parameters,
+        parameters: LayerParameters,
         ledger: Ledger,
         reduction: Reduction | None = None,
         gradients: Allocator | None = None,
+        block: bool = False,
     ) -> None:
         self.steps = flatten(layer)
         self.loss = loss
         self.layout = parameters.layout
-        self.params = self.layout.grouped_views(parameters.flat)
+        self.params = parameters.by_layer()
         self.ledger = ledger
         self.reduction: Reduction = reduction or LocalReduction()
         self.gradients = gradients
+        self.block = Block() if block else None
 
-    def run(self, plan: Plan, job: Job) -> Outcome:
+    def reserve(self, plans: Sequence[Plan]) -> None:
+        """Makes the block as large as the largest of some plans needs; does nothing on the heap."""
+        if self.block is not None:
+            self.block.use(max((plan.packing for plan in plans), key=lambda packing: packing.nbytes))
+
+    def run(self, plan: Plan, job: Job, witness: Witness | None = None) -> Outcome:
         """Runs a plan once.
 
+        Args:
+            plan: The plan.
+            job: What it is run on.
+            witness: Compares memory after each operation.
+
         Raises:
-            BudgetExceeded: The ledger's limit would have been passed.
+            BudgetExceeded: The ledger's limit would have been passed, or a layer asked for what its footprint does not say.
+            StillAlive: In the block, something holds an array that the plan has dropped.
 
         After an exception nothing of the step is held.
         """
-        run = _Run(self, plan, job)
+        heap = self.ledger.allocator
+        if self.block is not None:
+            self.block.use(plan.packing)
+            self.ledger.allocator = self.block
+        if witness is not None:
+            witness.start(plan, self.block is not None, self.gradients is not None)
+        run = _Run(self, plan, job, heap, witness)
         try:
             return run.execute()
         except BaseException as error:
@@ -145,13 +179,22 @@ class Executor:
             traceback.clear_frames(error.__traceback__)
             run.clear()
             raise
+        finally:
+            self.ledger.allocator = heap
+
+
+class StillAlive(RuntimeError):  # noqa: N818  (the name that callers act on)
+    """An array that the plan has dropped is still held, so its place in the block cannot be given to another."""
 
 
 class _Run:
     """One run of a plan: the table of values, and a method an operation."""
 
-    def __init__(self, executor: Executor, plan: Plan, job: Job) -> None:
+    def __init__(self, executor: Executor, plan: Plan, job: Job, heap: Allocator, witness: Witness | None) -> None:
         self.executor, self.plan, self.job = executor, plan, job
+        self.block, self.witness = executor.block, witness
+        # A gradient that is handed to the caller outlives the plan.
+        self.gradients = executor.gradients or (heap if plan.purpose == "gradient" else None)
         self.costs, self.ledger, self.steps = plan.costs, executor.ledger, executor.steps
         self.training = plan.purpose != "evaluate"
         self.table: dict[Value, Any] = {}
@@ -177,15 +220,23 @@ class _Run:
             Norm: self.norm,
             Update: self.update,
         }
-        mark = self.ledger.mark
+        ledger, block, witness = self.ledger, self.block, self.witness
+        timeline = self.plan.simulation.timeline
+        held = ledger.live - self.plan.simulation.static  # besides what the plan makes
         for place, (operation, label) in enumerate(zip(self.plan.operations, self.plan.labels, strict=True)):
             self.place = place
+            if block is not None:
+                block.begin(place)
             try:
                 methods[type(operation)](operation)
+                if witness is not None:
+                    witness.after(place, label)
+                if block is not None and ledger.live != held + timeline[place].live:
+                    self.require_dead(held, timeline[place])
             except Exception as error:
                 error.add_note(f"in operation {place} of the step, {label}, shard {self.shard}")
                 raise
-            mark(label)
+            ledger.mark(label)
         left = self.table.pop(gradient(0, self.plan.shards), None)
         return Outcome(self.sums, self.mean, self.gradient_norm, left)
 
@@ -193,22 +244,41 @@ class _Run:
         self.table.clear()
         self.grads = {}
 
+    def require_dead(self, held: int, moment: Moment) -> None:
+        """Raises unless exactly what the plan holds is alive."""
+        gc.collect()  # a cycle in a layer of somebody's
+        if self.ledger.live == held + moment.live:
+            return
+        rows = [
+            f"{nbytes - moment.holders.get((category, owner), 0):,} bytes of {category} of {owner or 'the engine'}"
+            for category, owner, nbytes in self.ledger.holders(10**9)
+            if nbytes > moment.holders.get((category, owner), 0)
+        ]
+        raise StillAlive(
+            f"still alive although the plan has dropped it: {'; '.join(rows[:10])}. A layer keeps an array, or a small view of a large "
+            "one, in a global, a cache or its residuals; return what the VJP needs as own residuals of their true size, or run with "
+            "the heap"
+        )
+
     def load(self, operation: Load) -> None:
         costs, table, shard = self.costs, self.table, operation.shard
         self.shard, self.key = shard, self.job.key.fold(shard)
         x = table[output(BATCH)] = self.ledger.empty(costs.batch.shape, costs.batch.dtype, "batch", "batch")
         t = table[TARGETS] = self.ledger.empty(costs.targets.shape, costs.targets.dtype, "batch", "targets")
         if self.training:
-            layout, allocator = self.executor.layout, self.executor.gradients
-            g = self.ledger.empty((layout.size,), layout.dtype, "gradients", f"shard {shard}", allocator)
+            layout = self.executor.layout
+            g = self.ledger.empty((layout.size,), layout.dtype, "gradients", f"shard {shard}", self.gradients)
             table[gradient(shard, 1)] = g
             self.grads = layout.grouped_views(g)
         self.job.load(shard, x, t)
 
     def forward(self, operation: Forward) -> None:
         number = operation.step
-        step = self.steps[number]
-        y, own = step.layer.forward(self.params(number), self.inputs(number), self.context(number))
+        step, inputs, context = self.steps[number], self.inputs(number), self.context(number)
+        if self.witness is not None:
+            self.witness.watch("a parameter", self.params(number))
+            self.witness.watch("its input", () if context.in_place else inputs)
+        y, own = step.layer.forward(self.params(number), inputs, context)
         self.table[output(number)] = y
         if operation.keep is not None:
             self.table[residuals(number)] = own
@@ -224,15 +294,18 @@ class _Run:
 
     def backward(self, operation: Backward) -> None:
         number = operation.step
-        step, footprint = self.steps[number], self.costs.steps[number].footprint
+        step, footprint, context = self.steps[number], self.costs.steps[number].footprint, self.context(number)
+        inputs = self.inputs(number, footprint.needs_input)
+        y = self.table[output(number)] if footprint.needs_output else None
+        own = self.table[residuals(number)] if footprint.own else ()
+        if self.witness is not None:
+            self.witness.watch("a parameter", self.params(number))
+            self.witness.watch("an input", inputs if footprint.needs_input != (False,) else ())
+            self.witness.watch("its output", () if y is None else y)
+            self.witness.watch("its residuals", own)
+            self.witness.watch("its output's cotangent", () if context.in_place else self.table[cotangent(number)])
         cotangents = step.layer.vjp(
-            self.params(number),
-            self.inputs(number, footprint.needs_input),
-            self.table[output(number)] if footprint.needs_output else None,
-            self.table[residuals(number)] if footprint.own else (),
-            self.table[cotangent(number)],
-            self.grads.get(step.path, {}),
-            self.context(number),
+            self.params(number), inputs, y, own, self.table[cotangent(number)], self.grads.get(step.path, {}), context
         )
         each = cotangents if len(step.inputs) > 1 else (cotangents,)
         for source, merge, new in zip(step.inputs, self.plan.simulation.merges[self.place], each, strict=True):

@@ -25,6 +25,7 @@ from checkpointing.operations import (
     label,
     to_json,
 )
+from checkpointing.packing import Packing, pack
 from checkpointing.reduction_tree import require_shards, roots_of, shards_of
 from checkpointing.simulation import Simulation, simulate
 
@@ -68,6 +69,14 @@ class Plan:
             PlanError: An operation lacks a value that it needs.
         """
         return self.simulation
+
+    @cached_property
+    def packing(self) -> Packing:
+        """A place in one block for every buffer of the plan, but for gradients where they are another's (a caller's, or shared)."""
+        buffers = self.simulation.buffers
+        if self.purpose == "gradient" or self.world > 1:
+            buffers = tuple(buffer for buffer in buffers if buffer.category != "gradients")
+        return pack(buffers, len(self.operations))
 
     @property
     def peak(self) -> int:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import psutil
 from threadpoolctl import threadpool_limits
 
 from checkpointing.engine import Engine, run_plans
 from checkpointing.policies import parse_policy
+from checkpointing.process_memory import measure_baseline, peak_rss
 from framework.layers import Spec
 from framework.memory import Array, Ledger
 from framework.models import build
 from framework.optimizers import AdamW
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -83,27 +76,6 @@ def measure_policy(
     return PolicyProfile(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def peak_rss() -> int:
-    """Returns the peak resident memory of this process in bytes (VmHWM), or the present one where the system keeps none."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return int(psutil.Process().memory_info().rss)
-
-
-def reset_peak_rss() -> None:
-    """Starts the peak of `peak_rss` again from the present resident memory, where the system lets us."""
-    if _CLEAR.exists():
-        _CLEAR.write_text("5")
-
-
-def _give_back_free_memory() -> None:
-    """Lets glibc return freed memory to the system."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _measure_here(
     model: str, policy: str, batch: int, shards: int, steps: int, dtype: str, dropout: float, threads: int
 ) -> PolicyProfile:
@@ -128,11 +100,7 @@ def _measure_here(
     def load(shard: int, into_x: Array, into_targets: Array) -> None:
         data.load("train", range(shard * rows, (shard + 1) * rows), into_x, into_targets)
 
-    # BLAS takes its scratch at the first product, and what was freed so far would be used again: neither is the policy's.
-    np.matmul(np.ones((256, 256), dtype), np.ones((256, 256), dtype))
-    _give_back_free_memory()
-    reset_peak_rss()
-    baseline = peak_rss()
+    baseline = measure_baseline(dtype, threads)
     ledger = Ledger()
     held = ledger.count(data.nbytes, "data", "data set")
     engine = Engine(built.chain, built.loss, built.chain.layout(x), optimizer, ledger=ledger, clip=1.0)

@@ -8,7 +8,7 @@ is decided here, so prediction and measurement are one thing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from checkpointing.costs import MODELLED_FLOPS_PER_SECOND, Costs
@@ -32,6 +32,7 @@ from checkpointing.operations import (
     output,
     residuals,
 )
+from checkpointing.packing import Buffer
 from framework.layers import BATCH
 from framework.memory import Moment
 
@@ -61,6 +62,7 @@ class Simulation:
             input's cotangent where the output's lay.
         left: The values that are left at the end.
         roots: The rank's sums of gradients when its Reduce begins.
+        buffers: All buffers that the plan makes, scratch included, and their lives, in the order in which they are made.
         flops: Floating-point operations of all Forwards, Losses and Backwards.
     """
 
@@ -70,6 +72,7 @@ class Simulation:
     in_place: frozenset[int]
     left: tuple[Value, ...]
     roots: tuple[Value, ...]
+    buffers: tuple[Buffer, ...]
     flops: int
 
     @property
@@ -112,28 +115,28 @@ class _Simulator:
         self.in_place: set[int] = set()
         self.dropped_next: set[Value] = set()  # by the Drops that follow the operation at once
         self.roots: tuple[Value, ...] = ()
-        self.next_buffer = 0
+        self.next_buffer = self.place = 0
+        self.lives: list[Buffer] = []
+        self.life_of: dict[int, int] = {}  # buffer -> its place in lives
         self.undone: set[int] = set()  # steps of the shard at work whose Backward has run
 
     def run(self, operations: Sequence[Operation]) -> Simulation:
         static, timeline = self.live, []
         paths = [step.path for step in self.costs.steps]
         for place, operation in enumerate(operations):
-            self.inside = self.live
+            self.inside, self.place = self.live, place
             self.dropped_next = _drops_after(operations, place)
             try:
                 self.do(place, operation)
             except (PlanError, IndexError) as error:
                 raise PlanError(f"operation {place} ({label_or_repr(operation, paths)}): {error}") from error
             timeline.append(Moment(label(operation, paths), self.live, self.inside, self.held.copy()))
+        for number, buffer in enumerate(self.lives):
+            if buffer.last < 0:  # it outlives the plan
+                self.lives[number] = replace(buffer, last=len(operations) - 1)
+        left, in_place = tuple(self.buffer_of), frozenset(self.in_place)
         return Simulation(
-            tuple(timeline),
-            static,
-            self.merges,
-            frozenset(self.in_place),
-            tuple(self.buffer_of),
-            self.roots,
-            self.flops,
+            tuple(timeline), static, self.merges, in_place, left, self.roots, tuple(self.lives), self.flops
         )
 
     def do(self, place: int, operation: Operation) -> None:
@@ -147,11 +150,11 @@ class _Simulator:
                 if self.purpose != "evaluate":
                     self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients", f"shard {shard}")
             case Forward(step, keep):
-                self.forward(place, step, keep)
+                self.forward(step, keep)
             case Loss():
-                self.loss(place)
+                self.loss()
             case Backward(step):
-                self.merges[place] = self.backward(place, step)
+                self.merges[place] = self.backward(step)
             case Drop(value):
                 if value.kind == "d" and value.at not in self.undone:
                     raise PlanError(f"drops {value} before Backward({value.at}), which loses a part of the gradient")
@@ -164,11 +167,13 @@ class _Simulator:
             case Norm():
                 self.need(gradient(0, self.shards))
                 self.peak_at(self.costs.norm_workspace)
+                self.scratch("norm", self.costs.norm_workspace)
             case Update():
                 self.need(gradient(0, self.shards))
                 self.peak_at(self.costs.update_workspace)
+                self.scratch("optimizer", self.costs.update_workspace)
 
-    def forward(self, place: int, step: int, keep: int | None) -> None:
+    def forward(self, step: int, keep: int | None) -> None:
         cost = self.costs.steps[step]
         footprint = cost.footprint
         self.need(*map(output, cost.inputs))
@@ -176,30 +181,38 @@ class _Simulator:
             raise PlanError(f"keep is {keep}, but the step has {'one option' if footprint.own else 'nothing to keep'}")
         self.flops += footprint.forward_flops
         first = output(cost.inputs[0])
-        over = footprint.forward_in_place and self.may_overwrite(place, first)
+        over = footprint.forward_in_place and self.may_overwrite(first)
         made = 0 if footprint.output_aliases_input or over else footprint.output.nbytes
         self.peak_at(made + footprint.own_nbytes + footprint.forward_workspace)
         if footprint.output_aliases_input or over:
             self.alias(output(step), first)
         else:
             self.make(output(step), footprint.output.nbytes, "activations", cost.path)
+        pieces = tuple(spec.nbytes for spec in footprint.own)
         if keep is not None:
-            self.make(residuals(step), footprint.own_nbytes, "residuals", cost.path)
+            self.make(residuals(step), footprint.own_nbytes, "residuals", cost.path, pieces)
+        elif pieces:
+            self.lives.append(Buffer("residuals", cost.path, pieces, self.place, self.place))
+        self.scratch(cost.path, footprint.forward_workspace)
 
-    def may_overwrite(self, place: int, value: Value) -> bool:
+    def may_overwrite(self, value: Value) -> bool:
         """Whether a value has its buffer alone and is dropped at once; notes that it is overwritten then."""
         if self.names[self.buffer_of[value]] != 1 or value not in self.dropped_next:
             return False
-        self.in_place.add(place)
+        self.in_place.add(self.place)
         return True
 
-    def loss(self, place: int) -> None:
+    def loss(self) -> None:
         last, loss = len(self.costs.steps) - 1, self.costs.loss
         self.need(output(last), TARGETS)
         self.peak_at(loss.own_nbytes + loss.forward_workspace)
+        if loss.own:
+            pieces = tuple(spec.nbytes for spec in loss.own)
+            self.lives.append(Buffer("residuals", "loss", pieces, self.place, self.place))
+        self.scratch("loss", max(loss.forward_workspace, loss.backward_workspace))
         self.flops += loss.forward_flops
         if self.purpose != "evaluate":
-            over = loss.in_place and self.may_overwrite(place, output(last))
+            over = loss.in_place and self.may_overwrite(output(last))
             size = 0 if over else self.costs.output(last).nbytes
             self.peak_at(loss.own_nbytes + size + loss.backward_workspace)
             self.flops += loss.backward_flops
@@ -208,7 +221,7 @@ class _Simulator:
             else:
                 self.make(cotangent(last), size, "cotangents", "loss")
 
-    def backward(self, place: int, step: int) -> tuple[Merge, ...]:
+    def backward(self, step: int) -> tuple[Merge, ...]:
         cost = self.costs.steps[step]
         footprint = cost.footprint
         if not cost.trains:
@@ -217,9 +230,10 @@ class _Simulator:
         self.undone.add(step)
         self.flops += footprint.backward_flops
         made: list[int | None] = []  # the new cotangents' buffers
-        over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(place, cotangent(step))
+        over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(cotangent(step))
         new = [0 if aliases or over else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]
         self.peak_at(sum(new) + footprint.backward_workspace)
+        self.scratch(cost.path, footprint.backward_workspace)
         for wanted, aliases, source in zip(cost.wanted, footprint.cotangent_aliases, cost.inputs, strict=True):
             if not wanted:
                 made.append(None)
@@ -278,8 +292,8 @@ class _Simulator:
         if missing:
             raise PlanError(f"needs {', '.join(missing)}, which is not held")
 
-    def make(self, value: Value, nbytes: int, category: str, owner: str) -> None:
-        self.bind(value, self.allocate(nbytes, category, owner))
+    def make(self, value: Value, nbytes: int, category: str, owner: str, pieces: tuple[int, ...] = ()) -> None:
+        self.bind(value, self.allocate(nbytes, category, owner, pieces))
 
     def alias(self, value: Value, other: Value) -> None:
         self.bind(value, self.buffer_of[other])
@@ -300,11 +314,13 @@ class _Simulator:
         self.need(value)
         self.forget(self.buffer_of.pop(value))
 
-    def allocate(self, nbytes: int, category: str, owner: str) -> int:
+    def allocate(self, nbytes: int, category: str, owner: str, pieces: tuple[int, ...] = ()) -> int:
         self.next_buffer += 1
         self.names[self.next_buffer] = 0
         holder = (category, owner)
         self.bytes_of[self.next_buffer] = nbytes, holder
+        self.life_of[self.next_buffer] = len(self.lives)
+        self.lives.append(Buffer(category, owner, pieces or (nbytes,), self.place, -1))
         if nbytes:
             self.held[holder] = self.held.get(holder, 0) + nbytes
         self.live += nbytes
@@ -317,11 +333,18 @@ class _Simulator:
         if not self.names[buffer]:
             nbytes, holder = self.bytes_of.pop(buffer)
             del self.names[buffer]
+            number = self.life_of.pop(buffer)
+            self.lives[number] = replace(self.lives[number], last=self.place)
             self.live -= nbytes
             if nbytes:
                 self.held[holder] -= nbytes
                 if not self.held[holder]:
                     del self.held[holder]
+
+    def scratch(self, owner: str, nbytes: int) -> None:
+        """Notes scratch that lives during the operation."""
+        if nbytes:
+            self.lives.append(Buffer("workspace", owner, (nbytes,), self.place, self.place))
 
     def peak_at(self, more: int) -> None:
         self.inside = max(self.inside, self.live + more)

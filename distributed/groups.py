@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from checkpointing.process_memory import measure_baseline
 from distributed.cluster import ClusterError, connect
 from distributed.collectives.shared_memory import CollectiveError
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
@@ -29,6 +30,14 @@ class Group(Protocol):
         """Calls a method of rank 0."""
         ...
 
+    def measure(self, *how: Any) -> list[int]:
+        """Returns what each worker's process takes before its first array; see `process_memory.measure_baseline`."""
+        ...
+
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
+        """Builds the workers, given what each rank is told."""
+        ...
+
     def close(self) -> None:
         """Ends the workers."""
         ...
@@ -37,8 +46,15 @@ class Group(Protocol):
 class LocalGroup:
     """One worker in this process, without Ray."""
 
-    def __init__(self, task: WorkerTask) -> None:
-        self._worker: Worker | None = Worker(task)
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def measure(self, *how: Any) -> list[int]:
+        return [measure_baseline(*how)]
+
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
+        (task,) = tasks
+        self._worker = Worker(task)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return [self.call_first(method, *arguments)]
@@ -56,35 +72,42 @@ class RayGroup:
     """Ray actors on one node, one a rank.
 
     Args:
-        tasks: What each rank is told.
+        workers: How many.
+        threads: BLAS threads of each.
+        timeout: Seconds that a worker may lag behind the others.
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
+        memory: Bytes that Ray sets aside for each worker; None for none.
 
     Raises:
         ClusterError: Ray cannot be reached, or no node has room for the workers.
     """
 
-    def __init__(self, tasks: Sequence[WorkerTask], address: str | None) -> None:
+    def __init__(self, workers: int, threads: int, timeout: float, address: str | None, memory: int | None) -> None:
         import ray  # importing Ray takes a second that in-process runs need not wait
 
         self._ray = ray
         self._actors: list[Any] = []
         self._placement: Any = None
         self._started = False
-        self._patience = tasks[0].timeout
-        threads = tasks[0].threads
+        self._patience = timeout
         try:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
-                self._started = connect(ray, address, len(tasks) * threads)
-                options = self._placed(len(tasks), threads)
-                remote = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).options(**options)
-                self._actors = [remote.remote(task) for task in tasks]
+                self._started = connect(ray, address, workers * threads)
+                options = self._placed(workers, threads)
+                remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory)(_Actor).options(**options)
+                self._actors = [remote.remote() for _ in range(workers)]
                 self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
-            self.call("start")
-            self.call("connect", self.call("address"))
         except BaseException:
             self.close()
             raise
+
+    def measure(self, *how: Any) -> list[int]:
+        return self.call("measure", *how)
+
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
+        self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
+        self.call("connect", self.call("address"))
 
     def _placed(self, workers: int, threads: int) -> dict[str, Any]:
         """Options that put all workers on one node, where there are several."""
@@ -165,8 +188,8 @@ class RayGroup:
 class _Actor(Worker):
     """A worker as a Ray actor. It is built by a call, since Ray would lose the reason of a failing constructor."""
 
-    def __init__(self, task: WorkerTask) -> None:
-        self._given = task
+    def __init__(self) -> None:
+        pass
 
     def where(self) -> str:
         """The node, once Ray has placed the actor."""
@@ -174,6 +197,10 @@ class _Actor(Worker):
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def start(self) -> None:
+    def measure(self, *how: Any) -> int:
+        """What this process takes before its first array."""
+        return measure_baseline(*how)
+
+    def start(self, task: WorkerTask) -> None:
         """Builds the worker."""
-        super().__init__(self._given)
+        super().__init__(task)

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from checkpointing.budgets import EngineBudget, parse_budget
+from checkpointing.budgets import MemoryBudget, parse_budget
 from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
 
@@ -30,7 +30,11 @@ class TrainingOptions:
     policy: str | None = None
     """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, or budget (the fastest that fits the budget). Default: budget if there is one, else store-all."""
     memory_budget: str | None = None
-    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations)."""
+    """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations."""
+    memory: Literal["block", "heap"] = "block"
+    """Where the arrays of a step lie: in one block, each at a place that the plan fixes, or each on the heap."""
+    verify_memory: bool = False
+    """Run the first step under tracemalloc and compare predicted bytes, counted bytes, and what NumPy reports, at every operation."""
     threads_per_worker: int = 1
     """Threads of matrix products in each worker. Part of the run's identity."""
     learning_rate: float = 1e-3
@@ -83,6 +87,8 @@ class TrainingOptions:
             )
         if self.address is not None and not self.workers:
             raise ValueError(f"{_flag('address')} is for workers, but there are none; give {_flag('workers')}")
+        if self.memory not in ("block", "heap"):
+            raise ValueError(f"--memory is block or heap, but got {self.memory!r}")
         self.parsed_policy()
         self.parsed_budget()
 
@@ -98,7 +104,7 @@ class TrainingOptions:
     def parsed_policy(self) -> Policy | None:
         return parse_policy(self.policy) if self.policy is not None else None
 
-    def parsed_budget(self) -> EngineBudget | None:
+    def parsed_budget(self) -> MemoryBudget | None:
         return None if self.memory_budget in (None, "none") else parse_budget(str(self.memory_budget))
 
     def to_json(self) -> dict[str, Any]:

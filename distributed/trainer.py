@@ -10,22 +10,31 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from checkpointing.budgets import USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.engine import run_plans
-from checkpointing.policies import RunPlans, StoreAll
+from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
+from checkpointing.witness import Verification
 from distributed.groups import Group, LocalGroup, RayGroup
 from distributed.options import TrainingOptions
 from distributed.run_folder import RunFolder
-from distributed.worker import WorkerTask, shard_specs, static_nbytes, validation_windows
+from distributed.worker import (
+    WorkerTask,
+    outside_nbytes,
+    reserved_nbytes,
+    shard_specs,
+    static_nbytes,
+    validation_windows,
+)
 from framework import weights
 from framework.data import ByteText, Dataset
-from framework.layers import Chain
+from framework.layers import Chain, flatten, input_specs
 from framework.losses import Loss
 from framework.models import Model
 from framework.optimizers import AdamW, Optimizer
@@ -56,6 +65,10 @@ class TrainingResult:
     weights: Path | None
 
 
+class MemoryDisagreement(RuntimeError):  # noqa: N818  (the name that callers act on)
+    """Under `verify_memory`: prediction, ledger and NumPy do not agree; the message names operations and bytes."""
+
+
 class Diverged(RuntimeError):  # noqa: N818  (the name that callers act on)
     """A loss or a gradient is not finite any more."""
 
@@ -63,7 +76,8 @@ class Diverged(RuntimeError):  # noqa: N818  (the name that callers act on)
 class Trainer:
     """Trains a model under a memory budget, in this process or on Ray workers, with the same bits for any number of them.
 
-    Everything that can be known beforehand is checked and planned when the Trainer is made.
+    Everything that can be known beforehand is checked and planned when the Trainer is made. With a budget of the whole process,
+    `plans` and `budget` come with `start`, which measures the processes.
 
     Args:
         model: A `Model` (see `framework.build`), or a chain; a chain comes with `loss` and `data`.
@@ -111,9 +125,16 @@ class Trainer:
             raise ValueError(
                 f"a batch of {self.options.batch} examples is larger than the {self.data.size('train')} for training; lower --batch"
             )
-        self.plans, self.budget = self._plan()
+        self._group: Group | None = None
+        self._parsed_budget = self.options.parsed_budget()
+        self.plans: RunPlans
+        self.budget: int | None = None
+        self.process: ProcessUse | None = None
+        self.verification: list[Verification] = []
+        if self.process_budget is None:
+            self._plan()
         if self.options.weights is not None:
-            self._given_parameters(self.options.weights)  # refused before any worker starts
+            weights.require_match(self._weights_file, self.layout)  # refused before any worker starts
 
     def fit(
         self, on_step: Callback | None = None, on_validation: Callable[[int, int], None] | None = None
@@ -122,7 +143,7 @@ class Trainer:
 
         Args:
             on_step: Called after each step with ``step, loss, learning_rate, gradient_norm, tokens_per_second,
-                step_seconds, live_bytes, peak_bytes`` (bytes of the worker with the most), and with ``validation_loss``
+                step_seconds, live_bytes, peak_bytes, rss_peak_bytes`` (bytes of the worker with the most), and with ``validation_loss``
                 after a validation.
             on_validation: Called during a validation with the batches done and all batches.
 
@@ -135,7 +156,9 @@ class Trainer:
         After an interrupt the workers are gone and the metrics so far are readable.
         """
         options, history = self.options, []
-        group = self._start()
+        self.start()
+        group = self._group
+        assert group is not None
         try:
             if self.run_folder is not None:  # only now: a run that cannot start leaves nothing
                 self.run_folder.open()
@@ -151,69 +174,146 @@ class Trainer:
                     self.run_folder.add_metrics(row)
                 if on_step is not None:
                     on_step(row)
+                if options.verify_memory and step == 0:
+                    self._require_verified(group)
             return self._finish(group, history)
         finally:
-            group.close()
+            self.close()
             if self.run_folder is not None:
                 self.run_folder.close()
+
+    def start(self) -> None:
+        """Starts the workers; `fit` does so by itself.
+
+        With a budget of the whole process this comes before `plans`: what the workers' processes take is measured first.
+
+        Raises:
+            InfeasibleBudget: What the processes take leaves too little for every plan.
+            WorkerLost, ClusterError: See `fit`.
+        """
+        if self._group is not None:
+            return
+        options = self.options
+        if self.process_budget is not None:
+            self._parsed_budget = self.process_budget.on_this_node(options.world)
+        whole = self.process_budget.nbytes if self.process_budget else None
+        self._group = (
+            RayGroup(options.workers, options.threads_per_worker, options.timeout, options.address, whole)
+            if options.workers
+            else LocalGroup()
+        )
+        try:
+            # A plan stays, and making it leaves gaps in the heap of this very process; so a first one is there when it is measured.
+            rehearsal = self._planned(budget=2**62) if self.process_budget and not options.workers else None
+            self.process = self._process_use(self._group)
+            del rehearsal
+            if self.process_budget is not None:
+                self._plan()
+            self._group.start([self._task(rank) for rank in range(options.world)])
+            if options.weights is not None:
+                self._group.call("load_weights", self._weights_file)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the workers; `fit` does so by itself."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+    def _process_use(self, group: Group) -> ProcessUse:
+        """Measures what the worker processes take besides the engine; the largest counts for all."""
+        options, (x, _) = self.options, shard_specs(self.data, self.options.batch, self.options.shards)
+        steps = flatten(self.model.chain)
+        specs = [spec for given in input_specs(steps, x) for spec in (given if isinstance(given, tuple) else (given,))]
+        rows, width = max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs)
+        baselines = group.measure(self.layout.dtype.name, options.threads_per_worker, rows, width)
+        # In this process the data set is there already, and the ledger counts it.
+        held = 0 if options.workers else self.data.nbytes
+        return ProcessUse(max(baselines) - held, outside_nbytes(self.layout, options.shards, options.world))
 
     def _layout(self) -> Layout:
         return self.model.chain.layout(shard_specs(self.data, self.options.batch, self.options.shards)[0])
 
-    def _plan(self) -> tuple[RunPlans, int | None]:
+    def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
         options = self.options
-        policy, budget = options.parsed_policy(), options.parsed_budget()
-        x, targets = shard_specs(self.data, options.batch, options.shards)
+        return run_plans(
+            self.model.chain,
+            self.model.loss,
+            *shard_specs(self.data, options.batch, options.shards),
+            self.optimizer,
+            policy=policy,
+            budget=budget,
+            shards=options.shards,
+            world=options.world,
+            static=static_nbytes(self.data, options.shards, bool(options.workers)),
+        )
 
-        def planned(**choice: Any) -> RunPlans:
-            return run_plans(
-                self.model.chain,
-                self.model.loss,
-                x,
-                targets,
-                self.optimizer,
-                shards=options.shards,
-                world=options.world,
-                static=static_nbytes(self.data, options.shards, bool(options.workers)),
-                **choice,
-            )
+    def _plan(self) -> None:
+        """Makes `plans` within `budget`, the limit of the engine's bytes."""
+        budget = self._parsed_budget
+        limit = budget.resolve(self._planned(StoreAll()), self.process) if budget is not None else None
+        try:
+            self.plans, self.budget = self._planned(self.options.parsed_policy(), limit), limit
+        except InfeasibleBudget as error:
+            if self.process_budget is not None and self.process is not None:
+                raise self.process_budget.explain(error, self.process) from error
+            raise
 
-        limit = budget.resolve(planned(policy=StoreAll())) if budget is not None else None
-        return planned(policy=policy, budget=limit), limit
-
-    def _start(self) -> Group:
+    def _task(self, rank: int) -> WorkerTask:
         options = self.options
-        tasks = [
-            WorkerTask(
-                model=replace(self.model, dataset=_no_data),
-                data=self.data,
-                optimizer=self.optimizer,
-                schedule=WarmupCosine(options.learning_rate, options.steps, options.warmup),
-                rank=rank,
-                world=options.world,
-                shards=options.shards,
-                batch=options.batch,
-                seed=options.seed,
-                clip=options.clip_norm,
-                limit=self.budget,
-                threads=options.threads_per_worker,
-                train=self.plans.train[rank],
-                evaluate=self.plans.evaluate[rank],
-                validation_examples=options.validation_examples,
-                shared=bool(options.workers),
-                timeout=options.timeout,
-            )
-            for rank in range(options.world)
-        ]
-        group: Group = RayGroup(tasks, options.address) if options.workers else LocalGroup(tasks[0])
-        if options.weights is not None:
-            group.call("set_parameters", self._given_parameters(options.weights).flat)
-        return group
+        return WorkerTask(
+            model=replace(self.model, dataset=_no_data),
+            data=self.data,
+            optimizer=self.optimizer,
+            schedule=WarmupCosine(options.learning_rate, options.steps, options.warmup),
+            rank=rank,
+            world=options.world,
+            shards=options.shards,
+            batch=options.batch,
+            seed=options.seed,
+            clip=options.clip_norm,
+            limit=self.budget,
+            threads=options.threads_per_worker,
+            train=self.plans.train[rank],
+            evaluate=self.plans.evaluate[rank],
+            validation_examples=options.validation_examples,
+            shared=bool(options.workers),
+            block=options.memory == "block",
+            verify=options.verify_memory,
+            timeout=options.timeout,
+        )
 
-    def _given_parameters(self, path: Path) -> Parameters:
-        parameters = Parameters(self.layout, np.empty(self.layout.size, self.layout.dtype))
-        weights.load(path / "weights.safetensors" if path.is_dir() else path, parameters)
-        return parameters
+    @property
+    def _weights_file(self) -> Path:
+        path = self.options.weights
+        assert path is not None
+        return (path / "weights.safetensors" if path.is_dir() else path).resolve()
+
+    @property
+    def reserved_nbytes(self) -> int:
+        """Bytes that the rank with the most takes for its arrays: in the block they are a little more than the peak."""
+        block = self.options.memory == "block"
+        return max(
+            reserved_nbytes(train, evaluate, block)
+            for train, evaluate in zip(self.plans.train, self.plans.evaluate, strict=True)
+        )
+
+    @property
+    def predicted_process_nbytes(self) -> int | None:
+        """The predicted peak of a worker's resident memory; None before the workers have started."""
+        if self.process is None:
+            return None
+        return self.process.baseline + self.process.outside + self.reserved_nbytes + USUAL_GROWTH_NBYTES
+
+    def _require_verified(self, group: Group) -> None:
+        """Raises unless prediction, ledger and NumPy agreed in every worker."""
+        found = self.verification = [v for v in group.call("verification") if v is not None]
+        faults = [f"rank {rank}: {fault}" for rank, v in enumerate(found) for fault in v.faults]
+        if faults:
+            more = f"\n(and {len(faults) - 20} more)" if len(faults) > 20 else ""
+            raise MemoryDisagreement("memory is not as predicted:\n" + "\n".join(faults[:20]) + more)
 
     def _step(self, group: Group, step: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -227,7 +327,13 @@ class Trainer:
             "step_seconds": seconds,
             "live_bytes": max(row["live_bytes"] for row in rows),
             "peak_bytes": max(row["peak_bytes"] for row in rows),
+            "rss_peak_bytes": max(row["rss_peak_bytes"] for row in rows),
         }
+
+    @property
+    def process_budget(self) -> ProcessBudget | None:
+        """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
+        return self._parsed_budget if isinstance(self._parsed_budget, ProcessBudget) else None
 
     @property
     def _targets_per_batch(self) -> int:
@@ -288,13 +394,20 @@ class Trainer:
             "shards": options.shards,
             "threads_per_worker": options.threads_per_worker,
             "policy": plans.policy.name,
-            "budget_bytes": self.budget,
-            "budget_scope": "engine" if self.budget is not None else None,
+            "budget_bytes": self.process_budget.nbytes if self.process_budget else self.budget,
+            "budget_scope": None if self.budget is None else "process" if self.process_budget else "engine",
+            "engine_budget_bytes": self.budget,
+            "memory": options.memory,
+            "reserved_bytes": self.reserved_nbytes,
+            "process_baseline_bytes": self.process.baseline if self.process else None,
+            "predicted_process_peak_bytes": self.predicted_process_nbytes,
+            "verified": [asdict(found) for found in self.verification] if self.verification else None,
             "store_all_activation_bytes": plans.store_all_activation_nbytes,
             "activation_bytes": plans.activation_nbytes,
             "predicted_peak_bytes": plans.peak,
             "ledger_peak_bytes": max(report["ledger_peak_bytes"] for report in reports),
-            "rss_peak_bytes": max(report["rss_peak_bytes"] for report in reports),
+            "rss_peak_bytes": max(report["process"]["peak_rss"] for report in reports),
+            "rss_drift_bytes": history[-1]["rss_peak_bytes"] - history[min(1, len(history) - 1)]["rss_peak_bytes"],
             "parameters_sha256": reports[0]["parameters_sha256"],
             "losses_sha256": hashlib.sha256(losses.tobytes()).hexdigest(),
             "ranks": reports,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ from threadpoolctl import threadpool_limits
 from checkpointing.engine import Engine
 from checkpointing.executor import LocalReduction, total_of
 from checkpointing.plan import Plan
-from checkpointing.profiler import peak_rss
-from checkpointing.reduction_tree import shards_of
+from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
+from checkpointing.reduction_tree import roots_of, shards_of
+from checkpointing.witness import Verification, Witness
 from distributed.collectives.shared_memory import SegmentAddress, SharedMemory, header_nbytes
+from framework import weights
 from framework.data import Dataset, EpochOrder, order_dtype, spread
 from framework.layers import Spec
 from framework.memory import Array, Ledger
 from framework.models import Model
 from framework.optimizers import Optimizer
+from framework.parameters import Layout
 from framework.schedules import WarmupCosine
 
 
@@ -45,6 +49,8 @@ class WorkerTask:
         evaluate: The rank's plan of a validation batch.
         validation_examples: Examples of a validation.
         shared: Whether gradients are reduced with other workers in shared memory.
+        block: Whether the buffers of a step lie in one block; see `checkpointing.executor.Executor`.
+        verify: Whether the first step and the first validation batch run under the witness; see `checkpointing.witness`.
         timeout: Seconds to wait for them.
     """
 
@@ -64,6 +70,8 @@ class WorkerTask:
     evaluate: Plan
     validation_examples: int
     shared: bool
+    block: bool
+    verify: bool
     timeout: float
 
 
@@ -81,6 +89,30 @@ def static_nbytes(data: Dataset, shards: int, shared: bool) -> dict[str, int]:
         "data/epoch order": size * order_dtype(size).itemsize,
         "communication/segment header": header_nbytes(shards) if shared else 0,
     }
+
+
+def outside_nbytes(layout: Layout, shards: int, world: int) -> int:
+    """Returns the most bytes of other ranks' shared memory that a rank touches, so that they are resident in its process, too.
+
+    It reads its slice of every root, and all of the mean gradient, which lies in rank 0's memory.
+    """
+    roots = [len(roots_of(shards_of(shards, world, rank))) for rank in range(world)]
+    a_slice = -(-layout.nbytes // world)
+    return max(
+        (sum(roots) - roots[rank]) * a_slice + (layout.nbytes if rank else 0) for rank in range(world)
+    ) if world > 1 else 0  # fmt: skip
+
+
+def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
+    """Returns the bytes that a rank takes for its arrays: what lives throughout and its block, or on the heap the peak."""
+    if not block:
+        return max(train.peak, evaluate.peak)
+    simulation = train.simulation
+    in_block = max(plan.packing.nbytes for plan in (train, evaluate))
+    shared = 0
+    if train.world > 1:  # gradients lie in shared memory
+        shared = max(moment.categories.get("gradients", 0) for moment in simulation.timeline)
+    return simulation.static + in_block + shared
 
 
 def validation_windows(data: Dataset, batch: int, most: int) -> list[int]:
@@ -102,14 +134,23 @@ class Worker:
 
     def __init__(self, task: WorkerTask) -> None:
         self._task = task
+        if task.block:
+            assert (
+                task.train.packing and task.evaluate.packing
+            )  # made now, and what that took is given back before the first array
+        give_back_free_memory()
         self._ledger = Ledger(task.limit)
+        self._witness = Witness(self._ledger) if task.verify else None
+        self._verification: Verification | None = None
         layout = task.model.chain.layout(shard_specs(task.data, task.batch, task.shards)[0])
         static = static_nbytes(task.data, task.shards, task.shared)
         self._counted = [self._ledger.count(task.data.nbytes, "data", "data set")]
         self._shared: SharedMemory | None = None
         if task.shared:
             most = max(moment.categories.get("gradients", 0) for moment in task.train.simulation.timeline)
-            self._counted.append(self._ledger.count(static["communication/segment header"], "communication", "segment header"))
+            self._counted.append(
+                self._ledger.count(static["communication/segment header"], "communication", "segment header")
+            )
             self._shared = SharedMemory(
                 task.rank, task.world, task.shards, layout.size, layout.dtype, most // layout.nbytes, task.timeout
             )
@@ -123,7 +164,9 @@ class Worker:
             ledger=self._ledger,
             reduction=self._shared or LocalReduction(),
             gradients=self._shared,
+            block=task.block,
         )
+        self._engine.reserve([task.train, task.evaluate])
         self._order = EpochOrder(task.data.size("train"), task.batch, task.seed, self._ledger)
         self._rows = task.batch // task.shards
         # The limit lasts as long as this worker: products in another number of threads have other bits.
@@ -144,7 +187,12 @@ class Worker:
         rate = self._task.schedule(step)
         try:
             with np.errstate(all="ignore"):  # the Trainer stops a run whose loss or gradient is not finite, with words
-                outcome = self._engine.train_step(self._task.train, self._load_train(step), step, rate)
+                if self._witness:
+                    batch = validation_windows(self._task.data, self._task.batch, self._task.batch)
+                    self._engine.evaluate(self._task.evaluate, self._loader("validation", batch), self._witness)
+                outcome = self._engine.train_step(self._task.train, self._load_train(step), step, rate, self._witness)
+            if self._witness:
+                self._testify(self._witness)
             if self._shared:
                 self._shared.barrier("end of a step")  # before rank 0's gradient buffer is used again
         except BaseException:
@@ -158,6 +206,7 @@ class Worker:
             "step_seconds": time.perf_counter() - started,
             "live_bytes": self._ledger.live,
             "peak_bytes": self._ledger.peak,
+            "rss_peak_bytes": peak_rss(),
         }
 
     def validate(self, first: int, count: int) -> list[tuple[float, float]]:
@@ -181,7 +230,8 @@ class Worker:
             "shards": list(shards_of(self._task.shards, self._task.world, self._task.rank)),
             "predicted_peak_bytes": max(self._task.train.peak, self._task.evaluate.peak),
             "ledger_peak_bytes": self._ledger.peak,
-            "rss_peak_bytes": peak_rss(),
+            "reserved_bytes": reserved_nbytes(self._task.train, self._task.evaluate, self._task.block),
+            "process": asdict(ProcessMemory.read()),
             "parameters_sha256": self._engine.parameters.sha256(),
         }
 
@@ -189,13 +239,25 @@ class Worker:
         """Returns the flat parameters."""
         return self._engine.parameters.flat
 
-    def set_parameters(self, flat: Array) -> None:
-        """Starts from given parameters instead of initial ones."""
-        self._engine.parameters.flat[...] = flat
+    def load_weights(self, path: Path) -> None:
+        """Starts from the parameters in a file instead of initial ones."""
+        weights.load(path, self._engine.parameters, self._ledger)
+
+    def verification(self) -> Verification | None:
+        """What the witness found at the first step and a validation batch before it; None where there was none."""
+        return self._verification
+
+    def _testify(self, witness: Witness) -> None:
+        """Ends the testimony: the run goes on at full speed."""
+        self._verification = witness.found
+        witness.close()
+        self._witness = None
 
     def close(self) -> None:
         """Gives back the BLAS threads and the shared memory."""
         self._threads.restore_original_limits()
+        if self._witness:
+            self._witness.close()
         if self._shared:
             self._shared.close()
 

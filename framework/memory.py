@@ -118,13 +118,16 @@ class Ledger:
         allocator: Where `empty` takes memory from unless told otherwise.
 
     One ledger is for one thread.
+
+    Attributes:
+        allocator: Where `empty` takes memory from unless told otherwise; whoever changes it for a while puts it back.
     """
 
     def __init__(self, limit: int | None = None, record: bool = False, allocator: Allocator | None = None) -> None:
         self.limit = limit
         self.live = 0
         self.timeline: list[Moment] | None = [] if record else None
-        self._allocator: Allocator = allocator or Heap()
+        self.allocator: Allocator = allocator or Heap()
         self._holders: dict[tuple[str, str], int] = {}
         self._peak = 0
         self._peak_since_mark = 0
@@ -133,6 +136,11 @@ class Ledger:
     def peak(self) -> int:
         """The most bytes that were ever alive at once since the start or `reset_peak`."""
         return max(self._peak, self._peak_since_mark)
+
+    @property
+    def peak_since_mark(self) -> int:
+        """The most bytes that were alive at once since the last operation ended."""
+        return self._peak_since_mark
 
     def reset_peak(self) -> None:
         """Starts the peak again from what lives now."""
@@ -164,7 +172,7 @@ class Ledger:
         nbytes = dtype.itemsize
         for length in shape:
             nbytes *= length
-        array = (allocator or self._allocator).allocate(shape, dtype, self._take(nbytes, category, owner))
+        array = (allocator or self.allocator).allocate(shape, dtype, self._take(nbytes, category, owner))
         self._peak_since_mark = max(self._peak_since_mark, self.live)  # only now: an allocation may fail
         return array
 

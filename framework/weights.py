@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from framework.parameters import Parameters
+from framework.memory import Ledger
+from framework.parameters import Layout, Parameters
 
 _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
 
@@ -26,36 +29,59 @@ def save(path: Path, parameters: Parameters, metadata: dict[str, str] | None = N
         aside.unlink(missing_ok=True)
 
 
-def load(path: Path, parameters: Parameters) -> None:
+def load(path: Path, parameters: Parameters, ledger: Ledger | None = None) -> None:
     """Reads parameters into their views, one tensor at a time, after checking all of them.
+
+    Args:
+        path: The file.
+        parameters: Where they go.
+        ledger: Counts the tensor that is being read.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or not this model's; the message says what differs.
     """
+    book = ledger or Ledger()
+    with _open(path) as file:
+        _require_match(path, file, parameters.layout)
+        for name, view in parameters.items():
+            passing = book.count(view.nbytes, "workspace", "weights file")
+            view[...] = file.get_tensor(name)
+            del passing
+
+
+def require_match(path: Path, layout: Layout) -> None:
+    """Checks that a file holds the parameters of a layout, without reading them.
+
+    Raises:
+        FileNotFoundError, ValueError: See `load`.
+    """
+    with _open(path) as file:
+        _require_match(path, file, layout)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
     try:
         with safe_open(path, framework="numpy") as file:
-            _require_match(path, file, parameters)
-            for name, view in parameters.items():
-                view[...] = file.get_tensor(name)
+            yield file
     except SafetensorError as error:
         raise ValueError(f"weights file {path} cannot be read as safetensors: {error}") from error
 
 
-def _require_match(path: Path, file: Any, parameters: Parameters) -> None:
+def _require_match(path: Path, file: Any, layout: Layout) -> None:
     there = set(file.keys())
-    faults = [f"{name} is missing" for name in parameters if name not in there]
-    faults += [f"{name} is left over" for name in sorted(there - set(parameters))]
-    for name in parameters:
+    faults = [f"{name} is missing" for name in layout.specs if name not in there]
+    faults += [f"{name} is left over" for name in sorted(there - set(layout.specs))]
+    for name, spec in layout.specs.items():
         if name not in there:
             continue
         part = file.get_slice(name)
         shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype())
-        view = parameters[name]
-        if shape != view.shape or dtype != view.dtype.name:
-            faults.append(f"{name} is {dtype}{list(shape)}, but the model has {view.dtype.name}{list(view.shape)}")
+        if shape != spec.shape or dtype != spec.dtype.name:
+            faults.append(f"{name} is {dtype}{list(shape)}, but the model has {spec.dtype.name}{list(spec.shape)}")
     if faults:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
         raise ValueError(f"weights file {path} is of another model: {'; '.join(faults[:5])}{more}")

@@ -2,6 +2,7 @@
 
 Suites:
   derivatives   gradients of plain NumPy code, with HIPS autograd: time and peak memory
+  memory        what exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps
 
 Examples:
   python scripts/benchmark.py derivatives
@@ -27,7 +28,7 @@ from framework import format_size
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    suite: tyro.conf.Positional[Literal["derivatives"]] = "derivatives"
+    suite: tyro.conf.Positional[Literal["derivatives", "memory"]] = "derivatives"
     """What to compare."""
     runs: int = 20
     """Timed runs that a median is of."""

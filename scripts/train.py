@@ -27,6 +27,8 @@ from framework import build, format_size
 #: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
 DEFAULT_BUDGET = "engine:60%"
 _MIB = 2**20
+#: A process whose peak grows by more than this after its second step is said to drift.
+_DRIFT = 2 * _MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Train(TrainingOptions):
     data: tuple[Path, ...] = ()
     """Text files or folders to train on. Default: the sources of Python's standard library."""
     memory_budget: str | None = None
-    """Most bytes that the engine of each worker holds: engine:64MiB, or engine:60% (that part of store-all's activations). Default: engine:60%, or the least possible; no budget if a policy is named, or with none."""
+    """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy is named, or with none."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and activations."""
     dropout: float = 0.0
@@ -63,14 +65,19 @@ def main(options: Train) -> dict[str, Any]:
             raise FileNotFoundError(f"there is no text file or folder {text}")
     trainer = make_trainer(options, model)
     trainer.run_folder = folder
-    introduce(trainer, options)
     try:
+        if trainer.process_budget is not None:
+            with console.status("starting the workers and measuring what their processes take"):
+                trainer.start()
+        introduce(trainer, options)
         with progress(trainer) as callbacks:
             result = trainer.fit(*callbacks)
     except (KeyboardInterrupt, _console.Terminated):
         if folder.path.exists():
             _console.errors.print(f"metrics so far are in {path}; there are no weights", markup=False)
         raise
+    finally:
+        trainer.close()
     conclude(result.summary, path)
     return result.summary
 
@@ -98,6 +105,11 @@ def introduce(trainer: Trainer, options: Train) -> None:
         text = f"{data['train_examples']:,} examples; {data['validation_examples']:,} for validation"
     part = plans.activation_nbytes / plans.store_all_activation_nbytes
     budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
+    if (whole := trainer.process_budget) is not None and whole.nbytes and trainer.process and trainer.budget:
+        budget = (
+            f"{format_size(whole.nbytes)} for each worker's process{f' ({whole.reason})' if whole.reason else ''}: "
+            f"{format_size(trainer.process.baseline)} before the first array, {format_size(trainer.budget)} for the engine"
+        )
     threads, cores = max(1, options.workers) * options.threads_per_worker, os.cpu_count() or 1
     if threads > cores:
         console.print(f"[yellow]{threads} threads share {cores} cores here, so steps will be slow[/yellow]")
@@ -129,6 +141,8 @@ def conclude(summary: dict[str, Any], path: Path) -> None:
     for name, value in (
         ("validation", loss),
         ("peak", f"{format_size(summary['ledger_peak_bytes'])} ({summary['ledger_peak_bytes']:,} bytes), {exact}"),
+        ("process", told_process(summary)),
+        *([("verified", told_verification(summary["verified"]))] if summary["verified"] else []),
         (
             "speed",
             f"{summary['tokens_per_second']:,.0f} targets/s, {summary['step_seconds_median'] * 1e3:.0f} ms a step",
@@ -136,6 +150,29 @@ def conclude(summary: dict[str, Any], path: Path) -> None:
         ("run", str(path)),
     ):
         console.print(f"[bold]{name:>12}[/bold]  {value}")
+
+
+def told_process(summary: dict[str, Any]) -> str:
+    """Says what the process of the worker with the most took, and what of it is known."""
+    peak, baseline, engine = (summary[name] for name in ("rss_peak_bytes", "process_baseline_bytes", "reserved_bytes"))
+    predicted = summary["predicted_process_peak_bytes"]
+    told = (
+        f"{format_size(peak)} resident at the peak = {format_size(engine)} engine + {format_size(baseline)} interpreter and "
+        f"libraries + {format_size(abs(peak - engine - baseline))} {'more' if peak >= engine + baseline else 'less'}; predicted "
+        f"{format_size(predicted)} ({peak / predicted - 1:+.1%})"
+    )
+    drift = summary["rss_drift_bytes"]
+    return told + (f"; it grew by {format_size(drift)} after the second step" if drift > _DRIFT else "")
+
+
+def told_verification(found: list[dict[str, Any]]) -> str:
+    """Says what the witness saw at the first step."""
+    points = sum(each["points"] for each in found)
+    apart, inside = (max(each[name] for each in found) for name in ("largest_difference", "largest_inside"))
+    return (
+        f"prediction, ledger and NumPy agree at {points:,} points of the first step; the largest difference is {apart} bytes "
+        f"between operations, {format_size(inside)} inside one"
+    )
 
 
 @contextmanager

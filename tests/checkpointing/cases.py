@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +67,9 @@ class Case:
 
         return load
 
-    def engine(self, ledger: Ledger | None = None) -> Engine:
+    def engine(self, ledger: Ledger | None = None, block: bool = False) -> Engine:
         layout = self.chain.layout(self.specs(1)[0])
-        return Engine(self.chain, self.loss, layout, AdamW(), seed=3, clip=0.5, ledger=ledger)
+        return Engine(self.chain, self.loss, layout, AdamW(), seed=3, clip=0.5, ledger=ledger, block=block)
 
     def bits_after(self, plan: Plan, steps: int = 2) -> tuple[str, tuple[float, ...]]:
         """The parameters' hash and the losses after some training steps."""
@@ -127,3 +128,18 @@ def nested(dtype: str = "float64", dropout: float = 0.3, batch: int = 8) -> Case
 
 def all_cases() -> list[Case]:
     return [make(dtype) for make in (mlp, tokens, nested) for dtype in ("float32", "float64")]
+
+
+def random_layers(draw: random.Random, width: int, depth: int) -> Iterator[Layer]:
+    """Layers that keep the width, residuals nested up to a depth."""
+    for _ in range(draw.randint(1, 4)):
+        kind = draw.randrange(8 if depth else 6)
+        if kind == 0:
+            yield Linear(width, bias=draw.random() < 0.5)
+        elif kind < 5:
+            yield (ReLU(), GELU(), LayerNorm(), Dropout(draw.choice((0.0, 0.3))))[kind - 1]
+        elif kind == 5:
+            yield Chain(*random_layers(draw, width, 0))
+        else:
+            inner = Chain(*random_layers(draw, width, depth - 1)) if draw.random() < 0.9 else Chain()
+            yield Residual(inner)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from checkpointing import EveryK, InfeasibleBudget, Plan, SqrtN, costs_of, parse_budget, parse_policy, plan_run
+from checkpointing import EveryK, InfeasibleBudget, Plan, SqrtN, costs_of, parse_policy, plan_run
 from checkpointing.operations import Backward, Forward
 from checkpointing.policies import candidates
 from framework import AdamW, Chain, Linear, MeanSquaredError, Spec, build
@@ -137,30 +137,3 @@ def test_the_policy_budget_needs_a_budget() -> None:
     with pytest.raises(ValueError, match="needs a budget"):
         tokens().plans("budget")
     assert parse_policy("every-k:7") == EveryK(7)
-
-
-def test_budgets_are_of_the_engine_in_bytes_or_as_a_part_of_store_alls_activations() -> None:
-    plans = tokens().plans("store-all")
-    assert parse_budget("engine:64MiB").resolve(plans) == 64 * 2**20
-    lasting = plans.peak - plans.store_all_activation_nbytes
-    assert parse_budget("engine:50%").resolve(plans) == lasting + plans.store_all_activation_nbytes // 2
-    assert parse_budget("engine:100%").resolve(plans) == plans.peak
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("64MiB", "whole process"),
-        ("engine:", "is no size"),
-        ("engine:64XiB", "is no size"),
-        ("engine:0%", "no percentage"),
-        ("engine:101%", "no percentage"),
-        ("engine:x%", "no percentage"),
-        ("process:64MiB", "unknown budget scope"),
-        ("engine:0B", "at least one byte"),
-        ("engine:60", "did you mean engine:60%"),
-    ],
-)
-def test_a_wrong_budget_is_a_clear_error(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_budget(text)

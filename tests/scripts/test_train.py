@@ -25,6 +25,7 @@ SUMMARY = {
 }  # fmt: skip
 METRICS = {
     "step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds", "live_bytes", "peak_bytes",
+    "rss_peak_bytes",
 }  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def test_help_names_every_option(tmp_path: Path, option: str) -> None:
         (("--memory-budget", "engine:1kB"), "every known plan needs"),
         (("--memory-budget", "engine:1kB", "--policy", "store-all"), "the policy store-all needs"),
         (("--memory-budget", "12 apples"), "is no size in bytes"),
-        (("--memory-budget", "1GiB"), "whole process"),
+        (("--memory-budget", "20MiB"), "too small for the whole process"),
+        (("--memory-budget", "900TiB"), "900"),
         (("--data", "x.txt"), "there is no text file or folder x.txt"),
         (("--model", "byte-gpt-tiny", "--data", "empty.txt"), "empty.txt is empty"),
         (("--model", "byte-gpt-tiny", "--data", "short.txt"), "shorter than one window of 129"),
