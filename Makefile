@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
 
-.PHONY: train test test-peers lint format install soak clean
+.PHONY: train test test-peers test-memory lint format install soak clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
@@ -28,6 +28,10 @@ format: .venv/.installed-lint
 # Compares with PyTorch, which the peers extra installs.
 test-peers: .venv/.installed-peers
 	$(BIN)/python -m pytest -m peers tests/peers $(ARGS)
+
+# Many more draws of the laws of memory than `make test` has.
+test-memory: .venv/.installed-test
+	$(BIN)/python -m pytest -m memory -s $(ARGS)
 
 # What takes longer than CI allows.
 soak: .venv/.installed-test
