@@ -10,6 +10,7 @@ from distributed.cluster import ClusterError, connect
 from distributed.collectives.shared_memory import CollectiveError
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
 from distributed.worker import Worker, WorkerTask
+from framework.sizes import format_size
 
 #: Seconds that Ray may take to place the workers, and that a worker may lag behind one that has failed.
 _START_SECONDS, _MOMENT = 60.0, 5.0
@@ -77,12 +78,16 @@ class RayGroup:
         timeout: Seconds that a worker may lag behind the others.
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
         memory: Bytes that Ray sets aside for each worker; None for none.
+        at_most: Whether Ray may set aside less, if it has less.
 
     Raises:
         ClusterError: Ray cannot be reached, or no node has room for the workers.
     """
 
-    def __init__(self, workers: int, threads: int, timeout: float, address: str | None, memory: int | None) -> None:
+    def __init__(
+        self, workers: int, threads: int, timeout: float, address: str | None,
+        memory: int | None = None, at_most: bool = False,
+    ) -> None:  # fmt: skip
         import ray  # importing Ray takes a second that in-process runs need not wait
 
         self._ray = ray
@@ -94,6 +99,7 @@ class RayGroup:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
                 self._started = connect(ray, address, workers * threads)
+                memory = self._set_aside(workers, memory, at_most)
                 options = self._placed(workers, threads)
                 remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory)(_Actor).options(**options)
                 self._actors = [remote.remote() for _ in range(workers)]
@@ -101,6 +107,20 @@ class RayGroup:
         except BaseException:
             self.close()
             raise
+
+    def _set_aside(self, workers: int, memory: int | None, at_most: bool) -> int | None:
+        """The bytes to ask Ray for."""
+        if memory is None:
+            return None
+        largest = max(int(node["Resources"].get("memory", 0)) for node in self._ray.nodes() if node["Alive"])
+        if workers * memory <= largest:
+            return memory
+        if not at_most:
+            raise ClusterError(
+                f"Ray has {format_size(largest)} for workers on its largest node, less than {workers} x {format_size(memory)}; lower "
+                "--memory-budget, or start Ray with more --memory"
+            )
+        return largest // workers
 
     def measure(self, *how: Any) -> list[int]:
         return self.call("measure", *how)

@@ -198,7 +198,14 @@ class Trainer:
             self._parsed_budget = self.process_budget.on_this_node(options.world)
         whole = self.process_budget.nbytes if self.process_budget else None
         self._group = (
-            RayGroup(options.workers, options.threads_per_worker, options.timeout, options.address, whole)
+            RayGroup(
+                options.workers,
+                options.threads_per_worker,
+                options.timeout,
+                options.address,
+                whole,
+                at_most=options.memory_budget == "auto",
+            )
             if options.workers
             else LocalGroup()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,29 +19,35 @@ _locks: dict[int, tuple[Array, int]] = {}
 _waiting: list[Array] = []
 
 
+#: Several threads may trace at once. An array's death may come in the middle of either function, hence a lock that can be taken twice.
+_guard = threading.RLock()
+
+
 def lock(a: Array) -> None:
     """Makes an array read-only until it is unlocked as often. One that was read-only before stays so."""
-    held = _locks.get(id(a))
-    if held is not None:
-        _locks[id(a)] = (a, held[1] + 1)
-    elif a.flags.writeable:
-        a.setflags(write=False)
-        _locks[id(a)] = (a, 1)
+    with _guard:
+        held = _locks.get(id(a))
+        if held is not None:
+            _locks[id(a)] = (a, held[1] + 1)
+        elif a.flags.writeable:
+            a.setflags(write=False)
+            _locks[id(a)] = (a, 1)
 
 
 def unlock(a: Array) -> None:
     """Undoes one `lock`."""
-    held = _locks.get(id(a))
-    if held is None:
-        return
-    if held[1] > 1:
-        _locks[id(a)] = (a, held[1] - 1)
-        return
-    del _locks[id(a)]
-    if not _make_writable(a):
-        _waiting.append(a)
-    elif _waiting:
-        _waiting[:] = [view for view in _waiting if not _make_writable(view)]
+    with _guard:
+        held = _locks.get(id(a))
+        if held is None:
+            return
+        if held[1] > 1:
+            _locks[id(a)] = (a, held[1] - 1)
+            return
+        del _locks[id(a)]
+        if not _make_writable(a):
+            _waiting.append(a)
+        elif _waiting:
+            _waiting[:] = [view for view in _waiting if not _make_writable(view)]
 
 
 def _make_writable(a: Array) -> bool:
@@ -104,9 +111,11 @@ class Saved:
     __slots__ = ("_arrays", "_checksums", "_keeper")
 
     def __init__(self, arrays: list[Array], keeper: Keeper, owner: str) -> None:
-        self._arrays, self._keeper = arrays, keeper
+        self._arrays: list[Array] = []
+        self._keeper = keeper
         for a in arrays:
-            keeper.hold(a, owner)
+            keeper.hold(a, owner)  # a ledger may refuse it
+            self._arrays.append(a)
         self._checksums = [checksum(a) for a in arrays] if keeper.verify else []
 
     def check(self, function: Any) -> None:

@@ -44,7 +44,7 @@ def test_four_budgets_are_kept_and_their_peaks_predicted(
 ) -> None:
     sizes = {
         ("byte-gpt-tiny", 0): (92, 95, 110, 400), ("byte-gpt-tiny", 2): (140, 145, 160, 400),
-        ("byte-gpt-small", 0): (200, 220, 280, 600), ("byte-gpt-small", 2): (280, 300, 350, 700),
+        ("byte-gpt-small", 0): (205, 220, 280, 600), ("byte-gpt-small", 2): (280, 300, 350, 700),
     }[model, workers]  # fmt: skip
     for size in sizes:
         off = check(tmp_path, model, f"{size}MiB", workers)
