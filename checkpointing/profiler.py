@@ -100,10 +100,12 @@ def _measure_here(
     def load(shard: int, into_x: Array, into_targets: Array) -> None:
         data.load("train", range(shard * rows, (shard + 1) * rows), into_x, into_targets)
 
+    assert plan.packing  # planning is not the policy's memory
     baseline = measure_baseline(dtype, threads)
     ledger = Ledger()
     held = ledger.count(data.nbytes, "data", "data set")
-    engine = Engine(built.chain, built.loss, built.chain.layout(x), optimizer, ledger=ledger, clip=1.0)
+    engine = Engine(built.chain, built.loss, built.chain.layout(x), optimizer, ledger=ledger, clip=1.0, block=True)
+    engine.reserve([plan])
     seconds = []
     for step in range(steps + 1):
         started = time.perf_counter()
