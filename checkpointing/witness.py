@@ -8,7 +8,6 @@ of BLAS.
 from __future__ import annotations
 
 import tracemalloc
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from checkpointing.plan import Plan
-from framework.memory import Array, Ledger
+from framework.memory import Array, Ledger, checksum
 
 #: What may be allocated in passing: NumPy's own buffers for casts and Python's objects.
 TOLERANCE = 72 * 1024
@@ -85,14 +84,14 @@ class Witness:
     def watch(self, what: str, arrays: Any) -> None:
         """Takes checksums of arrays that an operation may read and not change."""
         for a in _arrays(arrays):
-            self._watched.append((what, a, _checksum(a)))
+            self._watched.append((what, a, checksum(a)))
 
     def after(self, place: int, label: str) -> None:
         """Compares at the end of an operation, before the ledger's mark."""
         ledger, found, moment = self._ledger, self.found, self._moments[place]
         traced, peak = tracemalloc.get_traced_memory()
         for what, a, before in self._watched:
-            if _checksum(a) != before:
+            if checksum(a) != before:
                 self._fault(label, f"it overwrote {what}, an array of {a.nbytes:,} bytes that it may only read")
         self._watched.clear()
         found.points += 1
@@ -170,10 +169,6 @@ def numpy_bytes() -> int:
     # The records themselves: (domain, size, …). Making an object of each takes five times as long.
     records: Any = tracemalloc.take_snapshot().traces
     return sum(record[1] for record in records._traces if record[0] == domain)
-
-
-def _checksum(a: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(a).data) if a.size else 0
 
 
 def _arrays(tree: Any) -> Iterator[Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from framework.differentiation.table import describe
 from framework.differentiation.tracing import DifferentiationError
-from framework.memory import Allocation, Array, Ledger
+from framework.memory import Allocation, Array, Ledger, checksum
 
 #: Arrays that were made read-only, by id, and how many nodes of any trace hold each.
 _locks: dict[int, tuple[Array, int]] = {}
@@ -56,11 +55,6 @@ def _make_writable(a: Array) -> bool:
     except ValueError:  # a view of an array that is locked itself
         return False
     return True
-
-
-def checksum(a: Array) -> int:
-    """Returns a number that changes, but for one chance in 2³², when the array does."""
-    return zlib.crc32(np.ascontiguousarray(a).data) if a.size else 0
 
 
 class Keeper:
