@@ -2,7 +2,8 @@
 
 Suites:
   derivatives   gradients of plain NumPy code, with HIPS autograd: time and peak memory
-  memory        what exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps
+  memory        what exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps;
+                and how far predictions are off, ours and those of MemTracker (PyTorch) and torchinfo
 
 Examples:
   python scripts/benchmark.py derivatives
@@ -54,8 +55,7 @@ def main(options: Benchmark) -> dict[str, Any]:
             found.append(row)
             status.update(f"measured {row.name} ({len(found)})")
     console.print(table(options.suite, found))
-    missing = sorted({row.peer_name for row in found if row.peer is None})
-    for name in missing:
+    for name in sorted({row.package or row.peer_name for row in found if row.peer is None}):
         console.print(f"{name} is not installed, so there is nothing to compare with: pip install {name}")
     return {
         "suite": options.suite,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
-import time
-import tracemalloc
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import psutil
+
+from framework.measuring import median_seconds, peak_bytes
 
 Run = Callable[[], Any]
 
@@ -31,6 +33,7 @@ class Row:
         peer_name: Who that is.
         runs: How many runs the medians are of.
         better: lower or higher.
+        package: What to install for the other side to be measured, if that is not its name.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Row:
     peer_name: str
     runs: int
     better: str = "lower"
+    package: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -63,31 +67,29 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def in_fresh_process(function: Run, *arguments: Any) -> Any:
+    """Returns what a function of a suite returns in a process of its own; arguments and result go through JSON.
+
+    Raises:
+        RuntimeError: It failed; its last words are in the message.
+    """
+    program = (
+        f"import sys, json; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"from {function.__module__} import {function.__name__} as function\n"
+        "print(json.dumps(function(*json.loads(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise RuntimeError(f"{function.__name__}{arguments} failed in its process: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def times(name: str, ours: Run, peer: Run | None, peer_name: str, runs: int) -> Row:
     """Times both sides in turn, after one call of each that is not timed."""
-    sides = [ours] if peer is None else [ours, peer]
-    seconds: list[list[float]] = [[] for _ in sides]
-    for number in range(runs + 1):
-        for side, found in zip(sides, seconds, strict=True):
-            started = time.perf_counter()
-            side()
-            if number:
-                found.append(time.perf_counter() - started)
-    medians = [median(found) for found in seconds]
+    medians = median_seconds([ours] if peer is None else [ours, peer], runs)
     return Row(name, "s", medians[0], medians[1] if peer is not None else None, peer_name, runs)
-
-
-def peak_bytes(run: Run) -> int:
-    """Returns the most bytes that a call had allocated at once, NumPy's arrays and Python's objects, results included."""
-    run()  # what stays from a first call is not the call's
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        run()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
 
 
 def peaks(name: str, ours: Run, peer: Run | None, peer_name: str) -> Row:

@@ -1,10 +1,8 @@
-"""What exact memory costs: the ledger's part of a step, the block against the heap, packing, and growth over steps."""
+"""What exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps; and what it gives:
+predictions, beside those of public estimators."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +10,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks.measure import Row, times
+from benchmarks import memory_estimates
+from benchmarks.measure import Row, in_fresh_process, times
 
 from checkpointing import Engine, RunPlans, parse_policy, run_plans
 from checkpointing.block import Block
@@ -22,7 +21,7 @@ from checkpointing.process_memory import ProcessMemory
 from framework import AdamW, Ledger, Spec, build
 from framework.memory import Allocation, Allocator, Array, Heap
 
-PACKAGES = ("numpy",)
+PACKAGES = ("numpy", "torch", "torchinfo")
 MODEL, BATCH = "byte-gpt-tiny", 8
 #: Peers in words, where the other side is a bound.
 AIM = "the aim, at most"
@@ -47,7 +46,15 @@ def rows(runs: int) -> Iterator[Row]:
         worst = max(_Run(policy, 1, model).plans.train[0].packing.overhead for policy in ("store-all", "every-k:1"))
         yield Row(f"{model}: packing over its bound", "1", worst, 0.03, AIM, 1)
     for where in ("block", "heap"):
-        yield Row(f"{MODEL}, {where}: RSS after 50 steps over that after 2", "bytes", _growth(where), 2**20, AIM, 1)
+        yield Row(
+            f"{MODEL}, {where}: RSS after 50 steps over that after 2",
+            "bytes",
+            in_fresh_process(growth_here, where),
+            2**20,
+            AIM,
+            1,
+        )
+    yield from memory_estimates.rows()
 
 
 class _Run:
@@ -145,20 +152,12 @@ def _ledger_seconds(run: _Run, block: bool, record: bool) -> float:
     return median(seconds[with_ledger]) - median(seconds[without])
 
 
-def _growth(where: str) -> float:
-    """Growth of resident memory from the 2nd to the 50th step, in a fresh process."""
-    program = f"import sys; sys.path.insert(0, {str(__file__.rsplit('/benchmarks', 1)[0])!r})\n" \
-        f"from benchmarks.memory import growth_here; growth_here({where!r})"  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def growth_here(where: str) -> None:
-    """Prints the growth in this process."""
+def growth_here(where: str) -> int:
+    """Returns the growth of resident memory from the 2nd to the 50th step in this process."""
     run = _Run("sqrt-n", 4)
     engine = run.engine(where == "block")
     for number in range(50):
         run.step(engine)
         if number == 1:
             before = ProcessMemory.read().rss
-    print(json.dumps(ProcessMemory.read().rss - before))
+    return ProcessMemory.read().rss - before

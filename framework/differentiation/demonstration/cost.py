@@ -9,8 +9,8 @@ import numpy as np
 
 from framework.differentiation.demonstration.common import Settings
 from framework.differentiation.forward import jvp
-from framework.differentiation.measuring import median_seconds
 from framework.differentiation.reverse import vjp
+from framework.measuring import median_seconds
 
 
 @dataclass(frozen=True)

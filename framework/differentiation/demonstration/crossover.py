@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from framework.differentiation.demonstration.common import Settings, difference
-from framework.differentiation.measuring import median_seconds
 from framework.differentiation.reverse import vjp
 from framework.differentiation.transforms import jacobian, jacobian_plan
+from framework.measuring import median_seconds
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from framework.differentiation.demonstration.common import Settings
 from framework.differentiation.forward import jvp
-from framework.differentiation.measuring import peak_bytes
 from framework.differentiation.reverse import grad
+from framework.measuring import peak_bytes
 
 #: Rows and columns of W and of what goes through it.
 WIDTH = 64

@@ -10,8 +10,8 @@ import numpy as np
 
 from framework.differentiation.demonstration.common import Settings, difference
 from framework.differentiation.forward import jvp
-from framework.differentiation.measuring import peak_bytes
 from framework.differentiation.reverse import vjp
+from framework.measuring import peak_bytes
 from framework.memory import Array
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from framework.differentiation.demonstration.common import Settings, difference, raveled
-from framework.differentiation.measuring import median_seconds, peak_bytes
 from framework.differentiation.reverse import grad
 from framework.differentiation.transforms import HVP_MODES, hessian, hvp
+from framework.measuring import median_seconds, peak_bytes
 
 
 @dataclass(frozen=True)

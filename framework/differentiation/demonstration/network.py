@@ -10,9 +10,9 @@ import numpy as np
 
 from framework.differentiation.demonstration.common import Settings, Weights, difference, norm, raveled
 from framework.differentiation.forward import jvp
-from framework.differentiation.measuring import median_seconds
 from framework.differentiation.reverse import grad, value_and_grad, vjp
 from framework.differentiation.transforms import jacobian
+from framework.measuring import median_seconds
 from framework.memory import Array
 
 WIDTHS, BATCH = (10, 32, 16, 1), 4

@@ -8,8 +8,8 @@ import numpy as np
 
 from framework.differentiation.demonstration.common import Settings
 from framework.differentiation.forward import jvp
-from framework.differentiation.measuring import peak_bytes
 from framework.differentiation.reverse import vjp
+from framework.measuring import peak_bytes
 
 
 @dataclass(frozen=True)
