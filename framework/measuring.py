@@ -1,4 +1,4 @@
-"""Time and memory of a call, as the demonstration reports them."""
+"""Time and memory of a call, as demonstrations and benchmarks report them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
     `tracemalloc` counts all that Python and NumPy allocate, so a call is slower while it is measured.
     """
-    call()  # what the first call leaves behind, like caches, is none of the function's memory
     gc.collect()
+    call()  # what a first call leaves behind, like caches and Python's free lists, is none of the function's memory
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()

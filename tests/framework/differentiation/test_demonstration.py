@@ -14,7 +14,7 @@ import pytest
 from framework.differentiation.demonstration import SECTIONS, FiveLayers, Settings, Weights, steps
 from framework.differentiation.demonstration.crossover import equal_at
 from framework.differentiation.demonstration.example import example_function, example_jacobian
-from framework.differentiation.measuring import median_seconds, peak_bytes
+from framework.measuring import median_seconds, peak_bytes
 
 SMALL = Settings(
     arguments=200, entries=1000, elements=10_000, networks=((2, 8, 4),), depths=(10, 20, 40), repetitions=1

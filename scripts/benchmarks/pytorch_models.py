@@ -1,0 +1,172 @@
+"""Twins of our models in PyTorch, for tests and benchmarks: the same layers, names, parameters and training step.
+
+A twin is translated from the layers of a built model, so there is no second list of sizes. PyTorch is no dependency of Retape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from framework import AdamW, CrossEntropy, Model
+from framework.layers import GELU, CausalAttention, Chain, Embedding, Layer, LayerNorm, Linear, ReLU, Residual, Spec
+from framework.memory import Array
+from framework.parameters import ParameterSpec
+
+Specs = Mapping[str, ParameterSpec]
+
+
+def twin(model: Model, x: Spec) -> nn.Module:
+    """Returns a module of PyTorch that computes the model's outputs.
+
+    Its parameters have our names and shapes; their values are PyTorch's until `load_parameters`. It starts in training mode.
+
+    Args:
+        model: A model whose layers PyTorch has, too.
+        x: Spec of a batch of inputs, which tells the sizes that layers take from their inputs.
+
+    Raises:
+        TypeError: A layer has no twin, or the loss is not `CrossEntropy`.
+    """
+    if not isinstance(model.loss, CrossEntropy):
+        raise TypeError(f"twins are trained with CrossEntropy, but the model's loss is {model.loss!r}")
+    return _module(model.chain, "", model.chain.parameters(x))
+
+
+class _Residual(nn.Sequential):
+    """x + inner(x); as with ours, the names of the inner chain are enough."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+class _Embedding(nn.Module):
+    """Embedding of tokens with learned positions. Two parameters of one module, since ours have the names of one layer."""
+
+    def __init__(self, layer: Embedding) -> None:
+        super().__init__()
+        dtype = getattr(torch, layer.dtype)
+        self.token = nn.Parameter(torch.zeros(layer.vocabulary, layer.features, dtype=dtype))
+        self.position = nn.Parameter(torch.zeros(layer.positions, layer.features, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.embedding(x, self.token) + self.position[: x.shape[-1]]
+
+
+class _CausalAttention(nn.Module):
+    """Causal attention over (batch, tokens, 3 x features), by PyTorch's fused kernel."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        queries, keys, values = x.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return mixed.transpose(1, 2).reshape(batch, length, width // 3)
+
+
+def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
+    def shape(name: str) -> tuple[int, ...]:
+        return specs[f"{path}.{name}"].shape
+
+    def dtype() -> torch.dtype:
+        return getattr(torch, specs[f"{path}.weight"].dtype.name)  # type: ignore[no-any-return]
+
+    match layer:
+        case Chain():
+            return _filled(nn.Sequential(), layer, path, specs)
+        case Residual():
+            inner = layer.inner if isinstance(layer.inner, Chain) else Chain(inner=layer.inner)
+            return _filled(_Residual(), inner, path, specs)
+        case Linear():
+            features, given = shape("weight")
+            return nn.Linear(given, features, bias=layer.bias, dtype=dtype())
+        case LayerNorm():
+            return nn.LayerNorm(shape("weight"), eps=layer.epsilon, dtype=dtype())
+        case Embedding():
+            return _Embedding(layer)
+        case CausalAttention():
+            return _CausalAttention(layer.heads)
+        case GELU():
+            return nn.GELU(approximate="tanh")
+        case ReLU():
+            return nn.ReLU()
+    raise TypeError(f"step {path!r}: {layer.kind} has no twin in PyTorch")
+
+
+def _filled(module: nn.Sequential, chain: Chain, path: str, specs: Specs) -> nn.Sequential:
+    for name, layer in chain.layers.items():
+        module.add_module(name, _module(layer, f"{path}.{name}" if path else name, specs))
+    return module
+
+
+def load_parameters(module: nn.Module, parameters: Mapping[str, Array]) -> None:
+    """Copies our parameters into a twin.
+
+    Raises:
+        RuntimeError: Names or shapes differ.
+    """
+    module.load_state_dict({name: torch.from_numpy(view) for name, view in parameters.items()})
+
+
+def gradients(module: nn.Module) -> dict[str, Array]:
+    """Returns the gradients of the last backward pass by our names."""
+    return {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def tensors(x: Array, targets: Array) -> tuple[Tensor, Tensor]:
+    """Returns a batch as PyTorch takes it: it looks nothing up by bytes, so integers become int64."""
+    tokens = torch.from_numpy(x.astype(np.int64) if x.dtype.kind in "iu" else x)
+    return tokens, torch.from_numpy(targets.astype(np.int64))
+
+
+def mean_loss(module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean cross-entropy over all targets."""
+    return functional.cross_entropy(module(x).flatten(0, -2), targets.flatten())
+
+
+def optimizer_of(module: nn.Module, options: AdamW) -> torch.optim.AdamW:
+    """Returns PyTorch's AdamW with our options; `train_step` gives it each step's learning rate."""
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(
+        module.parameters(), lr=0.0, betas=betas, eps=options.epsilon, weight_decay=options.weight_decay
+    )
+
+
+def train_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    targets: Tensor,
+    learning_rate: float,
+    clip: float | None = None,
+) -> Tensor:
+    """Runs one training step and returns its mean loss."""
+    optimizer.zero_grad()  # frees the gradients, so none lives through the forward pass
+    loss = mean_loss(module, x, targets)
+    loss.backward()
+    if clip is not None:
+        _clip(module, clip)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return loss.detach()
+
+
+def _clip(module: nn.Module, most: float) -> None:
+    """Brings the norm of the gradients down to at most `most`, like `framework.optimizers.clip_factor`.
+
+    torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 instead, a difference that tests of 1e-8 would see.
+    """
+    found = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(found)
+    # Without asking whether it is larger, which fake tensors, having no values, could not answer.
+    factor = torch.clamp(most / norm, max=1.0)
+    for gradient in found:
+        gradient.mul_(factor)
