@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from checkpointing.probing import Question, measure
 from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs
 from framework.losses import Loss, LossFootprint
 from framework.optimizers import Optimizer, norm_workspace_nbytes
@@ -109,6 +110,8 @@ def costs_of(
 ) -> Costs:
     """Returns the costs of one shard's pass and of a step's end.
 
+    What layers of one's own take from plain NumPy is measured, in a process of its own; see `checkpointing.probing`.
+
     Args:
         layer: The model.
         loss: Its loss.
@@ -119,7 +122,7 @@ def costs_of(
         training: False for an evaluation pass.
 
     Raises:
-        ValueError: A step does not take its input (the message names it), or nothing has parameters.
+        ValueError: A step does not take its input, or fails when it is measured (the message names it), or nothing has parameters.
     """
     steps = flatten(layer)
     specs = input_specs(steps, batch, training)
@@ -155,7 +158,29 @@ def _step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool) -> tu
         trains[number] = bool(step.layer.parameters(x)) or any(wanted)
         footprint = step.layer.footprint(x, training)
         found.append(StepCost(step.path, step.layer.kind, step.inputs, step.stage, footprint, trains[number], wanted))
-    return tuple(found)
+    return _measured(steps, specs, found, training)
+
+
+def _measured(steps: tuple[Step, ...], specs: list[Any], costs: list[StepCost], training: bool) -> tuple[StepCost, ...]:
+    """The costs with measured bytes in the footprints that leave them open."""
+    questions = {
+        number: Question(
+            steps[number].layer, specs[number], training, cost.wanted if training and cost.trains else None
+        )
+        for number, cost in enumerate(costs)
+        if cost.footprint.unmeasured
+    }
+    names = [f"step {costs[number].path!r}" for number in questions]
+    for number, heap in zip(questions, measure(list(questions.values()), names), strict=True):
+        footprint = replace(
+            costs[number].footprint,
+            forward_heap=heap.forward,
+            backward_heap=heap.backward,
+            heap_spread=heap.spread,
+            unmeasured=False,
+        )
+        costs[number] = replace(costs[number], footprint=footprint)
+    return tuple(costs)
 
 
 def _plain(value: Any) -> Any:
@@ -182,7 +207,7 @@ def _require_sizes(costs: Costs) -> None:
     groups += [vars(step.footprint) for step in costs.steps]
     for group in groups:
         for name, size in group.items():
-            counts = group is costs.static or name.endswith(("_workspace", "_flops", "_nbytes"))
+            counts = group is costs.static or name.endswith(("_workspace", "_heap", "_spread", "_flops", "_nbytes"))
             if counts and (type(size) is not int or size < 0):
                 raise ValueError(f"{name} must be a whole number from 0, but is {size!r}")
 

@@ -66,7 +66,7 @@ class DualParameters:
 class Dual(Layer):
     """A leaf layer on pairs.
 
-    Shapes: where the layer has (...), this has (2, ...). What tracing holds in a curved layer's VJP is plain NumPy's.
+    Shapes: where the layer has (...), this has (2, ...).
 
     Attributes:
         layer: The layer.
@@ -113,12 +113,12 @@ class Dual(Layer):
         weights, moves = _without_tangents(params)
         targets = _without_tangents(grads)
         if self._flat:
-            halves = _Halves(context, "cotangents", [0, 1])
+            halves = _Halves(context, "cotangents", [])
             value = None if y is None else y[0]
-            each = [
-                self.layer.vjp(weights, values, value, own, half, target, halves)
-                for half, target in zip(cotangent, targets, strict=True)
-            ]
+            each = []
+            for place, (half, target) in enumerate(zip(cotangent, targets, strict=True)):
+                halves.places = [place] * sum(context.wanted)
+                each.append(self.layer.vjp(weights, values, value, own, half, target, halves))
             if not isinstance(each[0], tuple):
                 return halves.joined(each[0], each[1], over=cotangent)
             return tuple(halves.joined(a, b, over=cotangent) for a, b in zip(*each, strict=True))
@@ -150,6 +150,8 @@ class Dual(Layer):
             needs_input=plain.needs_input if flat else (True,),
             needs_output=flat and plain.needs_output,
             forward_workspace=forward,
+            # What a layer takes that is traced over small blocks is little.
+            unmeasured=plain.unmeasured or (moves and any(rules) and self.layer.core_axes is None),
             backward_workspace=plain.backward_workspace if flat else plain.hvp_workspace,
             forward_flops=3 * plain.forward_flops,
             backward_flops=2 * plain.backward_flops if flat else 3 * (plain.forward_flops + plain.backward_flops),
@@ -193,19 +195,25 @@ class DualLoss(Loss):
 
 
 class _Halves(Context):
-    """Gives a rule the halves of one pair where it asks for its results, so that none is copied.
+    """Gives a rule the halves of pairs where it asks for its results, so that none is copied.
+
+    A half that is given once more is that of the next pair, for rules with several results.
 
     Attributes:
         places: Which halves are given next; None gives scratch.
-        pair: The pair; None until a half was asked for.
+        pairs: The pairs of which a half was asked for.
     """
 
-    __slots__ = ("_category", "pair", "places")
+    __slots__ = ("_category", "_given", "pairs", "places")
 
     def __init__(self, context: Context, category: str, places: list[int | None]) -> None:
-        super().__init__(context.ledger, context.owner, context.key, context.training, context.wanted, context.in_place)
+        output = None if context.output is None else _unpaired(context.output)
+        super().__init__(
+            context.ledger, context.owner, context.key, context.training, context.wanted, context.in_place, output
+        )
         self._category, self.places = category, places
-        self.pair: Array | None = None
+        self._given = [0, 0]
+        self.pairs: list[Array] = []
 
     def empty(self, shape: Sequence[int], dtype: Any, category: str) -> Array:
         if category != self._category or not self.places:
@@ -213,9 +221,11 @@ class _Halves(Context):
         place = self.places.pop(0)
         if place is None:
             return super().empty(shape, dtype, "workspace")
-        if self.pair is None:
-            self.pair = super().empty((2, *shape), dtype, category)
-        half: Array = self.pair[place]
+        number = self._given[place]
+        self._given[place] += 1
+        if number == len(self.pairs):
+            self.pairs.append(super().empty((2, *shape), dtype, category))
+        half: Array = self.pairs[number][place]
         return half
 
     def like(self, a: Array, category: str) -> Array:
@@ -227,9 +237,9 @@ class _Halves(Context):
             return None
         if np.may_share_memory(value, over[0]) and np.may_share_memory(tangent, over[1]):
             return over.reshape(2, *value.shape)
-        made = self.pair
-        if made is not None and np.may_share_memory(value, made[0]) and np.may_share_memory(tangent, made[1]):
-            return made
+        for made in self.pairs:
+            if np.may_share_memory(value, made[0]) and np.may_share_memory(tangent, made[1]):
+                return made
         # The rule took its results from elsewhere, or the tangent first.
         made = super().empty((2, *value.shape), value.dtype, self._category)
         made[0], made[1] = value, tangent

@@ -38,8 +38,9 @@ from checkpointing.simulation import Merge
 from checkpointing.witness import Witness
 from framework.keys import Key
 from framework.layers import BATCH, Context, Layer, flatten
+from framework.layers.layer import require_output
 from framework.losses import Loss as LossFunction
-from framework.memory import Allocator, Array, Ledger, Moment
+from framework.memory import Allocation, Allocator, Array, Ledger, Moment
 from framework.optimizers import global_norm, tree_sum
 from framework.parameters import Layout
 
@@ -161,7 +162,7 @@ class Executor:
 
         Raises:
             BudgetExceeded: The ledger's limit would have been passed, or a layer asked for what its footprint does not say.
-            StillAlive: In the block, something holds an array that the plan has dropped.
+            NotAsPlanned: In the block, something holds an array that the plan has dropped, or a layer did not take one from there.
 
         After an exception nothing of the step is held.
         """
@@ -183,8 +184,8 @@ class Executor:
             self.ledger.allocator = heap
 
 
-class StillAlive(RuntimeError):  # noqa: N818  (the name that callers act on)
-    """An array that the plan has dropped is still held, so its place in the block cannot be given to another."""
+class NotAsPlanned(RuntimeError):  # noqa: N818  (the name that callers act on)
+    """Not what the plan holds is alive, so places in the block cannot be given to others."""
 
 
 class _Run:
@@ -204,7 +205,7 @@ class _Run:
         self.sums: Sums = {}
         self.mean = self.gradient_norm = float("nan")
         self.contexts = [
-            Context(self.ledger, step.path, None, self.training, cost.wanted)
+            Context(self.ledger, step.path, None, self.training, cost.wanted, output=cost.footprint.output)
             for step, cost in zip(self.steps, self.costs.steps, strict=True)
         ]
 
@@ -235,6 +236,8 @@ class _Run:
                     self.require_dead(held, timeline[place])
             except Exception as error:
                 error.add_note(f"in operation {place} of the step, {label}, shard {self.shard}")
+                for fault in witness.found.faults[:10] if witness is not None else ():
+                    error.add_note(f"the witness saw: {fault}")
                 raise
             ledger.mark(label)
         left = self.table.pop(gradient(0, self.plan.shards), None)
@@ -254,7 +257,12 @@ class _Run:
             for category, owner, nbytes in self.ledger.holders(10**9)
             if nbytes > moment.holders.get((category, owner), 0)
         ]
-        raise StillAlive(
+        if not rows:
+            raise NotAsPlanned(
+                f"{held + moment.live - self.ledger.live:,} bytes fewer are alive than the plan holds: a layer returned an array that "
+                "it had not from context.empty or context.like, or counts one twice; take arrays from there, or run with the heap"
+            )
+        raise NotAsPlanned(
             f"still alive although the plan has dropped it: {'; '.join(rows[:10])}. A layer keeps an array, or a small view of a large "
             "one, in a global, a cache or its residuals; return what the VJP needs as own residuals of their true size, or run with "
             "the heap"
@@ -278,7 +286,10 @@ class _Run:
         if self.witness is not None:
             self.witness.watch("a parameter", self.params(number))
             self.witness.watch("its input", () if context.in_place else inputs)
+        heap = self.on_heap(step.path)
         y, own = step.layer.forward(self.params(number), inputs, context)
+        del heap
+        require_output(step.layer, y, context.output)
         self.table[output(number)] = y
         if operation.keep is not None:
             self.table[residuals(number)] = own
@@ -304,12 +315,23 @@ class _Run:
             self.witness.watch("its output", () if y is None else y)
             self.witness.watch("its residuals", own)
             self.witness.watch("its output's cotangent", () if context.in_place else self.table[cotangent(number)])
+        heap = self.on_heap(step.path)
         cotangents = step.layer.vjp(
             self.params(number), inputs, y, own, self.table[cotangent(number)], self.grads.get(step.path, {}), context
         )
+        del heap
         each = cotangents if len(step.inputs) > 1 else (cotangents,)
         for source, merge, new in zip(step.inputs, self.plan.simulation.merges[self.place], each, strict=True):
             self.merge(cotangent(source), merge, new)
+
+    def on_heap(self, path: str) -> Allocation | None:
+        """Counts what the operation's rule will take from plain NumPy, for as long as the entry lives.
+
+        Raises:
+            BudgetExceeded: It would pass the limit.
+        """
+        nbytes = self.plan.simulation.heap.get(self.place)
+        return self.ledger.count(nbytes, "workspace", path) if nbytes else None
 
     def merge(self, value: Value, merge: Merge, new: Array) -> None:
         """Puts a cotangent into the table, or adds it to the one that is there, as the simulator decided."""

@@ -211,8 +211,11 @@ def plan_run(
 
     Raises:
         InfeasibleBudget: The policy does not fit the budget, or nothing does; the message names the smallest that would.
-        ValueError: The policy `Budget` without a budget.
+        ValueError: The policy `Budget` without a budget; or a budget, and a layer whose bytes depend on the data.
     """
+    if budget is not None:
+        for known in (costs, evaluation_costs):
+            _require_known_bytes(known)
     if isinstance(policy, Budget) and budget is None:
         raise ValueError("the policy 'budget' needs a budget; give --memory-budget, for example engine:64MiB")
     evaluate: tuple[Plan, ...] = ()
@@ -239,6 +242,18 @@ def plan_run(
         raise InfeasibleBudget(_too_small("every known plan", budget, smallest), smallest)
     # min keeps the first of equals, and the candidates come in the order of k.
     return min(fitting, key=lambda plans: (max(plan.simulation.flops for plan in plans.train), plans.peak))
+
+
+def _require_known_bytes(costs: Costs | None) -> None:
+    """Raises if a layer takes bytes that nobody knows beforehand."""
+    for step in costs.steps if costs is not None else ():
+        if spread := step.footprint.heap_spread:
+            raise ValueError(
+                f"no memory budget can be promised: what step {step.path!r} ({step.kind}) takes from plain NumPy depends on its data, "
+                f"and differed by {spread:,} bytes between draws. Let the sizes of what apply makes depend on shapes alone (np.where "
+                "instead of x[mask]); or write a footprint(self, x, training=True) that says the most, dataclasses.replace("
+                "super().footprint(x, training), unmeasured=False, forward_heap=..., backward_heap=...); or train without a budget"
+            )
 
 
 def candidates(costs: Costs) -> list[Policy]:

@@ -62,6 +62,8 @@ class Simulation:
             input's cotangent where the output's lay.
         left: The values that are left at the end.
         roots: The rank's sums of gradients when its Reduce begins.
+        heap: For each operation that has some, by its place in the plan: bytes that a layer's rule takes in passing from plain NumPy. They
+            count inside the operation, but are no buffers: they lie on the heap, wherever the buffers do.
         buffers: All buffers that the plan makes, scratch included, and their lives, in the order in which they are made.
         flops: Floating-point operations of all Forwards, Losses and Backwards.
     """
@@ -74,11 +76,17 @@ class Simulation:
     roots: tuple[Value, ...]
     buffers: tuple[Buffer, ...]
     flops: int
+    heap: dict[int, int]
 
     @property
     def peak(self) -> int:
         """The most bytes alive at once."""
         return max((moment.inside for moment in self.timeline), default=self.static)
+
+    @property
+    def most_on_heap(self) -> int:
+        """The most bytes that a layer's rule takes from plain NumPy: what comes on top of a block."""
+        return max(self.heap.values(), default=0)
 
     @property
     def seconds(self) -> float:
@@ -113,6 +121,7 @@ class _Simulator:
         self.flops = 0
         self.merges: dict[int, tuple[Merge, ...]] = {}
         self.in_place: set[int] = set()
+        self.heap: dict[int, int] = {}
         self.dropped_next: set[Value] = set()  # by the Drops that follow the operation at once
         self.roots: tuple[Value, ...] = ()
         self.next_buffer = self.place = 0
@@ -135,8 +144,9 @@ class _Simulator:
             if buffer.last < 0:  # it outlives the plan
                 self.lives[number] = replace(buffer, last=len(operations) - 1)
         left, in_place = tuple(self.buffer_of), frozenset(self.in_place)
+        buffers = tuple(self.lives)
         return Simulation(
-            tuple(timeline), static, self.merges, in_place, left, self.roots, tuple(self.lives), self.flops
+            tuple(timeline), static, self.merges, in_place, left, self.roots, buffers, self.flops, self.heap
         )
 
     def do(self, place: int, operation: Operation) -> None:
@@ -183,7 +193,7 @@ class _Simulator:
         first = output(cost.inputs[0])
         over = footprint.forward_in_place and self.may_overwrite(first)
         made = 0 if footprint.output_aliases_input or over else footprint.output.nbytes
-        self.peak_at(made + footprint.own_nbytes + footprint.forward_workspace)
+        self.peak_at(made + footprint.own_nbytes + footprint.forward_workspace + self.on_heap(footprint.forward_heap))
         if footprint.output_aliases_input or over:
             self.alias(output(step), first)
         else:
@@ -232,7 +242,7 @@ class _Simulator:
         made: list[int | None] = []  # the new cotangents' buffers
         over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(cotangent(step))
         new = [0 if aliases or over else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]
-        self.peak_at(sum(new) + footprint.backward_workspace)
+        self.peak_at(sum(new) + footprint.backward_workspace + self.on_heap(footprint.backward_heap))
         self.scratch(cost.path, footprint.backward_workspace)
         for wanted, aliases, source in zip(cost.wanted, footprint.cotangent_aliases, cost.inputs, strict=True):
             if not wanted:
@@ -345,6 +355,12 @@ class _Simulator:
         """Notes scratch that lives during the operation."""
         if nbytes:
             self.lives.append(Buffer("workspace", owner, (nbytes,), self.place, self.place))
+
+    def on_heap(self, nbytes: int) -> int:
+        """Notes what the operation's rule takes from plain NumPy, and returns it."""
+        if nbytes:
+            self.heap[self.place] = nbytes
+        return nbytes
 
     def peak_at(self, more: int) -> None:
         self.inside = max(self.inside, self.live + more)

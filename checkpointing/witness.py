@@ -17,7 +17,7 @@ import numpy as np
 from checkpointing.plan import Plan
 from framework.memory import Array, Ledger, checksum
 
-#: What may be allocated in passing: NumPy's own buffers for casts and Python's objects.
+#: What may be allocated in passing besides what footprints say: NumPy's own buffers for casts and Python's objects.
 TOLERANCE = 72 * 1024
 
 
@@ -75,6 +75,7 @@ class Witness:
         """
         self._shared = shared
         self._moments, self._static = plan.simulation.timeline, plan.simulation.static
+        self._heap = plan.simulation.heap
         assert plan.labels  # made before the first reading
         self._block, self._held = block, self._ledger.live
         self._elsewhere = self._on_heap() - numpy_bytes()
@@ -120,15 +121,20 @@ class Witness:
         # Python's own objects are traced, too; those that stay (caches) are known, those in passing are not.
         stayed = max(0, (traced - seen) - (self._traced - self._seen))
         inside = peak - self._traced - stayed
-        told_inside = 0 if self._block else ledger.peak_since_mark - self._live
+        # In the block the heap holds only what a rule takes from plain NumPy, as its footprint says.
+        told_inside = self._heap.get(place, 0) if self._block else ledger.peak_since_mark - self._live
         if self._shared and not self._block:
             told_inside -= max(0, self._gradients() - self._gradients_before)
         found.largest_inside = max(found.largest_inside, abs(inside - told_inside))
         if abs(inside - told_inside) > TOLERANCE:
             self._fault(
                 label,
-                f"{inside - told_inside:+,} bytes at its peak against the ledger: an array is made in passing that was not made by "
-                "context.empty",
+                f"{inside - told_inside:+,} bytes at its peak against the ledger: "
+                + (
+                    "an array is made in passing that was not made by context.empty and is not in its footprint's heap"
+                    if inside > told_inside
+                    else "its footprint says more than it takes"
+                ),
             )
         self._begin(seen)
 

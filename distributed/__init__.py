@@ -4,6 +4,15 @@ from distributed.cluster import ClusterError
 from distributed.groups import WorkerLost
 from distributed.options import TrainingOptions
 from distributed.run_folder import RunFolder
-from distributed.trainer import Diverged, Trainer, TrainingResult
+from distributed.trainer import Diverged, MemoryDisagreement, Trainer, TrainingResult
 
-__all__ = ["ClusterError", "Diverged", "RunFolder", "Trainer", "TrainingOptions", "TrainingResult", "WorkerLost"]
+__all__ = [
+    "ClusterError",
+    "Diverged",
+    "MemoryDisagreement",
+    "RunFolder",
+    "Trainer",
+    "TrainingOptions",
+    "TrainingResult",
+    "WorkerLost",
+]

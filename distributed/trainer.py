@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpointing.budgets import USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
+from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.engine import run_plans
 from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
 from checkpointing.witness import Verification
@@ -262,11 +262,41 @@ class Trainer:
         budget = self._parsed_budget
         limit = budget.resolve(self._planned(StoreAll()), self.process) if budget is not None else None
         try:
-            self.plans, self.budget = self._planned(self.options.parsed_policy(), limit), limit
+            in_block = self.process_budget is not None and self.options.memory == "block"
+            self.plans = (
+                self._plans_with_room(limit)
+                if in_block and limit is not None
+                else self._planned(self.options.parsed_policy(), limit)
+            )
+            self.budget = limit
         except InfeasibleBudget as error:
             if self.process_budget is not None and self.process is not None:
                 raise self.process_budget.explain(error, self.process) from error
             raise
+
+    def _plans_with_room(self, limit: int) -> RunPlans:
+        """Returns the plans of which the block and what layers of one's own take besides it have room in the process.
+
+        A plan's peak is that of one operation. But the block stays whole when such a layer runs, which may be at another one.
+        """
+        policy, target = self.options.parsed_policy(), limit
+        enough: list[int] = []  # for each plan that was made, the limit that it needs
+        while True:
+            try:
+                plans = self._planned(policy, target)
+            except InfeasibleBudget as error:
+                least = min(enough) if enough else self._engine_nbytes(self._planned(policy, error.smallest))
+                raise InfeasibleBudget(str(error), max(error.smallest, least)) from error
+            enough.append(self._engine_nbytes(plans))
+            if enough[-1] <= limit:
+                return plans
+            target = plans.peak - 1
+
+    def _engine_nbytes(self, plans: RunPlans) -> int:
+        """The least engine bytes of a process that has room for some plans in blocks; 0 where the peak says it all."""
+        if not any(plan.simulation.heap for plan in (*plans.train, *plans.evaluate)):
+            return 0
+        return -(-self._reserved_nbytes(plans) * 100 // (100 + HEAP_PERCENT))
 
     def _task(self, rank: int) -> WorkerTask:
         options = self.options
@@ -301,10 +331,12 @@ class Trainer:
     @property
     def reserved_nbytes(self) -> int:
         """Bytes that the rank with the most takes for its arrays: in the block they are a little more than the peak."""
+        return self._reserved_nbytes(self.plans)
+
+    def _reserved_nbytes(self, plans: RunPlans) -> int:
         block = self.options.memory == "block"
         return max(
-            reserved_nbytes(train, evaluate, block)
-            for train, evaluate in zip(self.plans.train, self.plans.evaluate, strict=True)
+            reserved_nbytes(train, evaluate, block) for train, evaluate in zip(plans.train, plans.evaluate, strict=True)
         )
 
     @property

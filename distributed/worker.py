@@ -104,7 +104,10 @@ def outside_nbytes(layout: Layout, shards: int, world: int) -> int:
 
 
 def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
-    """Returns the bytes that a rank takes for its arrays: what lives throughout and its block, or on the heap the peak."""
+    """Returns the bytes that a rank takes for its arrays.
+
+    On the heap they are the peak, with a block: what lives throughout, the block, and the most that a layer takes from the heap besides.
+    """
     if not block:
         return max(train.peak, evaluate.peak)
     simulation = train.simulation
@@ -112,7 +115,8 @@ def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
     shared = 0
     if train.world > 1:  # gradients lie in shared memory
         shared = max(moment.categories.get("gradients", 0) for moment in simulation.timeline)
-    return simulation.static + in_block + shared
+    on_heap = max(plan.simulation.most_on_heap for plan in (train, evaluate))
+    return simulation.static + in_block + shared + on_heap
 
 
 def validation_windows(data: Dataset, batch: int, most: int) -> list[int]:

@@ -52,7 +52,7 @@ class Footprint:
     """The bytes and FLOPs of one leaf step, computed without running it.
 
     Bytes inside an operation are those alive before it + its output (forward) or its new cotangents (backward) + own
-    residuals + workspace; so a workspace counts only what comes on top of these.
+    residuals + workspace + heap; so a workspace counts only what comes on top of these.
 
     Attributes:
         output: What the forward returns.
@@ -63,6 +63,11 @@ class Footprint:
         backward_workspace: The same in the VJP.
         jvp_workspace: The same in the JVP.
         hvp_workspace: The same in the VJP with its tangent.
+        forward_heap: Most bytes at once that the forward takes in passing from plain NumPy and Python, not from `Context.empty`. They
+            count inside the operation and lie on the heap, also where all else lies in one planned block.
+        backward_heap: The same in the VJP.
+        unmeasured: Whether nobody knows these two yet, as of a layer that has `apply` alone: whoever plans runs the rules to see.
+        heap_spread: By how many bytes they differed between runs on different data; unless 0, no budget can be promised.
         forward_flops: Floating-point operations of the forward.
         backward_flops: The same of the VJP.
         output_aliases_input: Whether the output is a view of the (first) input.
@@ -79,6 +84,10 @@ class Footprint:
     backward_workspace: int = 0
     jvp_workspace: int = 0
     hvp_workspace: int = 0
+    forward_heap: int = 0
+    backward_heap: int = 0
+    unmeasured: bool = False
+    heap_spread: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
     output_aliases_input: bool = False
@@ -101,9 +110,10 @@ class Context:
         training: False in evaluation (dropout passes its input through).
         wanted: For each input, whether anybody reads its cotangent.
         in_place: Whether `like` gives the array itself: nobody reads it afterwards, and the footprint says that the rule may.
+        output: What the footprint says that the forward returns; None where nobody planned it.
     """
 
-    __slots__ = ("in_place", "key", "ledger", "owner", "training", "wanted")
+    __slots__ = ("in_place", "key", "ledger", "output", "owner", "training", "wanted")
 
     def __init__(
         self,
@@ -113,6 +123,7 @@ class Context:
         training: bool = True,
         wanted: tuple[bool, ...] = (True,),
         in_place: bool = False,
+        output: Spec | None = None,
     ) -> None:
         self.ledger = ledger
         self.owner = owner
@@ -120,6 +131,7 @@ class Context:
         self.training = training
         self.wanted = wanted
         self.in_place = in_place
+        self.output = output
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike, category: str) -> Array:
         """Returns an uninitialized array that the ledger counts (see `Ledger.empty`)."""
@@ -145,7 +157,9 @@ class Layer:
     `own` must not contain them, or a plan could free nothing.
 
     A leaf layer needs `parameters` and `apply`; all else follows from tracing `apply`. What that holds inside a call is
-    plain NumPy's and not counted by the ledger, only inputs, outputs and cotangents are. Where bytes or speed matter a layer has
+    plain NumPy's. Before a plan is made it is measured, in a process of its own and on drawn numbers, and counts as the footprint's heap;
+    so it may depend on shapes, but under a budget not on the data. A layer for which that is not so writes `footprint` and says
+    there the most that its calls take, as `forward_heap` and `backward_heap`. Where bytes or speed matter a layer has
     `forward`, `vjp` and `footprint` of its own, all three, and may have a `jvp`. A composite (`Chain`, `Residual`)
     flattens to leaf layers. Layers of several inputs (`Add`) get and return tuples where others have one array.
 
@@ -179,10 +193,18 @@ class Layer:
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         """Returns the output and the own residuals; by default what `apply` gives, and none.
 
-        The output is copied into an array of the ledger's; what `apply` makes on the way is not counted.
+        The output is copied into an array of the ledger's. That is taken first where its size is known, so that what `apply` makes
+        on the way comes on top of it, on the heap as in a block.
+
+        Raises:
+            ValueError: `apply` gave an output of another shape or dtype than in the footprint's trial.
         """
+        told = context.output
+        y = None if told is None else context.empty(told.shape, told.dtype, "activations")
         made = np.asarray(self.apply(params, x, context))
-        y = context.empty(made.shape, made.dtype, "activations")
+        require_output(self, made, told)
+        if y is None:
+            y = context.empty(made.shape, made.dtype, "activations")
         y[...] = made
         return y, ()
 
@@ -238,8 +260,8 @@ class Layer:
         """Returns bytes and FLOPs for an input of spec `x`.
 
         By default the output's spec is found by running `apply` on random numbers (zeros where x holds integers), once for each
-        layer and spec; the VJP needs the input alone; and FLOPs are guessed: 10 an element of input and output, a
-        multiplication and an addition a row of the output and parameter, and three times that for the VJP.
+        layer and spec; the VJP needs the input alone; the heap is left `unmeasured`; and FLOPs are guessed: 10 an element of input and
+        output, a multiplication and an addition a row of the output and parameter, and three times that for the VJP.
 
         Args:
             x: The input's spec (a tuple of specs for several inputs).
@@ -263,7 +285,9 @@ class Layer:
             output = _cached_output_of(self, x, training)
         weights = sum(parameter.size for parameter in self.parameters(x).values())
         flops = 10 * (x.size + output.size) + 2 * output.rows * weights
-        return Footprint(output=output, needs_input=(True,), forward_flops=flops, backward_flops=3 * flops)
+        return Footprint(
+            output=output, needs_input=(True,), unmeasured=True, forward_flops=flops, backward_flops=3 * flops
+        )
 
 
 def _output_of(layer: Layer, x: Spec, training: bool) -> Spec:
@@ -287,6 +311,16 @@ def _output_of(layer: Layer, x: Spec, training: bool) -> Spec:
 
 
 _cached_output_of = functools.lru_cache(maxsize=1024)(_output_of)
+
+
+def require_output(layer: Layer, y: Any, told: Spec | None) -> None:
+    """Raises a clear error if an output has another shape or dtype than was said before (None: nothing was)."""
+    if told is not None and (y.shape != told.shape or y.dtype != told.dtype):
+        raise ValueError(
+            f"{layer.kind} gave {Spec.of(y.shape, y.dtype)} where its footprint says {told}: its forward must give the same shape and dtype "
+            "each time it runs on an input of one shape and dtype, recomputation included; let them depend on neither data, chance nor "
+            "anything that changes between calls"
+        )
 
 
 def require_float(layer: Layer, x: Spec) -> None:

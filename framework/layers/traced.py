@@ -67,6 +67,8 @@ def traced_jvp(
     cut = Cut.of(layer, x)
     y: Any = None
     moved: Any = None
+    if (told := context.output) is not None:  # first what stays, so that what is held in passing comes on top of it
+        y, moved = (context.empty(told.shape, told.dtype, "activations") for _ in range(2))
     for block in cut.blocks():
         some = cut.part(x, block)
         function, primals = _of_what_moves(layer, params, some, x_tangent is not None, context)
@@ -75,6 +77,7 @@ def traced_jvp(
         if y is None:
             shape = cut.whole(value)
             y, moved = (context.empty(shape, value.dtype, "activations") for _ in range(2))
+        _require_shape(layer, value, cut.part(y, block))
         cut.part(y, block)[...] = value
         cut.part(moved, block)[...] = tangent
     return y, moved
@@ -89,10 +92,14 @@ def traced_vjp(layer: Layer, params: Params, x: Any, cotangent: Array, grads: Pa
     cut = Cut.of(layer, x)
     for number, block in enumerate(cut.blocks()):
         function, primals = _of_what_moves(layer, params, cut.part(x, block), wanted, context)
-        found = vjp(function, *primals)[1](cut.part(cotangent, block), last=True)
+        value, pull = vjp(function, *primals)
+        _require_shape(layer, value, cut.part(cotangent, block))
+        del value  # else it would live as long as all that is pulled back
+        found = pull(cut.part(cotangent, block), last=True)
         _write(grads, found[0], add=number > 0)
         if x_cotangent is not None:
             cut.part(x_cotangent, block)[...] = found[1]
+        del pull, found  # before the next block is traced
     return x_cotangent
 
 
@@ -121,6 +128,16 @@ def traced_vjp_with_tangent(
             _write(grads[place], found[0], add=number > 0)
             if x_cotangent is not None:
                 cut.part(x_cotangent[place], block)[...] = found[1]
+
+
+def _require_shape(layer: Layer, value: Any, told: Any) -> None:
+    """Raises unless the trace gave an output of the shape and dtype that the forward had."""
+    if np.shape(value) != told.shape or value.dtype != told.dtype:
+        raise ValueError(
+            f"{layer.kind}.apply gave shape {list(np.shape(value))} of {value.dtype} when it was traced for a derivative, but "
+            f"{list(told.shape)} of {told.dtype} in its forward: it must give the same shape and dtype each time it runs on an input of "
+            "one shape and dtype"
+        )
 
 
 def _of_what_moves(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointing.executor import StillAlive
+from checkpointing.executor import NotAsPlanned
 from checkpointing.witness import TOLERANCE, Verification, Witness
 from framework import BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Residual
 from framework.layers import Footprint, Layer, Spec
@@ -164,8 +164,8 @@ def test_each_kind_of_lie_is_found_and_named_with_its_bytes(lie: Callable[[], La
     ("lie", "error", "message"),
     [
         (Understates, BudgetExceeded, rf"1\.lying asked for {NBYTES:,} bytes of workspace, where the plan has 0"),
-        (KeepsASmallView, StillAlive, rf"{NBYTES:,} bytes of workspace of 1\.lying"),
-        (Leaks, StillAlive, rf"{NBYTES:,} bytes of residuals of 1\.lying"),
+        (KeepsASmallView, NotAsPlanned, rf"{NBYTES:,} bytes of workspace of 1\.lying"),
+        (Leaks, NotAsPlanned, rf"{NBYTES:,} bytes of residuals of 1\.lying"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from checkpointing import Engine, InfeasibleBudget, run_plans
-from distributed import ClusterError, Diverged, RunFolder, Trainer, TrainingOptions, WorkerLost
-from framework import SGD, AdamW, Chain, CrossEntropy, Linear, Spec, build, weights
+from checkpointing.executor import NotAsPlanned
+from distributed import ClusterError, Diverged, MemoryDisagreement, RunFolder, Trainer, TrainingOptions, WorkerLost
+from framework import SGD, AdamW, Chain, CrossEntropy, Linear, ReLU, Spec, build, weights
 from framework.data import clusters
 from framework.models import Model
 
@@ -289,3 +290,55 @@ def _wait_until_gone() -> None:
 def test_options_are_json_ready() -> None:
     options = TrainingOptions(weights=Path("w"), batch=8)
     assert json.loads(json.dumps(options.to_json()))["weights"] == "w"
+
+
+def test_block_and_heap_give_the_same_bits_and_the_summary_says_where_memory_went() -> None:
+    summaries = [
+        Trainer(build("mlp-small"), steps=4, batch=16, memory=memory).fit().summary for memory in ("block", "heap")
+    ]
+    for name in ("parameters_sha256", "losses_sha256", "predicted_peak_bytes", "ledger_peak_bytes"):
+        assert summaries[0][name] == summaries[1][name]
+    block, heap = summaries
+    assert heap["reserved_bytes"] == heap["ledger_peak_bytes"]
+    # What lies outside the block, and a block that is a little larger than what lives at once.
+    assert block["ledger_peak_bytes"] <= block["reserved_bytes"] <= 1.03 * block["ledger_peak_bytes"]
+    for summary in summaries:
+        (process,) = (rank["process"] for rank in summary["ranks"])
+        assert process["rss"] == process["anonymous"] + process["file"] + process["shared"]
+        assert summary["process_baseline_bytes"] + summary["reserved_bytes"] < summary["predicted_process_peak_bytes"]
+        assert summary["rss_peak_bytes"] == process["peak_rss"] >= process["uss"] > 0
+
+
+def test_a_trainer_can_be_started_before_it_fits_closed_and_used_again() -> None:
+    trainer = Trainer(build("mlp-small"), steps=2, batch=16, memory_budget="400MiB")
+    assert trainer.predicted_process_nbytes is None
+    trainer.start()
+    trainer.start()
+    assert trainer.process_budget is not None and trainer.predicted_process_nbytes is not None
+    assert trainer.predicted_process_nbytes < 400 * 2**20
+    trainer.close()
+    trainer.close()
+    hashes = {trainer.fit().summary["parameters_sha256"] for _ in range(2)}
+    assert len(hashes) == 1
+
+
+def test_verify_memory_stops_a_run_whose_layer_lies_and_names_it() -> None:
+    data = clusters(examples=512, features=8, classes=3)
+    chain = Chain(Linear(2048), LyingCopy(), Linear(3))
+    options: dict[str, Any] = {"data": data, "steps": 2, "batch": 32, "shards": 1, "verify_memory": True}
+    with pytest.raises(MemoryDisagreement, match=r"rank 0: backward 1: .*made in passing"):
+        Trainer(chain, CrossEntropy(), memory="heap", **options).fit()
+    # In the block, the copy takes the place of an array that lies there, and that cannot go on.
+    with pytest.raises(NotAsPlanned, match="262,144 bytes fewer are alive") as caught:
+        Trainer(chain, CrossEntropy(), memory="block", **options).fit()
+    assert any("the witness saw: " in note for note in caught.value.__notes__)
+    honest = Trainer(Chain(Linear(64), Linear(3)), CrossEntropy(), data=data, steps=2, batch=32, verify_memory=True)
+    (found,) = honest.fit().summary["verified"]
+    assert found["faults"] == [] and found["points"] > 50 and found["largest_difference"] == 0
+
+
+class LyingCopy(ReLU):
+    """ReLU with a copy of its cotangent that nobody counts."""
+
+    def vjp(self, params: Any, x: Any, y: Any, own: Any, cotangent: Any, grads: Any, context: Any) -> Any:
+        return super().vjp(params, x, y, own, cotangent + 0, grads, context)
