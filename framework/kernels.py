@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -80,3 +81,22 @@ def as_view(a: Array, shape: tuple[int, ...]) -> Array:
             f"an array of shape {a.shape} with strides {a.strides} is not contiguous; pass a contiguous one"
         )
     return a.reshape(shape)
+
+
+def front(scratch: Array, shape: tuple[int, ...]) -> Array:
+    """Returns the beginning of flat scratch as a contiguous view of a shape."""
+    return scratch[: math.prod(shape)].reshape(shape)
+
+
+@contextmanager
+def small_buffers() -> Iterator[None]:
+    """Has ufuncs take small buffers inside.
+
+    Where an operand is not contiguous along all axes, NumPy takes buffers of 8,192 elements for each, even if it needs none: 200 KB that no
+    footprint tells. Buffers of an eighth are as fast.
+    """
+    before = np.setbufsize(1024)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)

@@ -10,7 +10,7 @@ import numpy as np
 
 from framework import kernels
 from framework.memory import Array, Ledger
-from framework.parameters import Layout
+from framework.parameters import Layout, Part
 
 #: Elements over which one partial sum of squares is taken, whatever owns them.
 NORM_BLOCK = 4_096
@@ -23,10 +23,16 @@ class Optimizer(ABC):
 
     Its state is one array of shape (slots, size), each row with the layout of the parameters. It is elementwise, so any
     cut of the buffers gives the same bits.
+
+    Attributes:
+        slots: Rows of the state.
+        scratch_rows: Rows of scratch of a block.
+        decays: Which parameters the weight decay is for, as `Layout.select` gives them; None for all.
     """
 
     slots: int
     scratch_rows: int
+    decays: Part | None = None
 
     def state_nbytes(self, layout: Layout) -> int:
         """Bytes of the state."""
@@ -37,7 +43,12 @@ class Optimizer(ABC):
         return self.scratch_rows * kernels.block_rows(layout.size, 1) * layout.dtype.itemsize
 
     def initialize(self, layout: Layout, ledger: Ledger | None = None) -> Array:
-        """Returns the state before the first step: zeros."""
+        """Returns the state before the first step: zeros.
+
+        Raises:
+            ValueError: `decays` was selected from another layout.
+        """
+        self._require_own(layout)
         state = (ledger or Ledger()).empty((self.slots, layout.size), layout.dtype, "optimizer", type(self).__name__)
         state.fill(0)
         return state
@@ -52,6 +63,7 @@ class Optimizer(ABC):
         learning_rate: float,
         factor: float = 1.0,
         ledger: Ledger | None = None,
+        first: int = 0,
     ) -> None:
         """Changes parameters and state in place.
 
@@ -63,34 +75,69 @@ class Optimizer(ABC):
             learning_rate: The learning rate of this step.
             factor: The gradient is multiplied by it (clipping).
             ledger: Counts the scratch.
+            first: Where in the whole buffer the first of these elements lies: what decays is known by its place.
+
+        Raises:
+            ValueError: `decays` was selected from a smaller buffer.
         """
+        if self.decays is not None and first + parameters.size > self.decays.size:
+            raise ValueError(
+                f"decays was selected from {self.decays.size} parameters, but elements {first} to "
+                f"{first + parameters.size} are to be updated; select it from this model's layout"
+            )
         height = kernels.block_rows(parameters.size, 1)
         name, book = type(self).__name__, ledger or Ledger()
         scratch = book.empty((self.scratch_rows, height), parameters.dtype, "workspace", name)
         for block in kernels.row_blocks(parameters.size, 1):
             some = scratch[:, : block.stop - block.start]
             np.multiply(gradient[block], factor, out=some[0])
-            self._update_block(parameters[block], some, state[:, block], step, learning_rate)
+            decaying = [slice(None)]
+            if self.decays is not None:
+                decaying = list(self.decays.inside(first + block.start, first + block.stop))
+            self._update_block(parameters[block], some, state[:, block], step, learning_rate, decaying)
 
     @abstractmethod
-    def _update_block(self, parameters: Array, scratch: Array, state: Array, step: int, rate: float) -> None:
-        """Updates one block; scratch[0] holds the gradient and may be overwritten."""
+    def _update_block(
+        self, parameters: Array, scratch: Array, state: Array, step: int, rate: float, decaying: list[slice]
+    ) -> None:
+        """Updates one block, of which some slices decay; scratch[0] holds the gradient and may be overwritten."""
+
+    def _require_own(self, layout: Layout) -> None:
+        if self.decays is None:
+            return
+        names = set(self.decays.names)
+        if (
+            layout.size != self.decays.size
+            or layout.ranges(n for n in layout.specs if n in names) != self.decays.ranges
+        ):
+            raise ValueError(
+                f"decays was selected from another layout, of {self.decays.size} parameters; this one has {layout.size}: use "
+                "select of the layout that is trained"
+            )
 
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: m = momentum·m + g, p = p - rate·m (Polyak 1964).
 
+    Nesterov's form takes the step of the momentum that comes next: p = p - rate·(g + momentum·m) (Sutskever et al. 2013).
+
     Attributes:
         momentum: In [0, 1).
         weight_decay: Adds weight_decay·p to the gradient.
+        nesterov: Whether it is Nesterov's form; it needs a momentum.
+        decays: Which parameters decay; see `Optimizer`.
     """
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+    nesterov: bool = False
+    decays: Part | None = None
 
     def __post_init__(self) -> None:
         _require_fraction("momentum", self.momentum)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0, but got 0")
 
     @property
     def slots(self) -> int:  # type: ignore[override]
@@ -98,15 +145,23 @@ class SGD(Optimizer):
 
     scratch_rows = 2
 
-    def _update_block(self, parameters: Array, scratch: Array, state: Array, step: int, rate: float) -> None:
+    def _update_block(
+        self, parameters: Array, scratch: Array, state: Array, step: int, rate: float, decaying: list[slice]
+    ) -> None:
         gradient, spare = scratch
         if self.weight_decay:
-            np.multiply(parameters, self.weight_decay, out=spare)
-            gradient += spare
+            for some in decaying:
+                np.multiply(parameters[some], self.weight_decay, out=spare[some])
+                gradient[some] += spare[some]
         if self.momentum:
             state[0] *= self.momentum
             state[0] += gradient
-            np.multiply(state[0], rate, out=gradient)
+            if self.nesterov:
+                np.multiply(state[0], self.momentum, out=spare)
+                gradient += spare
+                gradient *= rate
+            else:
+                np.multiply(state[0], rate, out=gradient)
         else:
             gradient *= rate
         parameters -= gradient
@@ -123,12 +178,21 @@ class AdamW(Optimizer):
         beta2: Decay of the mean square v.
         epsilon: Added to √v̂.
         weight_decay: Decay of the parameters per unit of learning rate.
+        decays: Which parameters decay; see `Optimizer`.
+
+    Matrices alone, neither biases nor the weights of norms:
+
+    >>> from framework import Chain, Linear, Spec
+    >>> layout = Chain(Linear(2)).layout(Spec.of((1, 3), "float32"))
+    >>> AdamW(decays=layout.select(least_axes=2)).decays
+    Part(names=('0.weight',), size=8)
     """
 
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+    decays: Part | None = None
 
     def __post_init__(self) -> None:
         _require_fraction("beta1", self.beta1)
@@ -137,7 +201,9 @@ class AdamW(Optimizer):
     slots = 2
     scratch_rows = 2
 
-    def _update_block(self, parameters: Array, scratch: Array, state: Array, step: int, rate: float) -> None:
+    def _update_block(
+        self, parameters: Array, scratch: Array, state: Array, step: int, rate: float, decaying: list[slice]
+    ) -> None:
         (gradient, spare), (mean, square) = scratch, state
         np.multiply(gradient, gradient, out=spare)
         spare *= 1 - self.beta2
@@ -152,7 +218,8 @@ class AdamW(Optimizer):
         np.divide(mean, spare, out=spare)
         spare *= rate / (1 - self.beta1 ** (step + 1))
         if self.weight_decay:
-            parameters *= 1 - rate * self.weight_decay
+            for some in decaying:
+                parameters[some] *= 1 - rate * self.weight_decay
         parameters -= spare
 
 

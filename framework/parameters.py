@@ -6,10 +6,12 @@ array, and the buffer may live in shared memory.
 
 from __future__ import annotations
 
+import bisect
+import fnmatch
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +72,29 @@ class ParameterSpec:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of the parameters of a layout, as ranges of its flat buffer; made by `Layout.select`.
+
+    Attributes:
+        names: The parameters.
+        size: The size of the whole buffer.
+        ranges: Where they lie, in order; neighbours are one range.
+    """
+
+    names: tuple[str, ...]
+    size: int
+    ranges: tuple[tuple[int, int], ...] = field(repr=False)
+
+    def inside(self, first: int, last: int) -> Iterator[slice]:
+        """Yields where they lie in elements first..last-1 of the buffer, counted from the first of these."""
+        for number in range(bisect.bisect_right(self.ranges, first, key=lambda r: r[1]), len(self.ranges)):
+            start, stop = self.ranges[number]
+            if start >= last:
+                return
+            yield slice(max(start, first) - first, min(stop, last) - first)
+
+
 class Layout:
     """Where each named parameter lies in the flat buffer, in the order of the chain.
 
@@ -99,6 +124,44 @@ class Layout:
     def views(self, flat: Array) -> dict[str, Array]:
         """Returns named views of a flat buffer of this layout."""
         return {name: flat[where].reshape(self.specs[name].shape) for name, where in self.slices.items()}
+
+    def select(self, pattern: str = "*", least_axes: int = 0) -> Part:
+        """Returns the parameters whose names match a pattern and which have so many axes or more.
+
+        Args:
+            pattern: As of file names, by case: "*.weight", "block?.mlp.*".
+            least_axes: 2 for matrices, and so neither biases nor the weights of norms.
+
+        Raises:
+            ValueError: There are none.
+
+        >>> specs = {"0.weight": ParameterSpec((2, 3), np.dtype("f4"), Constant(0)), "0.bias": ParameterSpec((2,), np.dtype("f4"), Constant(0))}
+        >>> Layout(specs).select(least_axes=2)
+        Part(names=('0.weight',), size=8)
+        """
+        names = tuple(
+            name
+            for name, spec in self.specs.items()
+            if fnmatch.fnmatchcase(name, pattern) and len(spec.shape) >= least_axes
+        )
+        if not names:
+            known = ", ".join(self.specs) or "none"
+            raise ValueError(f"no parameter matches {pattern!r} with {least_axes} axes or more; there are: {known}")
+        return Part(names, self.size, self.ranges(names))
+
+    def ranges(self, names: Iterable[str]) -> tuple[tuple[int, int], ...]:
+        """Returns where some parameters, in the order of the layout, lie in the flat buffer; neighbours are one range.
+
+        Raises:
+            KeyError: The layout has no such parameter.
+        """
+        found: list[tuple[int, int]] = []
+        for where in (self.slices[name] for name in names):
+            if found and found[-1][1] == where.start:
+                found[-1] = (found[-1][0], where.stop)
+            else:
+                found.append((where.start, where.stop))
+        return tuple(found)
 
     def grouped_views(self, flat: Array) -> dict[str, dict[str, Array]]:
         """Returns the views by the path of their layer, then by local name."""

@@ -1,32 +1,54 @@
 """Layers: what trains. One family a file; the contract is in `layer`."""
 
-from framework.layers.activations import GELU, ReLU
+from framework.layers.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from framework.layers.attention import CausalAttention
 from framework.layers.chain import BATCH, Add, Chain, Composite, Residual, Step, flatten, input_specs
+from framework.layers.concat import Concat, Join
+from framework.layers.convolution import Conv2d, Upsample2d
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
 from framework.layers.layer import Context, Footprint, Layer, Spec
 from framework.layers.linear import Linear
-from framework.layers.normalization import LayerNorm
+from framework.layers.normalization import LayerNorm, RMSNorm
+from framework.layers.pooling import AveragePool2d, GlobalAveragePool, MaxPool2d
+from framework.layers.shapes import Flatten, Reshape
+from framework.layers.softmax import LogSoftmax, Softmax
 
 __all__ = [
     "BATCH",
     "GELU",
     "Add",
+    "AveragePool2d",
     "CausalAttention",
     "Chain",
     "Composite",
+    "Concat",
     "Context",
+    "Conv2d",
     "Dropout",
     "Embedding",
+    "Flatten",
     "Footprint",
+    "GlobalAveragePool",
+    "Join",
     "Layer",
     "LayerNorm",
+    "LeakyReLU",
     "Linear",
+    "LogSoftmax",
+    "MaxPool2d",
+    "RMSNorm",
     "ReLU",
+    "Reshape",
     "Residual",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
     "Spec",
     "Step",
+    "Tanh",
+    "Upsample2d",
     "flatten",
     "input_specs",
 ]

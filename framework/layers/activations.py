@@ -1,4 +1,4 @@
-"""ReLU and GELU."""
+"""Activations that do the same with each element: ReLU, LeakyReLU, GELU, SiLU, Tanh, Sigmoid and Softplus."""
 
 from __future__ import annotations
 
@@ -8,59 +8,209 @@ from typing import Any
 
 import numpy as np
 
-from framework import kernels
-from framework.layers.layer import Context, Footprint, Layer, Own, Pair, Params, require_float
+from framework.layers.elementwise import Elementwise, Scheme
+from framework.layers.layer import Context, Params
 from framework.memory import Array
+from framework.special import ERF_ROWS, erf, write_erf, write_sigmoid
 
 
 @dataclass(frozen=True)
-class ReLU(Layer):
+class ReLU(Elementwise):
     """y = max(x, 0), any shape. The VJP needs the output alone: x̄ = ȳ·sign(y), which is 0 at x = 0."""
 
     piecewise_linear = True
 
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(reads_output=True, value_flops=1, slope_flops=2)
+
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.maximum(x, 0)
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
-        y = context.like(x, "activations")
-        np.maximum(x, 0, out=y)
-        return y, ()
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        np.maximum(x, 0, out=out)
 
-    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
-        if not context.wanted[0]:
-            return None
-        return self._scaled(y, cotangent, context.like(cotangent, "cotangents"), context)
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        np.sign(a, out=slope)  # a ≥ 0, so its sign is the mask
 
-    def jvp(
-        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
-    ) -> tuple[Array, Array]:
-        y, _ = self.forward(params, x, context)
-        return y, self._scaled(y, x_tangent, context.like(x_tangent, "activations"), context)
 
-    def _scaled(self, y: Array, direction: Array, target: Array, context: Context) -> Array:
-        """Writes sign(y) · direction into `target`, which may be the direction; y ≥ 0, so its sign is the mask."""
-        outputs, directions, out = (kernels.as_view(a, (-1,)) for a in (y, direction, target))
-        scratch = context.empty((kernels.block_rows(outputs.size, 1),), y.dtype, "workspace")
-        for block in kernels.row_blocks(outputs.size, 1):
-            sign = scratch[: block.stop - block.start]
-            np.sign(outputs[block], out=sign)
-            np.multiply(sign, directions[block], out=out[block])
-        return target
+@dataclass(frozen=True)
+class LeakyReLU(Elementwise):
+    """y = x where x > 0, else slope·x, any shape (Maas et al. 2013). The VJP needs the output alone, whose sign is that of x.
 
-    def footprint(self, x: Any, training: bool = True) -> Footprint:
-        require_float(self, x)
-        workspace = kernels.block_rows(x.size, 1) * x.dtype.itemsize
-        return Footprint(
-            output=x,
-            needs_output=True,
-            backward_workspace=workspace,
-            jvp_workspace=workspace,
-            forward_flops=x.size,
-            backward_flops=2 * x.size,
-            forward_in_place=True,
-            backward_in_place=True,
-        )
+    The derivative at x = 0 is the slope.
+
+    Attributes:
+        slope: Above 0; 0 would be ReLU.
+    """
+
+    slope: float = 0.01
+
+    piecewise_linear = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slope < math.inf:
+            raise ValueError(f"LeakyReLU takes a finite slope above 0, but got {self.slope}; a slope of 0 is ReLU")
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(reads_output=True, value_rows=1, value_flops=2, slope_flops=3)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        return np.where(x > 0, x, self.slope * x)
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        np.multiply(x, self.slope, out=spare[0])
+        pick = np.maximum if self.slope <= 1 else np.minimum
+        pick(x, spare[0], out=out)
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        if self.slope <= 1:
+            np.sign(a, out=slope)
+            np.maximum(slope, self.slope, out=slope)
+        else:
+            np.negative(a, out=slope)
+            np.heaviside(slope, 1, out=slope)
+            slope *= self.slope
+            np.maximum(slope, 1, out=slope)
+
+
+@dataclass(frozen=True)
+class Tanh(Elementwise):
+    """y = tanh x, any shape. The VJP needs the output alone: x̄ = ȳ·(1 - y²)."""
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(reads_output=True, slope_flops=3)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        return np.tanh(x)
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        np.tanh(x, out=out)
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        np.multiply(a, a, out=slope)
+        np.subtract(1, slope, out=slope)
+        if second is not None:
+            np.multiply(a, -2, out=second)
+            second *= slope
+
+
+@dataclass(frozen=True)
+class Sigmoid(Elementwise):
+    """y = 1 / (1 + exp(-x)), any shape. The VJP needs the output alone: x̄ = ȳ·y·(1 - y)."""
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(reads_output=True, slope_flops=3)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        return _sigmoid(x)
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        write_sigmoid(x, out)
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        _write_sigmoid_slope(a, slope, second)
+
+
+@dataclass(frozen=True)
+class SiLU(Elementwise):
+    """y = x·σ(x) with σ(x) = 1 / (1 + exp(-x)), any shape (Elfwing et al. 2017, arXiv 1702.03118; also called Swish).
+
+    The VJP needs x and computes σ again: x̄ = ȳ·σ·(1 + x·(1 - σ)).
+    """
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(value_rows=1, slope_rows=1, slope_flops=15)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        return x * _sigmoid(x)
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        write_sigmoid(x, spare[0])
+        np.multiply(x, spare[0], out=out)
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        share = spare[0]
+        write_sigmoid(a, share)
+        if second is not None:  # σ·(1 - σ)·(2 + x·(1 - 2σ))
+            np.multiply(share, -2, out=second)
+            second += 1
+            second *= a
+            second += 2
+            _write_sigmoid_slope(share, slope, None)
+            second *= slope
+        np.subtract(1, share, out=slope)
+        slope *= a
+        slope += 1
+        slope *= share
+
+
+@dataclass(frozen=True)
+class Softplus(Elementwise):
+    """y = log(1 + exp(beta·x)) / beta, and x itself where beta·x > threshold, any shape (Dugas et al. 2001).
+
+    The VJP needs the output alone: x̄ = ȳ·(1 - exp(-beta·y)), or ȳ above the threshold. The output jumps at the threshold, so there
+    are x just above it whose y is also that of an x below it, and which count as below it: an error of exp(-threshold) at most.
+    Below a threshold of 20 this would be more than 2.1e-9, and the VJP needs x.
+
+    Attributes:
+        beta: Above 0: how sharp the bend is.
+        threshold: From where on y is x.
+    """
+
+    beta: float = 1.0
+    threshold: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"Softplus takes a finite beta above 0, but got {self.beta}")
+        if math.isnan(self.threshold):
+            raise ValueError("Softplus takes a number as threshold, but got NaN")
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(reads_output=self.threshold >= 20, value_rows=2, slope_rows=1, value_flops=25, slope_flops=15)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        scaled = self.beta * x
+        return np.where(scaled > self.threshold, x, np.logaddexp(0, scaled) / self.beta)
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        """max(x, 0) + log(1 + exp(-|beta·x|)) / beta, which does not overflow; above the threshold without the second term."""
+        rest, below = spare[0], spare[1]
+        np.multiply(x, self.beta, out=below)
+        np.absolute(below, out=rest)
+        np.negative(rest, out=rest)
+        np.exp(rest, out=rest)
+        np.log1p(rest, out=rest)
+        np.subtract(self.threshold, below, out=below)
+        np.heaviside(below, 1, out=below)
+        rest *= below
+        rest /= self.beta
+        np.maximum(x, 0, out=out)
+        out += rest
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        above = spare[0]
+        np.multiply(a, self.beta, out=above)
+        edge = self.threshold
+        if self.scheme.reads_output:
+            edge += math.log1p(math.exp(-edge))  # of the output
+            np.negative(above, out=slope)
+            np.expm1(slope, out=slope)
+            np.negative(slope, out=slope)
+        else:
+            write_sigmoid(above, slope)
+        above -= edge
+        np.heaviside(above, 0, out=above)
+        np.maximum(slope, above, out=slope)
+        if second is not None:
+            _write_sigmoid_slope(slope, second, None)
+            second *= self.beta
 
 
 _C = math.sqrt(2 / math.pi)
@@ -68,99 +218,82 @@ _A = 0.044715
 
 
 @dataclass(frozen=True)
-class GELU(Layer):
+class GELU(Elementwise):
     """y = x/2 · (1 + tanh u) with u = √(2/π)·(x + 0.044715 x³), any shape (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 
-    The VJP needs x and computes the tanh again: x̄ = ȳ/2 · (1 + tanh u + x·(1 - tanh² u)·u').
+    The exact form is y = x·Φ(x) with Φ(x) = (1 + erf(x/√2))/2, the normal distribution, and φ its density. The VJP needs x and computes
+    the tanh or Φ again: x̄ = ȳ/2 · (1 + tanh u + x·(1 - tanh² u)·u'), or ȳ·(Φ + x·φ).
+
+    Attributes:
+        approximate: Whether it is the form with tanh; else the exact one.
     """
 
+    approximate: bool = True
+
+    @property
+    def scheme(self) -> Scheme:
+        if self.approximate:
+            return Scheme(slope_rows=2, value_flops=20, slope_flops=30, in_place=False)
+        return Scheme(value_rows=1 + ERF_ROWS, slope_rows=ERF_ROWS, value_flops=90, slope_flops=105)
+
     def apply(self, params: Params, x: Any, context: Context) -> Any:
-        return 0.5 * x * (1 + np.tanh(_C * (x + _A * x * x * x)))
+        if self.approximate:
+            return 0.5 * x * (1 + np.tanh(_C * (x + _A * x * x * x)))
+        return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
-    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
-        y = context.empty(x.shape, x.dtype, "activations")
-        values, out = kernels.as_view(x, (-1,)), y.reshape(-1)
-        for block in kernels.row_blocks(values.size, 1):
-            v, u = values[block], out[block]
-            _tanh_of_u(v, u)
-            u += 1
-            u *= v
-            u *= 0.5
-        return y, ()
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        if self.approximate:
+            _write_tanh_of_u(x, out)
+            out += 1
+            out *= x
+            out *= 0.5
+        else:
+            share = spare[0]
+            _write_normal(x, share, spare[1:])
+            np.multiply(x, share, out=out)
 
-    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
-        if not context.wanted[0]:
-            return None
-        return self._scaled(x, cotangent, context.like(cotangent, "cotangents"), context)
-
-    def jvp(
-        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
-    ) -> tuple[Array, Array]:
-        y, _ = self.forward(params, x, context)
-        return y, self._scaled(x, x_tangent, context.empty(x.shape, x.dtype, "activations"), context)
-
-    def _scaled(self, x: Array, direction: Array, target: Array, context: Context) -> Array:
-        """Writes the derivative at x · direction into `target`, which may be the direction."""
-        values, directions, out = (kernels.as_view(a, (-1,)) for a in (x, direction, target))
-        scratch = context.empty((3, kernels.block_rows(values.size, 1)), x.dtype, "workspace")
-        for block in kernels.row_blocks(values.size, 1):
-            v = values[block]
-            tanh, rest, slope = scratch[:, : v.size]
-            _slope(v, tanh, rest, slope)
-            np.multiply(slope, directions[block], out=out[block])
-        return target
-
-    def vjp_with_tangent(
-        self,
-        params: Pair[Params],
-        x: Pair[Any],
-        cotangent: Pair[Array],
-        grads: Pair[Params],
-        x_cotangent: Pair[Array] | None,
-        context: Context,
-    ) -> None:
-        """The tangent of y'·ȳ is y'·ȳ˙ + y''·ẋ·ȳ with y'' = (1 - tanh² u)·(u' + x·(u''/2 - tanh u·u'²))."""
-        if x_cotangent is None:
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        if self.approximate:
+            _write_tanh_slope(a, slope, second, spare[0], spare[1])
             return
-        flat = [kernels.as_view(a, (-1,)) for a in (*x, *cotangent, *x_cotangent)]
-        scratch = context.empty((4, kernels.block_rows(flat[0].size, 1)), x[0].dtype, "workspace")
-        for block in kernels.row_blocks(flat[0].size, 1):
-            v, moved, g, g_moved, out, out_moved = (a[block] for a in flat)
-            tanh, rest, slope, second = scratch[:, : v.size]
-            _slope(v, tanh, rest, slope)
-            np.multiply(v, v, out=second)
-            second *= 3 * _A * _C
-            second += _C  # u'
-            tanh *= second
-            tanh *= second
-            tanh *= v
-            second -= tanh
-            np.multiply(v, v, out=tanh)
-            tanh *= 3 * _A * _C
-            second += tanh
-            second *= rest
-            second *= moved
-            second *= g
-            np.multiply(slope, g_moved, out=out_moved)
-            out_moved += second
-            np.multiply(slope, g, out=out)
-
-    def footprint(self, x: Any, training: bool = True) -> Footprint:
-        require_float(self, x)
-        workspace = 3 * kernels.block_rows(x.size, 1) * x.dtype.itemsize
-        return Footprint(
-            output=x,
-            needs_input=(True,),
-            backward_workspace=workspace,
-            jvp_workspace=workspace,
-            hvp_workspace=workspace // 3 * 4,
-            forward_flops=20 * x.size,
-            backward_flops=30 * x.size,
-            backward_in_place=True,
-        )
+        _write_normal(a, slope, spare)
+        density, product = spare[0], spare[1]
+        np.multiply(a, a, out=density)
+        if second is not None:  # φ·(2 - x²)
+            np.subtract(2, density, out=second)
+        density *= -0.5
+        np.exp(density, out=density)
+        density *= 1 / math.sqrt(2 * math.pi)
+        if second is not None:
+            second *= density
+        np.multiply(a, density, out=product)
+        slope += product
 
 
-def _tanh_of_u(x: Array, out: Array) -> None:
+def _sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)) in functions whose derivatives of all orders are finite wherever x is."""
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def _write_sigmoid_slope(y: Array, slope: Array, second: Array | None) -> None:
+    """Writes y·(1 - y), the derivative of y = σ(x), and y·(1 - y)·(1 - 2y), its derivative."""
+    np.subtract(1, y, out=slope)
+    slope *= y
+    if second is not None:
+        np.multiply(y, -2, out=second)
+        second += 1
+        second *= slope
+
+
+def _write_normal(x: Array, out: Array, spare: Array) -> None:
+    """Writes Φ(x) into `out`; `spare` has ERF_ROWS rows."""
+    np.multiply(x, math.sqrt(0.5), out=out)
+    write_erf(out, spare)
+    out += 1
+    out *= 0.5
+
+
+def _write_tanh_of_u(x: Array, out: Array) -> None:
     """Writes tanh(√(2/π)·(x + 0.044715 x³)) into `out`."""
     np.multiply(x, x, out=out)
     out *= _A
@@ -170,9 +303,12 @@ def _tanh_of_u(x: Array, out: Array) -> None:
     np.tanh(out, out=out)
 
 
-def _slope(x: Array, tanh: Array, rest: Array, slope: Array) -> None:
-    """Writes tanh u, 1 - tanh² u, and the derivative of GELU, (1 + tanh u + x·(1 - tanh² u)·u')/2."""
-    _tanh_of_u(x, tanh)
+def _write_tanh_slope(x: Array, slope: Array, second: Array | None, tanh: Array, rest: Array) -> None:
+    """Writes the derivatives of GELU with tanh.
+
+    The first is (1 + tanh u + x·(1 - tanh² u)·u')/2, the second (1 - tanh² u)·(u' + x·(u''/2 - tanh u·u'²)).
+    """
+    _write_tanh_of_u(x, tanh)
     np.multiply(x, x, out=slope)
     slope *= 3 * _A * _C
     slope += _C
@@ -183,3 +319,16 @@ def _slope(x: Array, tanh: Array, rest: Array, slope: Array) -> None:
     slope += tanh
     slope += 1
     slope *= 0.5
+    if second is None:
+        return
+    np.multiply(x, x, out=second)
+    second *= 3 * _A * _C
+    second += _C  # u'
+    tanh *= second
+    tanh *= second
+    tanh *= x
+    second -= tanh
+    np.multiply(x, x, out=tanh)
+    tanh *= 3 * _A * _C  # x·u''/2
+    second += tanh
+    second *= rest

@@ -124,18 +124,28 @@ class Chain(Composite):
         return source
 
 
-class Residual(Composite):
-    """x + inner(x): the inner steps and one Add.
+class Branch(Composite):
+    """A layer's output together with its input: the inner steps and one leaf step that takes both.
 
     Args:
-        inner: A layer whose output has the shape and dtype of its input.
+        inner: A layer.
+
+    Attributes:
+        end: The leaf step; its path is its kind in lower case.
     """
+
+    end: Layer
 
     def __init__(self, inner: Layer) -> None:
         self.inner = inner
 
+    def ordered(self, inner: Any, skip: Any) -> tuple[Any, Any]:
+        """Returns the inner output and the input in the order in which the leaf step takes them."""
+        return inner, skip
+
     def apply(self, params: Params, x: Any, context: Context) -> Any:
-        return self.inner.apply(self._inside(params), x, self._inner_context(context)) + x
+        y = self.inner.apply(self._inside(params), x, self._inner_context(context))
+        return self.end.apply({}, self.ordered(y, x), context)
 
     def jvp(
         self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
@@ -143,7 +153,7 @@ class Residual(Composite):
         y, tangent = self.inner.jvp(
             self._inside(params), x, self._inside(params_tangent), x_tangent, self._inner_context(context)
         )
-        return Add().jvp({}, (y, x), {}, (tangent, x_tangent), context)
+        return self.end.jvp({}, self.ordered(y, x), {}, self.ordered(tangent, x_tangent), context)
 
     # The names of a chain are enough: "inner" is only put before those of other layers.
     def _inside(self, params: Params) -> Params:
@@ -159,8 +169,20 @@ class Residual(Composite):
             inner = self.inner.flatten_onto(steps, path, source, within)
         else:
             inner = _append(self.inner, steps, f"{prefix}inner", source, within)
-        steps.append(Step(f"{prefix}add", Add(), (inner, source), within))
+        steps.append(Step(f"{prefix}{self.end.kind.lower()}", self.end, self.ordered(inner, source), within))
         return len(steps) - 1
+
+
+class Residual(Branch):
+    """x + inner(x): the inner steps and one Add.
+
+    Args:
+        inner: A layer whose output has the shape and dtype of its input.
+    """
+
+    def __init__(self, inner: Layer) -> None:
+        super().__init__(inner)
+        self.end = Add()
 
 
 class Add(Layer):
@@ -212,7 +234,9 @@ def flatten(layer: Layer) -> tuple[Step, ...]:
         raise ValueError("the chain is empty: it needs at least one layer")
     paths = [step.path for step in steps]
     if repeated := sorted({path for path in paths if paths.count(path) > 1}):
-        raise ValueError(f"two steps are named {repeated[0]!r}; name the layers of a Residual's chain other than 'add'")
+        raise ValueError(
+            f"two steps are named {repeated[0]!r}; name the layers of a Residual's chain other than 'add', of a Concat's other than 'join'"
+        )
     return tuple(steps)
 
 

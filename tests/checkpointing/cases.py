@@ -14,19 +14,35 @@ from checkpointing import Engine, Plan, RunPlans, parse_policy, run_plans
 from framework import (
     GELU,
     AdamW,
+    AveragePool2d,
     CausalAttention,
     Chain,
+    Concat,
+    Conv2d,
     CrossEntropy,
     Dropout,
     Embedding,
+    Flatten,
+    GlobalAveragePool,
     Key,
     LayerNorm,
+    LeakyReLU,
     Ledger,
     Linear,
+    LogSoftmax,
+    MaxPool2d,
     MeanSquaredError,
     ReLU,
+    Reshape,
     Residual,
+    RMSNorm,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
     Spec,
+    Tanh,
+    Upsample2d,
 )
 from framework.layers import Layer
 from framework.losses import Loss
@@ -51,6 +67,12 @@ class Case:
             Spec.of((rows, *self.x.shape[1:]), self.x.dtype),
             Spec.of((rows, *self.targets.shape[1:]), self.targets.dtype),
         )
+
+    def mean_loss(self, y: Any) -> Any:
+        """The mean loss of an output by the definition, in plain NumPy."""
+        ignore = getattr(self.loss, "ignore", None)
+        counted = self.targets.size if ignore is None else np.count_nonzero(self.targets != ignore)
+        return self.loss.apply(y, self.targets, None) / counted
 
     def plans(self, policy: str | None = None, shards: int = 1, world: int = 1, **options: Any) -> RunPlans:
         chosen = parse_policy(policy) if policy else None
@@ -126,8 +148,50 @@ def nested(dtype: str = "float64", dropout: float = 0.3, batch: int = 8) -> Case
     return Case(f"nested-{dtype}", chain, MeanSquaredError(), x.astype(dtype), targets.astype(dtype))
 
 
+def smooth(dtype: str = "float64", batch: int = 8) -> Case:
+    """Activations that read their output or their input, norms and softmaxes, and a loss with both options."""
+    generator = _generator("smooth")
+    gate = Chain(RMSNorm(), Linear(6), Softmax(), Linear(6), LogSoftmax(), Tanh())
+    chain = Chain(
+        Linear(6), SiLU(), Residual(gate), LeakyReLU(), Linear(6), Softplus(), Linear(5), GELU(approximate=False), Sigmoid()
+    )  # fmt: skip
+    targets = generator.integers(5, size=batch)
+    targets[::3] = 3
+    x = generator.standard_normal((batch, 4)).astype(dtype)
+    return Case(f"smooth-{dtype}", chain, CrossEntropy(label_smoothing=0.1, ignore=3), x, targets)
+
+
+def images(dtype: str = "float64", batch: int = 8) -> Case:
+    """A small U-Net on images: convolutions of all kinds, pools, views, and inputs joined to outputs two deep."""
+    generator = _generator("images")
+    inside = Concat(Chain(AveragePool2d(2), Conv2d(4, 1), Concat(Reshape((4, 1, 2))), Upsample2d(2)))
+    unet = Concat(Chain(MaxPool2d(2), Conv2d(4, 3, padding=1), ReLU(), inside, Upsample2d(2)))
+    chain = Chain(
+        Reshape((1, 4, 8)),
+        Conv2d(3, 3, padding=1, bias=False),
+        ReLU(),
+        unet,
+        Conv2d(6, 3, stride=(1, 2), padding=1, groups=3),
+        Residual(Conv2d(6, 3, padding=1, groups=6)),
+        MaxPool2d(3, 1, 1),
+        Chain(GELU(), Conv2d(5, 2)),
+        Flatten(),
+        Reshape((5, 3, 3)),
+        GlobalAveragePool(),
+        Linear(3),
+    )
+    x, targets = generator.standard_normal((batch, 32)), generator.integers(3, size=batch)
+    return Case(f"images-{dtype}", chain, CrossEntropy(), x.astype(dtype), targets)
+
+
 def all_cases() -> list[Case]:
-    return [make(dtype) for make in (mlp, tokens, nested) for dtype in ("float32", "float64")]
+    return [make(dtype) for make in (mlp, tokens, nested, smooth, images) for dtype in ("float32", "float64")]
+
+
+#: Layers without parameters whose VJPs read their input, and their output; and those that work on rows.
+OF_INPUT = (GELU(), GELU(approximate=False), SiLU(), Softplus(2.0, 5.0))
+OF_OUTPUT = (ReLU(), LeakyReLU(), Tanh(), Sigmoid(), Softplus())
+NORMALIZED = (LayerNorm(), RMSNorm(), Softmax(), LogSoftmax())
 
 
 def random_layers(draw: random.Random, width: int, depth: int) -> Iterator[Layer]:
@@ -137,7 +201,8 @@ def random_layers(draw: random.Random, width: int, depth: int) -> Iterator[Layer
         if kind == 0:
             yield Linear(width, bias=draw.random() < 0.5)
         elif kind < 5:
-            yield (ReLU(), GELU(), LayerNorm(), Dropout(draw.choice((0.0, 0.3))))[kind - 1]
+            others = draw.choice(NORMALIZED), Dropout(draw.choice((0.0, 0.3)))
+            yield (draw.choice(OF_INPUT), draw.choice(OF_OUTPUT), *others)[kind - 1]
         elif kind == 5:
             yield Chain(*random_layers(draw, width, 0))
         else:

@@ -14,7 +14,18 @@ from framework.differentiation import jvp, vjp
 from framework.layers import Add, Context, LayerNorm
 from framework.layers.traced import traced_vjp_with_tangent
 from tests.framework.test_chain import NETWORKS, X
-from tests.framework.test_layers import FAMILIES, LARGE, Call, assert_near, drawn, locked, numbers, same_bits
+from tests.framework.test_layers import (
+    EXTREMES,
+    FAMILIES,
+    LARGE,
+    OF_ONE,
+    Call,
+    assert_near,
+    drawn,
+    locked,
+    numbers,
+    same_bits,
+)
 
 TOLERANCE = 1e-12
 FLAT = [name for name, family in FAMILIES.items() if family.make("float64").piecewise_linear]
@@ -175,6 +186,14 @@ def test_the_tangent_of_a_vjp_in_place_has_the_same_bits(name: str) -> None:
     apart, _ = vjp_with_tangent(call, call.layer.vjp_with_tangent)
     over, _ = vjp_with_tangent(call, call.layer.vjp_with_tangent, in_place=True)
     assert all(same_bits(a, b) for a, b in zip(apart, over, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in OF_ONE if name in CURVED])
+def test_the_tangent_of_a_vjp_does_not_overflow_at_ten_thousand_in_float32(name: str) -> None:
+    call = Moving(name, (len(EXTREMES),), "float32")
+    call.inputs = (np.array(EXTREMES, np.float32),)
+    found, _ = vjp_with_tangent(call, call.layer.vjp_with_tangent)
+    assert all(np.isfinite(part).all() and part.dtype == np.float32 for part in found)
 
 
 @pytest.mark.parametrize("name", FLAT)

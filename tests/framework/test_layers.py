@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,21 @@ from framework import (
     Key,
     Layer,
     LayerNorm,
+    LeakyReLU,
     Ledger,
     Linear,
+    LogSoftmax,
     ReLU,
+    RMSNorm,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
     Spec,
+    Tanh,
     kernels,
 )
+from framework.differentiation import vjp
 from framework.layers import Add, Context
 
 BLOCK = kernels.BLOCK
@@ -97,6 +107,17 @@ FAMILIES = {
     "attention of one head": Family(lambda _: CausalAttention(1), **attention(3)),
     "gelu": Family(lambda _: GELU(), ANY, FLAT, (2, 3)),
     "relu": Family(lambda _: ReLU(), ANY, FLAT, (2, 3)),
+    "exact gelu": Family(lambda _: GELU(approximate=False), ANY, FLAT[:3], (2, 3)),
+    "leaky relu": Family(lambda _: LeakyReLU(), ANY, FLAT[:3], (2, 3)),
+    "steep relu": Family(lambda _: LeakyReLU(1.7), ANY, FLAT[:1], (2, 3)),
+    "tanh": Family(lambda _: Tanh(), ANY, FLAT[:3], (2, 3)),
+    "sigmoid": Family(lambda _: Sigmoid(), ANY, FLAT[:3], (2, 3)),
+    "silu": Family(lambda _: SiLU(), ANY, FLAT[:3], (2, 3)),
+    "softplus": Family(lambda _: Softplus(), ANY, FLAT[:3], (2, 3)),
+    "sharp softplus with its threshold among the inputs": Family(lambda _: Softplus(2.5, 1.2), ANY, FLAT[:3], (2, 3)),
+    "softmax": Family(lambda _: Softmax(), ANY, TABLE[:4], (2, 2, 3)),
+    "log-softmax": Family(lambda _: LogSoftmax(), ANY, TABLE[:4], (2, 2, 3)),
+    "rms norm": Family(lambda _: RMSNorm(), ROWS, TABLE, (2, 2, 3)),
     "dropout": Family(lambda _: Dropout(0.3), ANY, FLAT, (2, 3)),
     "dropout of rate zero": Family(lambda _: Dropout(0.0), ANY, FLAT, (2, 3)),
     "dropout in evaluation": Family(lambda _: Dropout(0.3), ANY, FLAT, (2, 3), training=False),
@@ -435,6 +456,88 @@ def test_twice_gives_the_same_bits(name: str, shape: Shape) -> None:
 
 
 @each_layer
+@given(data=st.data())
+def test_in_place_has_the_same_bits_and_takes_no_array(name: str, data: st.DataObject) -> None:
+    call = drawn(name, data)
+    footprint, ledger = call.footprint, Ledger()
+    context = call.context(ledger)
+    context.in_place = True
+    (y, own), (cotangents, grads) = call.forward(), call.vjp()
+    if footprint.forward_in_place:
+        over = [x.copy() for x in call.inputs]
+        found, found_own = call.layer.forward(call.params, call.joined(over), context)
+        assert found is over[0]
+        assert all(same_bits(a, b) for a, b in zip((y, *own), (found, *found_own), strict=True))
+        assert ledger.peak == footprint.own_nbytes + footprint.forward_workspace
+        del found_own
+        ledger.mark("vjp")
+    if footprint.backward_in_place:
+        cotangent = call.cotangent.copy()
+        into = {local: np.empty_like(parameter) for local, parameter in call.params.items()}
+        given_y = y if footprint.needs_output else None
+        back = call.layer.vjp(call.params, call.x, given_y, own, cotangent, into, context)
+        back = back[0] if len(call.inputs) > 1 else back
+        assert np.may_share_memory(back, cotangent) or not cotangent.size
+        assert same_bits(back, cotangents[0])
+        assert all(same_bits(into[local], grads[local]) for local in grads)
+        assert ledger.live == 0
+
+
+#: Where exponentials overflow, squares are large, and signs change.
+EXTREMES = [-1e4, -100.0, -88.8, -20.5, -20.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 19.9, 20.0, 20.5, 88.8, 100.0, 1e4]
+OF_ONE = {
+    "leaky relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "tanh": np.tanh,
+    "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)),
+    "silu": lambda x: x * np.exp(-np.logaddexp(0, -x)),
+    "softplus": lambda x: np.logaddexp(0, x),
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "exact gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+    "softmax": lambda x: np.exp(x - np.logaddexp.reduce(x)),
+    "log-softmax": lambda x: x - np.logaddexp.reduce(x),
+    "layer norm": lambda x: (x - x.mean()) / np.sqrt(x.var() + 1e-5),
+    "rms norm": lambda x: x / np.sqrt((x * x).mean() + 1e-5),
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("name", OF_ONE)
+def test_nothing_overflows_at_ten_thousand_in_float32(name: str, dtype: str) -> None:
+    call = Call(name, (len(EXTREMES),), dtype)
+    x = np.array(EXTREMES, dtype)
+    call.inputs = (x,)
+    call.params = {local: np.full(x.shape, local == "weight", dtype) for local in call.params}
+    y, _ = call.forward()
+    np.testing.assert_allclose(
+        y, OF_ONE[name](x.astype(np.float64)), rtol=1e-5, atol=1e-6 if dtype == "float32" else 1e-8
+    )
+    cotangents, grads = call.vjp()
+    for found in (y, *cotangents, *grads.values(), call.apply()):
+        assert found.dtype == dtype
+        assert np.isfinite(found).all()
+    assert_near(y, call.apply(), TOLERANCE[dtype])
+    traced = vjp(lambda params, x: call.apply(x, params), call.params, x)[1](call.cotangent)
+    assert_near(cotangents[0], traced[1], 1e-4 if dtype == "float32" else 1e-8)
+
+
+def test_a_rectifier_and_a_softplus_say_what_they_do_not_take() -> None:
+    for slope in (0.0, -0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="LeakyReLU takes a finite slope above 0"):
+            LeakyReLU(slope)
+    for beta in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="Softplus takes a finite beta above 0"):
+            Softplus(beta)
+    with pytest.raises(ValueError, match="threshold"):
+        Softplus(threshold=math.nan)
+
+
+def test_a_softplus_keeps_its_output_alone_where_that_tells_its_slope() -> None:
+    x = Spec.of((4,), np.float64)
+    needs = [(f.needs_input, f.needs_output) for f in (Softplus(threshold=t).footprint(x) for t in (20.0, 19.0))]
+    assert needs == [((False,), True), ((True,), False)]
+
+
+@each_layer
 def test_an_input_that_is_not_contiguous_is_refused_or_read_right(name: str) -> None:
     call = Call(name, FAMILIES[name].tiny)
     expected = call.forward()[0]
@@ -456,6 +559,10 @@ def test_an_input_that_is_not_contiguous_is_refused_or_read_right(name: str) -> 
         (LayerNorm(), Spec.of((2, 3), np.uint8), "LayerNorm takes an array of floats.*uint8"),
         (GELU(), Spec.of((), np.float32), "GELU takes"),
         (ReLU(), Spec.of((2,), np.bool_), "ReLU takes"),
+        (SiLU(), Spec.of((2,), np.int64), "SiLU takes"),
+        (Softmax(), Spec.of((), np.float32), "Softmax takes"),
+        (LogSoftmax(), Spec.of((2, 3), np.int64), "LogSoftmax takes"),
+        (RMSNorm(), Spec.of((2, 3), np.uint8), "RMSNorm takes"),
         (Dropout(0.5), Spec.of((2,), np.int32), "Dropout takes"),
         (Embedding(4, 3, 2), Spec.of((2, 3), np.float32), "integer tokens.*float32"),
         (Embedding(4, 3, 2), Spec.of((), np.int32), "at least one axis"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +23,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "sgd with decay": SGD(weight_decay=0.1),
     "sgd with momentum": SGD(momentum=0.9),
     "sgd with momentum and decay": SGD(momentum=0.9, weight_decay=0.1),
+    "sgd with nesterov's momentum": SGD(momentum=0.8, nesterov=True),
+    "sgd with nesterov's momentum and decay": SGD(momentum=0.8, weight_decay=0.1, nesterov=True),
     "adamw": AdamW(),
     "adamw without decay": AdamW(weight_decay=0.0),
     "adamw with other constants": AdamW(beta1=0.5, beta2=0.999, epsilon=1e-3, weight_decay=0.3),
@@ -58,11 +63,12 @@ def trained(optimizer: Optimizer, size: int, dtype: str, cuts: list[int]) -> tup
                 learning_rate=rate,
                 factor=factor,
                 ledger=Ledger(),
+                first=first,
             )
     return parameters, state
 
 
-def reference(optimizer: Optimizer, size: int, dtype: str) -> np.ndarray:
+def reference(optimizer: Optimizer, size: int, dtype: str, decays: Any = 1) -> np.ndarray:
     """The papers' formulas over whole arrays in float64."""
     parameters, gradients = start(size, dtype)
     p = parameters.astype(np.float64)
@@ -70,14 +76,15 @@ def reference(optimizer: Optimizer, size: int, dtype: str) -> np.ndarray:
     for t, (gradient, (rate, factor)) in enumerate(zip(gradients, STEPS, strict=True), start=1):
         g = gradient.astype(np.float64) * factor
         if isinstance(optimizer, SGD):
-            m = optimizer.momentum * m + g + optimizer.weight_decay * p
-            p = p - rate * m
+            g = g + optimizer.weight_decay * decays * p
+            m = optimizer.momentum * m + g
+            p = p - rate * (g + optimizer.momentum * m if optimizer.nesterov else m)
         else:
             assert isinstance(optimizer, AdamW)
             m = optimizer.beta1 * m + (1 - optimizer.beta1) * g
             v = optimizer.beta2 * v + (1 - optimizer.beta2) * g**2
             m_hat, v_hat = m / (1 - optimizer.beta1**t), v / (1 - optimizer.beta2**t)
-            p = p - rate * (m_hat / (np.sqrt(v_hat) + optimizer.epsilon) + optimizer.weight_decay * p)
+            p = p - rate * (m_hat / (np.sqrt(v_hat) + optimizer.epsilon) + optimizer.weight_decay * decays * p)
     return p
 
 
@@ -119,7 +126,73 @@ def test_state_and_workspace_are_exact_to_the_byte(name: str, size: int, dtype: 
 
 
 def test_the_state_holds_one_row_for_each_moment() -> None:
-    assert [optimizer.slots for optimizer in OPTIMIZERS.values()] == [0, 0, 1, 1, 2, 2, 2]
+    assert [optimizer.slots for optimizer in OPTIMIZERS.values()] == [0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+SIZE = 2 * BLOCK + 77
+#: A bias between two matrices, over the border of blocks, and a scale at the end.
+GROUPED = Layout(
+    {
+        name: ParameterSpec(shape, np.dtype("float64"), Constant(0.0))
+        for name, shape in {
+            "0.weight": (BLOCK - 7, 1), "0.bias": (20,), "1.weight": (BLOCK, 1), "1.other": (1, 4), "2.weight": (60,),
+        }.items()
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cuts", [[], [BLOCK], [BLOCK - 7, BLOCK + 13], [1, 1000, BLOCK + 3]], ids=str)
+@pytest.mark.parametrize("name", [name for name, some in OPTIMIZERS.items() if "weight_decay=0.0" not in repr(some)])
+def test_only_the_selected_parameters_decay_wherever_the_buffers_are_cut(name: str, cuts: list[int]) -> None:
+    for part in (GROUPED.select(least_axes=2), GROUPED.select("*.bias"), GROUPED.select()):
+        optimizer = dataclasses.replace(OPTIMIZERS[name], decays=part)  # type: ignore[type-var]
+        decays = np.zeros(SIZE)
+        for selected in part.names:
+            GROUPED.views(decays)[selected][...] = 1
+        parameters, gradients = start(SIZE, "float64")
+        state = optimizer.initialize(GROUPED)
+        assert state.nbytes == optimizer.state_nbytes(GROUPED) == OPTIMIZERS[name].state_nbytes(GROUPED)
+        for step, (gradient, (rate, factor)) in enumerate(zip(gradients, STEPS, strict=True)):
+            for a, b in zip([0, *cuts], [*cuts, SIZE], strict=True):
+                optimizer.update(
+                    parameters[a:b], gradient[a:b], state[:, a:b], step=step, learning_rate=rate, factor=factor, first=a
+                )
+        np.testing.assert_allclose(
+            parameters, reference(OPTIMIZERS[name], SIZE, "float64", decays), rtol=1e-13, atol=1e-13
+        )
+        if len(part.names) == len(GROUPED.specs):
+            assert parameters.tobytes() == trained(OPTIMIZERS[name], SIZE, "float64", [])[0].tobytes()
+
+
+def test_a_selection_says_what_it_selected_and_is_a_range_for_neighbours() -> None:
+    part = GROUPED.select(least_axes=2)
+    assert part.names == ("0.weight", "1.weight", "1.other")
+    assert part.ranges == ((0, BLOCK - 7), (BLOCK + 13, 2 * BLOCK + 17))
+    assert pickle.loads(pickle.dumps(part)) == part
+    assert repr(part) == f"Part(names=('0.weight', '1.weight', '1.other'), size={SIZE})"
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no parameter matches 'head\.\*' with 0 axes.*0\.weight, 0\.bias"):
+        GROUPED.select("head.*")
+    with pytest.raises(ValueError, match=r"'\*\.bias' with 2 axes"):
+        GROUPED.select("*.bias", least_axes=2)
+
+
+def test_what_was_selected_from_another_layout_is_refused() -> None:
+    optimizer = AdamW(decays=GROUPED.select("*.bias"))
+    with pytest.raises(ValueError, match="selected from another layout"):
+        optimizer.initialize(layout_of(SIZE))
+    with pytest.raises(ValueError, match="selected from another layout"):
+        optimizer.initialize(layout_of(5))
+    many = np.zeros(SIZE + 1)
+    with pytest.raises(ValueError, match=f"selected from {SIZE} parameters"):
+        optimizer.update(many, many, np.zeros((2, SIZE + 1)), step=0, learning_rate=0.1)
+
+
+def test_nesterov_without_momentum_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nesterov needs a momentum"):
+        SGD(nesterov=True)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan])

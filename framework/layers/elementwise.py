@@ -1,0 +1,151 @@
+"""What layers have in common that do the same with each element: two formulas make such a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from framework import kernels
+from framework.layers.layer import Context, Footprint, Layer, Own, Pair, Params, require_float
+from framework.memory import Array
+
+#: Scratch of a formula that takes none.
+_NONE = np.empty((0, 0))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What the two formulas of an elementwise layer take.
+
+    Attributes:
+        reads_output: Whether the derivative is a formula of the output; else it is one of the input.
+        value_rows: Rows of scratch of the value, at most one more than those of the slope.
+        slope_rows: Rows of scratch of the slope and the second derivative, besides the rows that these are written to.
+        value_flops: Operations an element of the value.
+        slope_flops: Operations an element of the slope times a cotangent.
+        in_place: Whether the value may be written over the input.
+    """
+
+    reads_output: bool = False
+    value_rows: int = 0
+    slope_rows: int = 0
+    value_flops: int = 10
+    slope_flops: int = 10
+    in_place: bool = True
+
+
+class Elementwise(Layer):
+    """y = f(x), any shape. A layer has `apply`, and f and its derivatives written over blocks of numbers; the rest is here.
+
+    The VJP is x̄ = f'·ȳ, and its tangent f'·ȳ˙ + f''·ẋ·ȳ.
+    """
+
+    core_axes = 0
+
+    @property
+    def scheme(self) -> Scheme:
+        """What the formulas take."""
+        raise NotImplementedError
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        """Writes f(x) into `out`, which is x itself where the layer runs in place; `spare` has `value_rows` rows at least."""
+        raise NotImplementedError
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        """Writes f' into `slope`, and f'' into `second` if that is given; `spare` has `slope_rows` rows.
+
+        Args:
+            a: The output, or the input: what the scheme says that it reads. It is only read.
+            slope: Where f' goes.
+            second: Where f'' goes, or None. A layer that is piecewise linear is never asked for it.
+            spare: Scratch.
+        """
+        raise NotImplementedError
+
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
+        scheme = self.scheme
+        y = context.like(x, "activations") if scheme.in_place else context.empty(x.shape, x.dtype, "activations")
+        values, out = kernels.as_view(x, (-1,)), kernels.as_view(y, (-1,))
+        scratch = _NONE
+        if scheme.value_rows:
+            scratch = context.empty((scheme.value_rows, kernels.block_rows(out.size, 1)), y.dtype, "workspace")
+        for block in kernels.row_blocks(out.size, 1):
+            self.write_value(values[block], out[block], scratch[:, : block.stop - block.start])
+        return y, ()
+
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
+        if not context.wanted[0]:
+            return None
+        read = y if self.scheme.reads_output else x
+        return self._scaled(read, cotangent, context.like(cotangent, "cotangents"), context)
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        y, _ = self.forward(params, x, context)
+        read = y if self.scheme.reads_output else x
+        return y, self._scaled(read, x_tangent, context.like(x_tangent, "activations"), context)
+
+    def _scaled(self, read: Array, direction: Array, target: Array, context: Context) -> Array:
+        """Writes the slope at what it reads times the direction into `target`, which may be the direction."""
+        values, directions, out = (kernels.as_view(a, (-1,)) for a in (read, direction, target))
+        scratch = context.empty(
+            (1 + self.scheme.slope_rows, kernels.block_rows(out.size, 1)), values.dtype, "workspace"
+        )
+        for block in kernels.row_blocks(out.size, 1):
+            slope, spare = scratch[0, : block.stop - block.start], scratch[1:, : block.stop - block.start]
+            self.write_slope(values[block], slope, None, spare)
+            np.multiply(slope, directions[block], out=out[block])
+        return target
+
+    def vjp_with_tangent(
+        self,
+        params: Pair[Params],
+        x: Pair[Any],
+        cotangent: Pair[Array],
+        grads: Pair[Params],
+        x_cotangent: Pair[Array] | None,
+        context: Context,
+    ) -> None:
+        if x_cotangent is None:
+            return
+        flat = [kernels.as_view(a, (-1,)) for a in (*x, *cotangent, *x_cotangent)]
+        scratch = context.empty((self._hvp_rows, kernels.block_rows(flat[0].size, 1)), flat[0].dtype, "workspace")
+        for block in kernels.row_blocks(flat[0].size, 1):
+            v, moved, g, g_moved, out, out_moved = (a[block] for a in flat)
+            rows = scratch[:, : v.size]
+            read = v
+            if self.scheme.reads_output:
+                read, rows = rows[0], rows[1:]
+                self.write_value(v, read, rows)
+            slope, second = rows[0], rows[1]
+            self.write_slope(read, slope, second, rows[2:])
+            second *= moved
+            second *= g
+            np.multiply(slope, g_moved, out=out_moved)
+            out_moved += second
+            np.multiply(slope, g, out=out)
+
+    @property
+    def _hvp_rows(self) -> int:
+        """The value where it is read, slope, second derivative, and their scratch."""
+        return self.scheme.reads_output + 2 + self.scheme.slope_rows
+
+    def footprint(self, x: Any, training: bool = True) -> Footprint:
+        require_float(self, x)
+        scheme, row = self.scheme, kernels.block_rows(x.size, 1) * x.dtype.itemsize
+        return Footprint(
+            output=x,
+            needs_input=(not scheme.reads_output,),
+            needs_output=scheme.reads_output,
+            forward_workspace=scheme.value_rows * row,
+            backward_workspace=(1 + scheme.slope_rows) * row,
+            jvp_workspace=(1 + scheme.slope_rows) * row,
+            hvp_workspace=0 if self.piecewise_linear else self._hvp_rows * row,
+            forward_flops=scheme.value_flops * x.size,
+            backward_flops=scheme.slope_flops * x.size,
+            forward_in_place=scheme.in_place,
+            backward_in_place=True,
+        )

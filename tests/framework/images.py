@@ -1,0 +1,101 @@
+"""Calls of single layers on images, for the laws of `test_image_layers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from framework import (
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    Ledger,
+    MaxPool2d,
+    Reshape,
+    Upsample2d,
+)
+from framework.layers import Join
+from tests.framework.test_layer_tangents import Moving
+from tests.framework.test_layers import Shape, numbers, spec_of
+
+#: Layers and the shapes that they are tried on: a channel, a pixel, an image alone, none, and more than one block.
+LAYERS: dict[str, tuple[Layer, tuple[Shape, ...]]] = {
+    "convolution": (Conv2d(4, 3), ((3, 2, 5, 6), (1, 1, 3, 3), (0, 2, 5, 6), (5, 3, 40, 37))),
+    "padded convolution": (Conv2d(3, 3, padding=1), ((2, 2, 5, 1), (1, 1, 1, 1), (70, 3, 4, 4))),
+    "far padded convolution": (Conv2d(2, 2, padding=3), ((2, 3, 1, 2),)),
+    "stride above the kernel": (Conv2d(3, 2, stride=3), ((2, 2, 7, 8), (1, 1, 2, 2))),
+    "stride below the kernel": (Conv2d(5, (3, 2), stride=(2, 1), padding=(0, 1)), ((3, 2, 6, 4),)),
+    "dilated convolution": (Conv2d(2, 3, stride=2, padding=2, dilation=(2, 3)), ((2, 3, 6, 7),)),
+    "grouped convolution": (Conv2d(6, 3, padding=1, groups=3), ((2, 6, 4, 5), (9, 3, 9, 9))),
+    "depthwise convolution": (Conv2d(6, 3, padding=1, groups=3), ((4, 3, 4, 5),)),
+    "convolution of one pixel": (Conv2d(5, 1), ((3, 4, 2, 3), (1, 1, 1, 1), (0, 2, 3, 3))),
+    "grouped convolution of one pixel": (Conv2d(4, 1, groups=2, bias=False), ((3, 4, 2, 3),)),
+    "convolution of one pixel with a stride": (Conv2d(3, 1, stride=2, bias=False), ((2, 3, 5, 4),)),
+    "largest": (MaxPool2d(2), ((2, 3, 5, 6), (1, 1, 2, 2), (0, 2, 4, 4), (3, 5, 80, 82))),
+    "largest of windows that overlap": (MaxPool2d(3, 2, 1), ((2, 2, 6, 5), (1, 2, 1, 1))),
+    "largest with gaps": (MaxPool2d((1, 2), 3), ((2, 2, 5, 6),)),
+    "largest of many": (MaxPool2d(17), ((2, 1, 18, 34),)),
+    "mean": (AveragePool2d(2), ((2, 3, 5, 6), (1, 1, 2, 2), (0, 2, 4, 4), (3, 5, 80, 82))),
+    "mean of windows that overlap": (AveragePool2d(3, 2, 1), ((2, 2, 6, 5), (1, 2, 1, 1))),
+    "mean with gaps": (AveragePool2d((1, 2), 3), ((2, 2, 5, 6),)),
+    "mean of all": (GlobalAveragePool(), ((2, 3, 4, 5), (1, 1, 1, 1), (0, 2, 3, 3))),
+    "upsampling": (Upsample2d(2), ((2, 3, 2, 3), (1, 1, 1, 1), (0, 1, 2, 2))),
+    "upsampling of one axis": (Upsample2d((1, 3)), ((2, 1, 2, 3),)),
+    "flatten": (Flatten(), ((2, 3, 4, 5), (3, 1), (0, 2, 3))),
+    "reshape": (Reshape((4, 1, 3)), ((2, 12), (1, 3, 4), (0, 12))),
+    "join": (Join(), ((2, 3, 4, 5), (1, 1), (0, 2, 3))),
+    "join along the last axis": (Join(-1), ((2, 3, 4),)),
+}
+CALLS = [(name, shape) for name, (_, shapes) in LAYERS.items() for shape in shapes]
+
+
+class ImageCall(Moving):
+    """A layer with arrays to call it on, and tangents of them; a Join's second input is one longer."""
+
+    def __init__(self, layer: Layer, shape: Shape, dtype: str = "float64") -> None:
+        generator = np.random.default_rng([len(shape), *shape])
+        self.dtype, self.training, self.layer = dtype, True, layer
+        shapes = [shape]
+        if isinstance(layer, Join):
+            shapes.append(tuple(n + (axis == layer.axis % len(shape)) for axis, n in enumerate(shape)))
+        self.inputs = tuple(numbers(generator, shape, dtype) for shape in shapes)
+        self.spec = self.joined([spec_of(x) for x in self.inputs])
+        self.footprint = layer.footprint(self.spec)
+        parameters = layer.parameters(spec_of(self.inputs[0]))
+        self.params = {local: numbers(generator, p.shape, p.dtype.name) for local, p in parameters.items()}
+        self.cotangent = numbers(generator, self.footprint.output.shape, dtype)
+        self.tangents = tuple(numbers(generator, x.shape, dtype) for x in self.inputs)
+        self.params_tangent = {local: numbers(generator, p.shape, dtype) for local, p in self.params.items()}
+        self.cotangent_tangent = numbers(generator, self.cotangent.shape, dtype)
+
+
+def assert_bytes_are_exact(call: ImageCall) -> None:
+    """Forward, VJP and JVP take from a ledger what the footprint says, and leave what they return."""
+    footprint, ledger = call.footprint, Ledger()
+    made = 0 if footprint.output_aliases_input else footprint.output.nbytes
+    y, own = call.forward(ledger)
+    assert spec_of(y) == footprint.output
+    assert tuple(map(spec_of, own)) == footprint.own
+    assert (ledger.live, ledger.peak) == (
+        made + footprint.own_nbytes,
+        made + footprint.own_nbytes + footprint.forward_workspace,
+    )
+    del y, own
+    assert ledger.live == 0
+    for wanted in (True, False):
+        ledger = Ledger()
+        kept: Any = call.vjp(ledger, wanted=wanted)
+        aliases = zip(call.inputs, footprint.cotangent_aliases, strict=True)
+        new = sum(x.nbytes for x, alias in aliases if not alias) if wanted else 0
+        has_work = wanted or bool(call.params)
+        assert (ledger.live, ledger.peak) == (new, new + footprint.backward_workspace * has_work)
+        assert ledger.by_category() == ({"cotangents": new} if new else {})
+        del kept
+    ledger = Ledger()
+    kept = call.jvp(ledger)
+    assert (ledger.live, ledger.peak) == (2 * made, 2 * made + footprint.jvp_workspace)
+    assert ledger.by_category() == ({"activations": 2 * made} if made else {})
+    del kept
