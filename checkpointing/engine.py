@@ -107,7 +107,7 @@ class PlannedGradient:
         self._layer, self._loss, self._shards = layer, loss, shards
         self._policy = parse_policy(policy) if isinstance(policy, str) else policy
         self._budget = parse_budget(budget) if budget is not None else None
-        self._plans: dict[tuple[Spec, Spec], Plan] = {}
+        self._plans: dict[tuple[Spec, Spec], tuple[Plan, int | None]] = {}
         self.ledger = Ledger()
 
     def shard_specs(self, x: Array, targets: Array) -> tuple[Spec, Spec]:
@@ -129,7 +129,7 @@ class PlannedGradient:
         rows = len(x) // self._shards
         if specs not in self._plans:
             self._plans[specs] = self._plan(*specs)
-        self.plan = self._plans[specs]
+        self.plan, self.ledger.limit = self._plans[specs]
 
         def load(shard: int, into_x: Array, into_targets: Array) -> None:
             self.write_batch(into_x, x[shard * rows : (shard + 1) * rows])
@@ -151,14 +151,13 @@ class PlannedGradient:
         """Writes what the chain reads for the inputs `x`."""
         into[...] = x
 
-    def _plan(self, x: Spec, targets: Spec) -> Plan:
+    def _plan(self, x: Spec, targets: Spec) -> tuple[Plan, int | None]:
+        """Returns the plan for such shards, and the limit of the ledger for it."""
         costs = costs_of(self._layer, self._loss, self.batch_spec(x), targets)
-        if self._budget is not None:
-            store_all = plan_run(costs, policy=StoreAll(), shards=self._shards, purpose="gradient")
-            self.ledger.limit = self._budget.resolve(store_all)
-        return plan_run(
-            costs, policy=self._policy, budget=self.ledger.limit, shards=self._shards, purpose="gradient"
-        ).train[0]
+        store_all = plan_run(costs, policy=StoreAll(), shards=self._shards, purpose="gradient")
+        limit = self._budget.resolve(store_all) if self._budget is not None else None
+        plans = plan_run(costs, policy=self._policy, budget=limit, shards=self._shards, purpose="gradient")
+        return plans.train[0], limit
 
 
 class ValueAndGrad(PlannedGradient):

@@ -170,6 +170,7 @@ class Executor:
         if self.block is not None:
             self.block.use(plan.packing)
             self.ledger.allocator = self.block
+        self.ledger.begin()
         if witness is not None:
             witness.start(plan, self.block is not None, self.gradients is not None)
         run = _Run(self, plan, job, heap, witness)
@@ -177,11 +178,23 @@ class Executor:
             return run.execute()
         except BaseException as error:
             # The frames of the failed rules hold arrays for as long as the exception lives.
-            traceback.clear_frames(error.__traceback__)
+            _clear_frames(error)
             run.clear()
             raise
         finally:
             self.ledger.allocator = heap
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Lets go of what the frames of an exception, and of those that led to it, hold."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            waiting += [each.__cause__, each.__context__]
 
 
 class NotAsPlanned(RuntimeError):  # noqa: N818  (the name that callers act on)
@@ -233,7 +246,7 @@ class _Run:
                 if witness is not None:
                     witness.after(place, label)
                 if block is not None and ledger.live != held + timeline[place].live:
-                    self.require_dead(held, timeline[place])
+                    held = self.require_dead(held, timeline[place])
             except Exception as error:
                 error.add_note(f"in operation {place} of the step, {label}, shard {self.shard}")
                 for fault in witness.found.faults[:10] if witness is not None else ():
@@ -247,11 +260,11 @@ class _Run:
         self.table.clear()
         self.grads = {}
 
-    def require_dead(self, held: int, moment: Moment) -> None:
-        """Raises unless exactly what the plan holds is alive."""
+    def require_dead(self, held: int, moment: Moment) -> int:
+        """Raises if more is alive than the plan holds, and what was `held` besides; returns what is held besides now."""
         gc.collect()  # a cycle in a layer of somebody's
-        if self.ledger.live == held + moment.live:
-            return
+        if self.ledger.live <= held + moment.live:
+            return self.ledger.live - moment.live  # something else of the ledger's has died meanwhile
         rows = [
             f"{nbytes - moment.holders.get((category, owner), 0):,} bytes of {category} of {owner or 'the engine'}"
             for category, owner, nbytes in self.ledger.holders(10**9)
@@ -259,8 +272,9 @@ class _Run:
         ]
         if not rows:
             raise NotAsPlanned(
-                f"{held + moment.live - self.ledger.live:,} bytes fewer are alive than the plan holds: a layer returned an array that "
-                "it had not from context.empty or context.like, or counts one twice; take arrays from there, or run with the heap"
+                f"{self.ledger.live - held - moment.live:,} bytes more are alive than the plan holds: a layer returned an array that it "
+                "had not from context.empty or context.like, so the plan drops what nobody counted; take arrays from there, or run "
+                "with the heap"
             )
         raise NotAsPlanned(
             f"still alive although the plan has dropped it: {'; '.join(rows[:10])}. A layer keeps an array, or a small view of a large "

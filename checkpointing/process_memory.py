@@ -22,6 +22,9 @@ from framework.memory import Array
 
 _PROC = Path("/proc")
 
+#: What BLAS packs grows no further with products of more rows, or wider ones.
+_MOST_ROWS, _MOST_WIDTH = 16_384, 1_024
+
 
 @dataclass(frozen=True)
 class ProcessMemory:
@@ -122,6 +125,10 @@ def warm_up(dtype: DTypeLike = "float32", threads: int = 1, rows: int = 4096, wi
         width: Columns of the widest.
     """
     dtype = np.dtype(dtype)
+    rows, width = (
+        min(rows, _MOST_ROWS),
+        min(width, _MOST_WIDTH),
+    )  # more takes no more scratch, and these operands are taken, too
     a, b, out = (_outside_the_heap(shape, dtype) for shape in ((rows, width), (width, width), (rows, width)))
     with threadpool_limits(threads):
         np.matmul(a, b, out=out)

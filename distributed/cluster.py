@@ -75,8 +75,20 @@ def _probe(address: str) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps the program's own handler of SIGTERM, which ray.init would replace."""
+    """Keeps the program's own handler of SIGTERM, which ray.init would replace.
+
+    It does so first of all, and its own ends the program in the middle of the start, leaving half of Ray behind.
+    """
+    from ray._private import utils
+
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before):
-        signal.signal(signal.SIGTERM, before)
+    replaces = getattr(utils, "set_sigterm_handler", None)
+    if replaces is not None:
+        utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        if replaces is not None:
+            utils.set_sigterm_handler = replaces
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)

@@ -100,7 +100,7 @@ class RayGroup:
             with deferred_interrupts():
                 self._started = connect(ray, address, workers * threads)
                 memory = self._set_aside(workers, memory, at_most)
-                options = self._placed(workers, threads)
+                options = self._placed(workers, threads, memory)
                 remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory)(_Actor).options(**options)
                 self._actors = [remote.remote() for _ in range(workers)]
                 self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
@@ -129,16 +129,17 @@ class RayGroup:
         self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
         self.call("connect", self.call("address"))
 
-    def _placed(self, workers: int, threads: int) -> dict[str, Any]:
+    def _placed(self, workers: int, threads: int, memory: int | None) -> dict[str, Any]:
         """Options that put all workers on one node, where there are several."""
         if sum(node["Alive"] for node in self._ray.nodes()) <= 1:
             return {}
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self._placement = self._ray.util.placement_group([{"CPU": threads}] * workers, strategy="STRICT_PACK")
+        bundle = {"CPU": threads} | ({"memory": memory} if memory else {})
+        self._placement = self._ray.util.placement_group([bundle] * workers, strategy="STRICT_PACK")
         if not self._placement.wait(_START_SECONDS):
             raise ClusterError(
-                f"no node of the cluster has {workers * threads} free CPUs for {workers} workers, who share memory and must be on "
+                f"no node of the cluster has {workers * threads} free CPUs{f' and {format_size(workers * memory)} of memory' if memory else ''} for {workers} workers, who share memory and must be on "
                 "one node; lower --workers or --threads-per-worker"
             )
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._placement)}

@@ -143,13 +143,28 @@ class Worker:
                 task.train.packing and task.evaluate.packing
             )  # made now, and what that took is given back before the first array
         give_back_free_memory()
+        self._witness: Witness | None = None
+        self._shared: SharedMemory | None = None
+        try:
+            self._build(task)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        """Stops the witness and gives back the shared memory."""
+        if self._witness:
+            self._witness.close()
+        if self._shared:
+            self._shared.close()
+
+    def _build(self, task: WorkerTask) -> None:
         self._ledger = Ledger(task.limit)
         self._witness = Witness(self._ledger) if task.verify else None
         self._verification: Verification | None = None
         layout = task.model.chain.layout(shard_specs(task.data, task.batch, task.shards)[0])
         static = static_nbytes(task.data, task.shards, task.shared)
         self._counted = [self._ledger.count(task.data.nbytes, "data", "data set")]
-        self._shared: SharedMemory | None = None
         if task.shared:
             most = max(moment.categories.get("gradients", 0) for moment in task.train.simulation.timeline)
             self._counted.append(
@@ -260,10 +275,7 @@ class Worker:
     def close(self) -> None:
         """Gives back the BLAS threads and the shared memory."""
         self._threads.restore_original_limits()
-        if self._witness:
-            self._witness.close()
-        if self._shared:
-            self._shared.close()
+        self._let_go()
 
     def _load_train(self, step: int) -> Any:
         def load(shard: int, x: Array, targets: Array) -> None:

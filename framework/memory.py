@@ -208,12 +208,16 @@ class Ledger:
         rows = [(category, owner, n) for (category, owner), n in self._holders.items()]
         return sorted(rows, key=lambda row: (-row[2], row[0], row[1]))[:most]
 
+    def begin(self) -> None:
+        """Begins an operation: what was alive before, and is gone, is not in it."""
+        self._peak = self.peak
+        self._peak_since_mark = self.live
+
     def mark(self, label: str) -> None:
         """Ends an operation: records a `Moment` if a timeline is kept."""
         if self.timeline is not None:
             self.timeline.append(Moment(label, self.live, self._peak_since_mark, self._holders.copy()))
-        self._peak = self.peak
-        self._peak_since_mark = self.live
+        self.begin()
 
     def _take(self, nbytes: int, category: str, owner: str) -> Allocation:
         if category not in CATEGORIES:

@@ -11,7 +11,7 @@ from framework.differentiation.forward import tangent_of
 from framework.differentiation.reverse import Node, in_order
 from framework.differentiation.saved import Keeper, Saved
 from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
-from framework.differentiation.table import Rule, describe, dtype_of
+from framework.differentiation.table import Like, Rule, describe
 from framework.differentiation.tracing import Trace, Traced, single
 
 
@@ -61,17 +61,24 @@ def linearize(function: Any, *primals: Any) -> tuple[Any, Callable[..., Any]]:
         return isinstance(y, Traced) and y.trace is trace
 
     values = rebuild(result, lambda y: y.value if is_mine(y) else y)
-    ends = rebuild(result, lambda y: y.derivative if is_mine(y) else np.zeros(np.shape(y), dtype_of(y)))
+    ends = rebuild(result, lambda y: y.derivative if is_mine(y) else Like(np.asarray(y)))
     nodes = in_order([end for end in leaves(ends) if isinstance(end, Node)])
     del result
 
     def push(*tangents: Any) -> Any:
-        given = leaves(matching(tuple(tangents), primals, "tangent"))
+        given = list(leaves(matching(tuple(tangents), primals, "tangent")))
         moved: dict[Node, Any] = dict(zip(starts, given, strict=True))
         for node in nodes:
             assert node.rule is not None
             of_parents = [moved[parent] for parent in node.parents]
             moved[node] = tangent_of(node.rule, node.places, of_parents, node.y, node.args, node.kwargs)
-        return rebuild(ends, lambda end: moved[end] if isinstance(end, Node) else end)
+
+        def own(end: Any) -> Any:
+            if isinstance(end, Like):
+                return np.zeros(end.shape, end.dtype)
+            tangent = moved[end]  # which may be one that was given
+            return np.copy(tangent) if any(tangent is t for t in given) else tangent
+
+        return rebuild(ends, own)
 
     return values, push

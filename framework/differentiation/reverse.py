@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.saved import Keeper, Saved
+from framework.differentiation.saved import Keeper, Saved, unlocked
 from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
 from framework.differentiation.table import Like, Rule, describe, dtype_of, likes
 from framework.differentiation.tracing import DifferentiationError, Trace, Traced, single
@@ -118,7 +118,7 @@ class Pullback:
         if last:
             self._ends = None
         foreign = {id(_owner(g)) for g in given if isinstance(g, np.ndarray)}
-        collected = backward(ends, last)
+        collected = backward(ends, last, foreign=foreign)
 
         def of(node: Node, x: Like) -> Any:
             g = collected.pop(node, None)
@@ -163,13 +163,16 @@ def vjp(function: Any, *primals: Any, ledger: Ledger | None = None, verify: bool
     def is_mine(y: Any) -> bool:
         return isinstance(y, Traced) and y.trace is trace
 
-    values = rebuild(result, lambda y: y.value if is_mine(y) else y)
+    values = rebuild(result, lambda y: unlocked(y.value) if is_mine(y) else y)
     ends = [y.derivative if is_mine(y) else None for y in leaves(result)]
     return values, Pullback(values, ends, nodes, primals)
 
 
 def backward(
-    ends: list[tuple[Node, Any]], last: bool = False, visit: Callable[[Node, Any], None] | None = None
+    ends: list[tuple[Node, Any]],
+    last: bool = False,
+    visit: Callable[[Node, Any], None] | None = None,
+    foreign: set[int] | None = None,
 ) -> dict[Node, Any]:
     """Sends cotangents from the results to the leaves, each node once, the newest first.
 
@@ -177,11 +180,14 @@ def backward(
         ends: Nodes of the results, and their cotangents.
         last: Whether nodes may die when they have been used; nobody else may hold them then.
         visit: Is told each node and its cotangent.
+        foreign: Gets the ids of the memory that the nodes saved, which a rule may have returned as it is.
 
     Returns:
         The cotangents of the leaves.
     """
     nodes = in_order([end for end, _ in ends])
+    if foreign is not None:
+        foreign.update(id(_owner(a)) for node in nodes if node.saved is not None for a in node.saved.arrays)
     cotangents: dict[Node, Any] = {}
     summed: set[Node] = set()  # whose cotangent is a buffer of our own, which more can be added into
 

@@ -49,6 +49,13 @@ def unlock(a: Array) -> None:
             _waiting[:] = [view for view in _waiting if not _make_writable(view)]
 
 
+def unlocked(value: Any) -> Any:
+    """The value itself, or a copy of a view that is read-only for ever, since it was made while the array below it was locked."""
+    if type(value) is np.ndarray and not value.flags.writeable and id(value) not in _locks and id(value.base) in _locks:
+        return value.copy()
+    return value
+
+
 def _make_writable(a: Array) -> bool:
     try:
         a.setflags(write=True)
@@ -102,21 +109,21 @@ def _buffer(a: Array) -> Array:
 class Saved:
     """The arrays of one call; they are released with it."""
 
-    __slots__ = ("_arrays", "_checksums", "_keeper")
+    __slots__ = ("_checksums", "_keeper", "arrays")
 
     def __init__(self, arrays: list[Array], keeper: Keeper, owner: str) -> None:
-        self._arrays: list[Array] = []
+        self.arrays: list[Array] = []
         self._keeper = keeper
         for a in arrays:
             keeper.hold(a, owner)  # a ledger may refuse it
-            self._arrays.append(a)
+            self.arrays.append(a)
         self._checksums = [checksum(a) for a in arrays] if keeper.verify else []
 
     def check(self, function: Any) -> None:
         """Raises if an array is not what it was; does nothing unless that is to be verified."""
         if not self._keeper.verify:
             return
-        for a, before in zip(self._arrays, self._checksums, strict=True):
+        for a, before in zip(self.arrays, self._checksums, strict=True):
             if checksum(a) != before:
                 raise DifferentiationError(
                     f"an array of shape {a.shape} that {describe(function)} saved was changed between forward and backward, so its "
@@ -124,5 +131,5 @@ class Saved:
                 )
 
     def __del__(self) -> None:
-        for a in self._arrays:
+        for a in self.arrays:
             self._keeper.release(a)

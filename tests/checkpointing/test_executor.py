@@ -203,3 +203,42 @@ def test_evaluation_has_no_dropout_and_the_loss_of_the_training_pass_without_it(
 def test_a_chain_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         Case("idle", Chain(ReLU()), MeanSquaredError(), np.zeros((2, 2)), np.zeros((2, 2))).plans("store-all")
+
+
+def test_value_and_grad_keeps_the_budget_of_each_shape_of_batch() -> None:
+    chain = Chain(Linear(16), ReLU(), Linear(3))
+    run = value_and_grad(chain, MeanSquaredError(), budget="engine:100%")
+    limits = []
+    for rows in (64, 8, 64):
+        x, targets = np.ones((rows, 5)), np.zeros((rows, 3))
+        parameters = Parameters.initialize(chain.layout(Spec.of(x.shape, x.dtype)), Key(0))
+        run(parameters, x, targets)
+        limits.append(run.ledger.limit)
+    assert limits[0] == limits[2] != limits[1]
+
+
+def test_what_dies_during_a_step_besides_is_no_fault_and_chained_exceptions_hold_nothing() -> None:
+    case, bad = faulty_case(), faulty_case(fails=True)
+    plan, ledger = case.plans("store-all", shards=2).train[0], Ledger()
+    engine = case.engine(ledger, block=True)
+    kept = [ledger.empty((100,), "float64", "data", "somebody's")]
+    load = case.loader(2)
+
+    def forgetful(shard: int, x: Array, targets: Array) -> None:
+        kept.clear()
+        load(shard, x, targets)
+
+    engine.train_step(plan, forgetful, 0, 1e-2)
+    broken = bad.engine(Ledger(), block=True)
+    idle = broken.ledger.live
+
+    def chained(shard: int, x: Array, targets: Array) -> None:
+        try:
+            raise KeyError(shard)
+        except KeyError as error:
+            raise RuntimeError("chained") from error
+
+    with pytest.raises(RuntimeError, match="chained") as caught:
+        broken.train_step(plan, chained, 0, 1e-2)
+    assert caught.value.__cause__ is not None
+    assert broken.ledger.live == idle

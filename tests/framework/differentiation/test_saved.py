@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from framework import Ledger
-from framework.differentiation import DifferentiationError, custom_rule, grad, jvp, stop_gradient, vjp
+from framework.differentiation import DifferentiationError, custom_rule, grad, jvp, linearize, stop_gradient, vjp
 from framework.differentiation.saved import _locks, _waiting
 
 N = 20_000
@@ -237,3 +237,34 @@ def test_a_very_deep_graph_can_be_used_and_dropped() -> None:
     assert pullback(1.0)[0] == 1
     del pullback
     assert grad(f)(2.0) == 1
+
+
+def test_a_gradient_is_never_an_array_that_a_rule_saved() -> None:
+    @custom_rule
+    def half_square(x: Any) -> Any:
+        return 0.5 * np.sum(x * x)
+
+    @half_square.vjp
+    def rule(g: Any, y: Any, x: Any) -> Any:
+        return (x,)
+
+    x = np.array([1.0, 2.0])
+    g = grad(half_square)(x)
+    g *= 0
+    assert x.tolist() == [1, 2]
+
+
+def test_results_can_be_written_into_once_the_pullback_is_gone() -> None:
+    x = np.ones(4)
+    (first, view), pullback = vjp(lambda x: (np.sin(x), x[::-1]), x)
+    del pullback
+    for a in (x, first, view):
+        a += 1
+
+
+def test_tangents_of_a_linear_map_belong_to_the_caller() -> None:
+    x, v = np.ones(3), np.full(3, 2.0)
+    _, push = linearize(lambda x: (x * 2, np.ones(3), x), x)
+    for tangent in push(v):
+        tangent += 5
+    assert [t.tolist() for t in push(v)] == [[4.0] * 3, [0.0] * 3, [2.0] * 3]
