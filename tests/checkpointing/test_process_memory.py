@@ -252,3 +252,12 @@ def test_more_than_the_machine_or_the_container_could_give_is_refused(tmp_path: 
     root = limited(tmp_path, GIB)
     with pytest.raises(ValueError, match=r"2\.0 GiB is more than the 1\.0 GiB that the container allows .*memory\.max"):
         require_memory(2 * GIB, total=8 * GIB, root=root)
+
+
+def test_warming_up_takes_little_however_wide_the_run() -> None:
+    warm_up()
+    if not reset_peak_rss():
+        pytest.skip("the system does not let us reset the peak")
+    before = ProcessMemory.read().rss
+    warm_up(rows=100_000, width=50_000)  # a square of the width would be 10 GB
+    assert peak_rss() - before < 192 * MIB
