@@ -17,6 +17,7 @@ from checkpointing.process_memory import (
     measure_baseline,
     peak_rss,
     reset_peak_rss,
+    warm_up,
 )
 from tests.checkpointing.containers import UNLIMITED_V1, V1_MOUNTS, V2_MOUNT, limited, tree, v1, v2
 
