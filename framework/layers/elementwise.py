@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Scheme:
     in_place: bool = True
 
 
-class Elementwise(Layer):
+class Elementwise(Layer, ABC):
     """y = f(x), any shape. A layer has `apply`, and f and its derivatives written over blocks of numbers; the rest is here.
 
     The VJP is x̄ = f'·ȳ, and its tangent f'·ȳ˙ + f''·ẋ·ȳ.
@@ -45,14 +46,15 @@ class Elementwise(Layer):
     core_axes = 0
 
     @property
+    @abstractmethod
     def scheme(self) -> Scheme:
         """What the formulas take."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_value(self, x: Array, out: Array, spare: Array) -> None:
         """Writes f(x) into `out`, which is x itself where the layer runs in place; `spare` has `value_rows` rows at least."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
         """Writes f' into `slope`, and f'' into `second` if that is given; `spare` has `slope_rows` rows.
 
@@ -62,7 +64,6 @@ class Elementwise(Layer):
             second: Where f'' goes, or None. A layer that is piecewise linear is never asked for it.
             spare: Scratch.
         """
-        raise NotImplementedError
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         scheme = self.scheme

@@ -260,6 +260,8 @@ def test_results_can_be_written_into_once_the_pullback_is_gone() -> None:
     del pullback
     for a in (x, first, view):
         a += 1
+    assert x.tolist() == [2] * 4
+    assert view.tolist() == [2] * 4  # a copy: it does not move with x again
 
 
 def test_tangents_of_a_linear_map_belong_to_the_caller() -> None:
