@@ -1,6 +1,7 @@
 """What a process takes, what its container allows, and the budget that follows."""
 
 import gc
+import mmap
 import subprocess
 import sys
 import time
@@ -25,7 +26,10 @@ MIB, GIB = 2**20, 2**30
 
 
 def touched(nbytes: int) -> np.ndarray:
-    return np.ones(nbytes, np.int8)
+    """Private memory of its own: the allocator may answer from what it mapped for an array that is gone."""
+    block = np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.int8)
+    block[:] = 1
+    return block
 
 
 def test_the_parts_of_resident_memory_add_up_and_grow_by_what_is_touched() -> None:
