@@ -129,6 +129,8 @@ class Branch(Composite):
 
     Args:
         inner: A layer.
+        shortcut: What the input goes through on its way to the leaf step; None for nothing. Its steps come after the inner ones, below
+            the name "shortcut".
 
     Attributes:
         end: The leaf step; its path is its kind in lower case.
@@ -136,8 +138,12 @@ class Branch(Composite):
 
     end: Layer
 
-    def __init__(self, inner: Layer) -> None:
-        self.inner = inner
+    def __init__(self, inner: Layer, shortcut: Layer | None = None) -> None:
+        self.inner, self.shortcut = inner, shortcut
+        if shortcut is not None and isinstance(inner, Chain) and "shortcut" in inner.layers:
+            raise ValueError(
+                f"the inner chain of a {self.kind} with a shortcut has a layer named 'shortcut', too: rename that"
+            )
 
     def ordered(self, inner: Any, skip: Any) -> tuple[Any, Any]:
         """Returns the inner output and the input in the order in which the leaf step takes them."""
@@ -145,6 +151,8 @@ class Branch(Composite):
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         y = self.inner.apply(self._inside(params), x, self._inner_context(context))
+        if self.shortcut is not None:
+            x = self.shortcut.apply(_below("shortcut", params), x, _context_of(self.shortcut, "shortcut", context))
         return self.end.apply({}, self.ordered(y, x), context)
 
     def jvp(
@@ -153,6 +161,9 @@ class Branch(Composite):
         y, tangent = self.inner.jvp(
             self._inside(params), x, self._inside(params_tangent), x_tangent, self._inner_context(context)
         )
+        if self.shortcut is not None:
+            own, moving = _below("shortcut", params), _below("shortcut", params_tangent)
+            x, x_tangent = self.shortcut.jvp(own, x, moving, x_tangent, _context_of(self.shortcut, "shortcut", context))
         return self.end.jvp({}, self.ordered(y, x), {}, self.ordered(tangent, x_tangent), context)
 
     # The names of a chain are enough: "inner" is only put before those of other layers.
@@ -169,19 +180,23 @@ class Branch(Composite):
             inner = self.inner.flatten_onto(steps, path, source, within)
         else:
             inner = _append(self.inner, steps, f"{prefix}inner", source, within)
+        if self.shortcut is not None:
+            source = _append(self.shortcut, steps, f"{prefix}shortcut", source, within)
         steps.append(Step(f"{prefix}{self.end.kind.lower()}", self.end, self.ordered(inner, source), within))
         return len(steps) - 1
 
 
 class Residual(Branch):
-    """x + inner(x): the inner steps and one Add.
+    """x + inner(x), or shortcut(x) + inner(x): the steps of both branches and one Add.
 
     Args:
-        inner: A layer whose output has the shape and dtype of its input.
+        inner: A layer whose output has the shape and dtype of its input, or of the shortcut's output.
+        shortcut: Brings the input to the shape of the inner output where the two differ, as a convolution of one pixel with a stride
+            does (He et al. 2015, arXiv 1512.03385, the projection). None adds the input itself.
     """
 
-    def __init__(self, inner: Layer) -> None:
-        super().__init__(inner)
+    def __init__(self, inner: Layer, shortcut: Layer | None = None) -> None:
+        super().__init__(inner, shortcut)
         self.end = Add()
 
 
@@ -215,7 +230,7 @@ class Add(Layer):
         if inner != skip:
             raise ValueError(
                 f"a Residual adds its input and its inner output, which must be equal in shape and dtype, but the input is "
-                f"{skip} and the inner output {inner}"
+                f"{skip} and the inner output {inner}; a shortcut gives the input another shape: Residual(inner, shortcut)"
             )
         return Footprint(
             output=inner,

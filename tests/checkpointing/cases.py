@@ -162,7 +162,7 @@ def smooth(dtype: str = "float64", batch: int = 8) -> Case:
 
 
 def images(dtype: str = "float64", batch: int = 8) -> Case:
-    """A small U-Net on images: convolutions of all kinds, pools, views, and inputs joined to outputs two deep."""
+    """A small U-Net on images: convolutions of all kinds, pools, views, shortcuts, and inputs joined to outputs two deep."""
     generator = _generator("images")
     inside = Concat(Chain(AveragePool2d(2), Conv2d(4, 1), Concat(Reshape((4, 1, 2))), Upsample2d(2)))
     unet = Concat(Chain(MaxPool2d(2), Conv2d(4, 3, padding=1), ReLU(), inside, Upsample2d(2)))
@@ -173,6 +173,7 @@ def images(dtype: str = "float64", batch: int = 8) -> Case:
         unet,
         Conv2d(6, 3, stride=(1, 2), padding=1, groups=3),
         Residual(Conv2d(6, 3, padding=1, groups=6)),
+        Residual(Chain(Conv2d(4, 3, padding=1), ReLU(), Conv2d(5, 3, padding=1)), Chain(Conv2d(5, 1, bias=False))),
         MaxPool2d(3, 1, 1),
         Chain(GELU(), Conv2d(5, 2)),
         Flatten(),
@@ -207,4 +208,4 @@ def random_layers(draw: random.Random, width: int, depth: int) -> Iterator[Layer
             yield Chain(*random_layers(draw, width, 0))
         else:
             inner = Chain(*random_layers(draw, width, depth - 1)) if draw.random() < 0.9 else Chain()
-            yield Residual(inner)
+            yield Residual(inner, Linear(width) if draw.random() < 0.25 else None)

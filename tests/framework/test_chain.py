@@ -61,6 +61,29 @@ NETWORKS: dict[str, tuple[Composite, list[tuple[str, tuple[int, ...], int]]]] = 
         Chain(a=ReLU(), r=Residual(Chain(x=Linear(6), y=Residual(Chain(z=Linear(6)))))),
         [("a", (BATCH,), 0), ("r.x", (0,), 1), ("r.y.z", (1,), 1), ("r.y.add", (2, 1), 1), ("r.add", (3, 0), 1)],
     ),
+    "residual with a shortcut": (
+        Chain(a=ReLU(), r=Residual(Chain(up=Linear(8), down=Linear(7)), Chain(fit=Linear(7), act=GELU()))),
+        [
+            ("a", (BATCH,), 0),
+            ("r.up", (0,), 1),
+            ("r.down", (1,), 1),
+            ("r.shortcut.fit", (0,), 1),
+            ("r.shortcut.act", (3,), 1),
+            ("r.add", (2, 4), 1),
+        ],
+    ),
+    "shortcuts of a single layer, nested": (
+        Residual(Residual(Linear(6), Dropout(0.5)), Residual(Linear(6), Linear(6))),
+        [
+            ("inner.inner", (BATCH,), 0),
+            ("inner.shortcut", (BATCH,), 0),
+            ("inner.add", (0, 1), 0),
+            ("shortcut.inner", (BATCH,), 0),
+            ("shortcut.shortcut", (BATCH,), 0),
+            ("shortcut.add", (3, 4), 0),
+            ("add", (2, 5), 0),
+        ],
+    ),
     "transformer block": (
         block(),
         [
@@ -131,6 +154,11 @@ def test_paths_are_unique_and_no_layer_is_lost_or_the_names_are_refused(make: An
     assert sum(name.endswith("weight") for name in network.parameters(X)) == weights
 
 
+def test_two_shortcuts_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="named 'shortcut', too: rename"):
+        Residual(Chain(shortcut=Linear(6)), Linear(6))
+
+
 def test_parameters_are_named_by_path_in_the_order_of_the_chain() -> None:
     specs = block().parameters(X)
     assert {name: spec.shape for name, spec in specs.items()} == {
@@ -166,6 +194,7 @@ def test_the_spec_of_each_input_follows_from_the_batch() -> None:
     [
         (Chain(a=Linear(6), b=Chain(mix=CausalAttention(4))), r"step 'b\.mix': CausalAttention with 4 heads"),
         (Chain(a=Linear(6), r=Residual(Chain(Linear(5)))), r"step 'r\.add': a Residual adds.*\[2, 5, 6\].*\[2, 5, 5\]"),
+        (Chain(r=Residual(Linear(5), Linear(4))), r"step 'r\.add': a Residual adds.*\[2, 5, 4\].*\[2, 5, 5\]"),
         (Chain(Embedding(9, 5, 6)), "step '0': Embedding takes"),
         (Embedding(9, 5, 6), "step 'Embedding': Embedding takes"),
     ],
