@@ -20,6 +20,7 @@ from framework.differentiation import (
 from framework.keys import Key
 from framework.layers import (
     GELU,
+    Attention,
     AveragePool2d,
     CausalAttention,
     Chain,
@@ -61,6 +62,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "ArrayDataset",
+    "Attention",
     "AveragePool2d",
     "BinaryCrossEntropy",
     "BudgetExceeded",

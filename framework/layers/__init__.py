@@ -1,7 +1,7 @@
 """Layers: what trains. One family a file; the contract is in `layer`."""
 
 from framework.layers.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
-from framework.layers.attention import CausalAttention
+from framework.layers.attention import Attention, CausalAttention
 from framework.layers.chain import BATCH, Add, Chain, Composite, Residual, Step, flatten, input_specs
 from framework.layers.concat import Concat, Join
 from framework.layers.convolution import Conv2d, Upsample2d
@@ -18,6 +18,7 @@ __all__ = [
     "BATCH",
     "GELU",
     "Add",
+    "Attention",
     "AveragePool2d",
     "CausalAttention",
     "Chain",

@@ -1,11 +1,11 @@
-"""Causal multi-head self-attention that never holds the attention weights between forward and backward."""
+"""Multi-head self-attention, causal or not, that never holds the attention weights between forward and backward."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,20 +23,22 @@ Split = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
-class CausalAttention(Layer):
-    """Each token reads itself and the tokens before it: softmax(Q Kᵀ/√head + mask) V, head by head.
+class Attention(Layer):
+    """Each token reads all tokens: softmax(Q Kᵀ/√head) V, head by head.
 
     Shapes: x (B, T, 3·features) holds queries, keys and values one after the other, each cut into `heads` heads;
     y (B, T, features). Own residual: (B, heads, T), the log-sum-exp of each row of scores, from which the VJP computes the
-    weights again, a block of queries at a time (Dao et al. 2022, arXiv 2205.14135). Blocks of keys that the mask hides
-    from all queries of a block are left out. The VJP needs x and y: with P the weights and Ō = ȳ,
-    V̄ = Pᵀ Ō, S̄ = P·(Ō Vᵀ - rowsum(Ō·y)), Q̄ = S̄ K/√head, K̄ = S̄ᵀ Q/√head.
+    weights again, a block of queries at a time (Dao et al. 2022, arXiv 2205.14135). The VJP needs x and y: with P the weights
+    and Ō = ȳ, V̄ = Pᵀ Ō, S̄ = P·(Ō Vᵀ - rowsum(Ō·y)), Q̄ = S̄ K/√head, K̄ = S̄ᵀ Q/√head.
 
     Attributes:
         heads: Number of heads; divides `features`.
+        causal: Whether a token reads itself and the tokens before it alone.
     """
 
     heads: int
+
+    causal: ClassVar[bool] = False
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         batch, length, width = x.shape
@@ -44,7 +46,8 @@ class CausalAttention(Layer):
         split = np.transpose(np.reshape(x, (batch, length, 3, self.heads, head)), (2, 0, 3, 1, 4))
         queries, keys, values = split[0], split[1], split[2]
         scores = np.matmul(queries, np.swapaxes(keys, -1, -2)) / math.sqrt(head)
-        scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+        if self.causal:
+            scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
         weights = weights / np.sum(weights, axis=-1, keepdims=True)
         return np.reshape(np.swapaxes(np.matmul(weights, values), 1, 2), (batch, length, width // 3))
@@ -54,7 +57,7 @@ class CausalAttention(Layer):
         y = context.empty((batch, length, width // 3), x.dtype, "activations")
         statistic = context.empty((batch, self.heads, length), x.dtype, "residuals")
         rows = min(BLOCK, length)
-        scratch = _Scratch(context, x, self.heads, *_FORWARD)
+        scratch = _Scratch(context, x, self, *_FORWARD)
         for sample in range(batch):
             queries, keys, values = _split(x[sample], self.heads)
             out = _heads(y[sample], self.heads)
@@ -68,7 +71,7 @@ class CausalAttention(Layer):
                 np.add.reduce(scores, axis=-1, out=total)
                 # Not the product, whose rows are far apart: NumPy would take 100 KB of buffers for it.
                 scores /= total[..., None]
-                kernels.matmul(scores, values[:, : block.stop], out=out[:, block])
+                kernels.matmul(scores, values[:, self._seen(block, length)], out=out[:, block])
                 np.log(total, out=total)
                 total += top
         return y, (statistic,)
@@ -80,29 +83,29 @@ class CausalAttention(Layer):
         (batch, length, _), (statistic,) = x.shape, own
         x_cotangent = context.empty(x.shape, x.dtype, "cotangents")
         rows = min(BLOCK, length)
-        scratch = _Scratch(context, x, self.heads, *_VJP)
-        for sample in range(batch):
-            queries, keys, values = _split(x[sample], self.heads)
-            q_bar, k_bar, v_bar = _split(x_cotangent[sample], self.heads)
-            out, out_bar = _heads(y[sample], self.heads), _heads(cotangent[sample], self.heads)
-            # From the last block on: it reads every key, so its products are written and the others' added.
-            for block in reversed(list(_blocks(length, rows))):
-                first = block.stop == length
-                seen = slice(0, block.stop)
-                weights, hidden = self._scores(queries, keys, block, scratch)
-                weights -= statistic[sample, :, block, None]
-                np.exp(weights, out=weights)
-                _product(np.swapaxes(weights, -1, -2), out_bar[:, block], v_bar[:, seen], scratch, first)
-                inner = scratch.row(hidden)
-                np.einsum("hij,hij->hi", out_bar[:, block], out[:, block], out=inner)
-                scores_bar = scratch.weights(hidden, block.stop, 1)
-                kernels.matmul(out_bar[:, block], np.swapaxes(values[:, seen], -1, -2), out=scores_bar)
-                scores_bar -= inner[..., None]
-                scores_bar *= weights
-                kernels.matmul(scores_bar, keys[:, seen], out=q_bar[:, block])
-                q_bar[:, block] *= 1 / math.sqrt(queries.shape[-1])
-                scaled = scratch.queries(hidden)
-                _product(np.swapaxes(scores_bar, -1, -2), scaled, k_bar[:, seen], scratch, first)
+        scratch = _Scratch(context, x, self, *_VJP)
+        with kernels.small_buffers():
+            for sample in range(batch):
+                queries, keys, values = _split(x[sample], self.heads)
+                q_bar, k_bar, v_bar = _split(x_cotangent[sample], self.heads)
+                out, out_bar = _heads(y[sample], self.heads), _heads(cotangent[sample], self.heads)
+                # From the last block on: it reads every key, so its products are written and the others' added.
+                for block in reversed(list(_blocks(length, rows))):
+                    first, seen = block.stop == length, self._seen(block, length)
+                    weights, hidden = self._scores(queries, keys, block, scratch)
+                    weights -= statistic[sample, :, block, None]
+                    np.exp(weights, out=weights)
+                    _product(np.swapaxes(weights, -1, -2), out_bar[:, block], v_bar[:, seen], scratch, first)
+                    inner = scratch.row(hidden)
+                    np.einsum("hij,hij->hi", out_bar[:, block], out[:, block], out=inner)
+                    scores_bar = scratch.weights(hidden, seen.stop, 1)
+                    kernels.matmul(out_bar[:, block], np.swapaxes(values[:, seen], -1, -2), out=scores_bar)
+                    scores_bar -= inner[..., None]
+                    scores_bar *= weights
+                    kernels.matmul(scores_bar, keys[:, seen], out=q_bar[:, block])
+                    q_bar[:, block] *= 1 / math.sqrt(queries.shape[-1])
+                    scaled = scratch.queries(hidden)
+                    _product(np.swapaxes(scores_bar, -1, -2), scaled, k_bar[:, seen], scratch, first)
         return x_cotangent
 
     def jvp(
@@ -112,17 +115,20 @@ class CausalAttention(Layer):
         batch, length, width = x.shape
         y = context.empty((batch, length, width // 3), x.dtype, "activations")
         tangent = context.empty(y.shape, x.dtype, "activations")
-        scratch = _Scratch(context, x, self.heads, *_JVP)
-        for sample in range(batch):
-            now, moving = _split(x[sample], self.heads), _split(x_tangent[sample], self.heads)
-            out, moved = _heads(y[sample], self.heads), _heads(tangent[sample], self.heads)
-            for block in _blocks(length, min(BLOCK, length)):
-                seen = slice(0, block.stop)
-                weights = self._weights(now, block, scratch)
-                kernels.matmul(weights, now[2][:, seen], out=out[:, block])
-                weights_dot = self._moved(weights, now, moving, block, scratch)
-                kernels.matmul(weights_dot, now[2][:, seen], out=moved[:, block])
-                moved[:, block] += kernels.matmul(weights, moving[2][:, seen], out=scratch.queries(weights.shape[1]))
+        scratch = _Scratch(context, x, self, *_JVP)
+        with kernels.small_buffers():
+            for sample in range(batch):
+                now, moving = _split(x[sample], self.heads), _split(x_tangent[sample], self.heads)
+                out, moved = _heads(y[sample], self.heads), _heads(tangent[sample], self.heads)
+                for block in _blocks(length, min(BLOCK, length)):
+                    seen = self._seen(block, length)
+                    weights = self._weights(now, block, scratch)
+                    kernels.matmul(weights, now[2][:, seen], out=out[:, block])
+                    weights_dot = self._moved(weights, now, moving, block, scratch)
+                    kernels.matmul(weights_dot, now[2][:, seen], out=moved[:, block])
+                    moved[:, block] += kernels.matmul(
+                        weights, moving[2][:, seen], out=scratch.queries(weights.shape[1])
+                    )
         return y, tangent
 
     def vjp_with_tangent(
@@ -138,53 +144,56 @@ class CausalAttention(Layer):
         if x_cotangent is None:
             return
         batch, length, _ = x[0].shape
-        scratch = _Scratch(context, x[0], self.heads, *_HVP)
-        for sample in range(batch):
-            now, moving = (_split(a[sample], self.heads) for a in x)
-            bars, bars_dot = (_split(a[sample], self.heads) for a in x_cotangent)
-            given = [_heads(a[sample], self.heads) for a in cotangent]
-            scale = 1 / math.sqrt(now[0].shape[-1])
-            for block in reversed(list(_blocks(length, min(BLOCK, length)))):
-                first, seen = block.stop == length, slice(0, block.stop)
-                weights = self._weights(now, block, scratch)
-                weights_dot = self._moved(weights, now, moving, block, scratch)
-                rows = weights.shape[1]
-                g, g_dot = (a[:, block] for a in given)
-                keys, keys_dot, values, values_dot = (a[:, seen] for a in (now[1], moving[1], now[2], moving[2]))
+        scratch = _Scratch(context, x[0], self, *_HVP)
+        with kernels.small_buffers():
+            for sample in range(batch):
+                now, moving = (_split(a[sample], self.heads) for a in x)
+                bars, bars_dot = (_split(a[sample], self.heads) for a in x_cotangent)
+                given = [_heads(a[sample], self.heads) for a in cotangent]
+                scale = 1 / math.sqrt(now[0].shape[-1])
+                for block in reversed(list(_blocks(length, min(BLOCK, length)))):
+                    first, seen = block.stop == length, self._seen(block, length)
+                    weights = self._weights(now, block, scratch)
+                    weights_dot = self._moved(weights, now, moving, block, scratch)
+                    rows = weights.shape[1]
+                    g, g_dot = (a[:, block] for a in given)
+                    keys, keys_dot, values, values_dot = (a[:, seen] for a in (now[1], moving[1], now[2], moving[2]))
 
-                weights_t = np.swapaxes(weights, -1, -2)
-                _product(weights_t, g, bars[2][:, seen], scratch, first)
-                _product(weights_t, g_dot, bars_dot[2][:, seen], scratch, first)
-                _product(np.swapaxes(weights_dot, -1, -2), g, bars_dot[2][:, seen], scratch, False)
+                    weights_t = np.swapaxes(weights, -1, -2)
+                    _product(weights_t, g, bars[2][:, seen], scratch, first)
+                    _product(weights_t, g_dot, bars_dot[2][:, seen], scratch, first)
+                    _product(np.swapaxes(weights_dot, -1, -2), g, bars_dot[2][:, seen], scratch, False)
 
-                scores, scores_dot, spare = (scratch.weights(rows, block.stop, i) for i in (2, 3, 4))
-                kernels.matmul(g, np.swapaxes(values, -1, -2), out=scores)
-                kernels.matmul(g_dot, np.swapaxes(values, -1, -2), out=scores_dot)
-                scores_dot += kernels.matmul(g, np.swapaxes(values_dot, -1, -2), out=spare)
-                inner, inner_dot = scratch.row(rows), scratch.row(rows, 1)
-                np.einsum("hij,hij->hi", weights, scores, out=inner)
-                scores -= inner[..., None]
-                np.einsum("hij,hij->hi", weights, scores_dot, out=inner)
-                np.einsum("hij,hij->hi", weights_dot, scores, out=inner_dot)  # its rows sum to 0, so -= was no matter
-                inner += inner_dot
-                scores_dot -= inner[..., None]
-                scores_dot *= weights
-                np.multiply(weights_dot, scores, out=spare)
-                scores_dot += spare
-                scores *= weights
+                    scores, scores_dot, spare = (scratch.weights(rows, seen.stop, i) for i in (2, 3, 4))
+                    kernels.matmul(g, np.swapaxes(values, -1, -2), out=scores)
+                    kernels.matmul(g_dot, np.swapaxes(values, -1, -2), out=scores_dot)
+                    scores_dot += kernels.matmul(g, np.swapaxes(values_dot, -1, -2), out=spare)
+                    inner, inner_dot = scratch.row(rows), scratch.row(rows, 1)
+                    np.einsum("hij,hij->hi", weights, scores, out=inner)
+                    scores -= inner[..., None]
+                    np.einsum("hij,hij->hi", weights, scores_dot, out=inner)
+                    np.einsum(
+                        "hij,hij->hi", weights_dot, scores, out=inner_dot
+                    )  # its rows sum to 0, so -= was no matter
+                    inner += inner_dot
+                    scores_dot -= inner[..., None]
+                    scores_dot *= weights
+                    np.multiply(weights_dot, scores, out=spare)
+                    scores_dot += spare
+                    scores *= weights
 
-                some = scratch.queries(rows)
-                kernels.matmul(scores, keys, out=bars[0][:, block])
-                kernels.matmul(scores_dot, keys, out=bars_dot[0][:, block])
-                bars_dot[0][:, block] += kernels.matmul(scores, keys_dot, out=some)
-                bars[0][:, block] *= scale
-                bars_dot[0][:, block] *= scale
-                scores_t = np.swapaxes(scores, -1, -2)
-                np.multiply(moving[0][:, block], scale, out=some)
-                _product(scores_t, some, bars_dot[1][:, seen], scratch, first)
-                np.multiply(now[0][:, block], scale, out=some)
-                _product(np.swapaxes(scores_dot, -1, -2), some, bars_dot[1][:, seen], scratch, False)
-                _product(scores_t, some, bars[1][:, seen], scratch, first)
+                    some = scratch.queries(rows)
+                    kernels.matmul(scores, keys, out=bars[0][:, block])
+                    kernels.matmul(scores_dot, keys, out=bars_dot[0][:, block])
+                    bars_dot[0][:, block] += kernels.matmul(scores, keys_dot, out=some)
+                    bars[0][:, block] *= scale
+                    bars_dot[0][:, block] *= scale
+                    scores_t = np.swapaxes(scores, -1, -2)
+                    np.multiply(moving[0][:, block], scale, out=some)
+                    _product(scores_t, some, bars_dot[1][:, seen], scratch, first)
+                    np.multiply(now[0][:, block], scale, out=some)
+                    _product(np.swapaxes(scores_dot, -1, -2), some, bars_dot[1][:, seen], scratch, False)
+                    _product(scores_t, some, bars[1][:, seen], scratch, first)
 
     def _weights(self, now: Split, block: slice, scratch: _Scratch) -> Array:
         """Returns the weights of a block of queries over the keys that it may see."""
@@ -199,9 +208,9 @@ class CausalAttention(Layer):
 
     def _moved(self, weights: Array, now: Split, moving: Split, block: slice, scratch: _Scratch) -> Array:
         """Returns the tangent of a block's weights."""
-        rows, keys = weights.shape[1], slice(0, block.stop)
+        rows, keys = weights.shape[1], slice(0, weights.shape[2])
         scale = 1 / math.sqrt(now[0].shape[-1])
-        tangent, more = (scratch.weights(rows, block.stop, i) for i in (1, 2))
+        tangent, more = (scratch.weights(rows, keys.stop, i) for i in (1, 2))
         some = scratch.queries(rows)
         np.multiply(moving[0][:, block], scale, out=some)
         kernels.matmul(some, np.swapaxes(now[1][:, keys], -1, -2), out=tangent)
@@ -214,39 +223,57 @@ class CausalAttention(Layer):
         return tangent
 
     def _scores(self, queries: Array, keys: Array, block: slice, scratch: _Scratch) -> tuple[Array, int]:
-        """Returns the masked scores of a block of queries over the keys it may see, and its number of rows."""
-        rows = block.stop - block.start
+        """Returns the scores of a block of queries over the keys it may see, masked, and its number of rows."""
+        rows, seen = block.stop - block.start, self._seen(block, keys.shape[1])
         scaled = scratch.queries(rows)
         np.multiply(queries[:, block], 1 / math.sqrt(queries.shape[-1]), out=scaled)
-        scores = scratch.weights(rows, block.stop)
-        kernels.matmul(scaled, np.swapaxes(keys[:, : block.stop], -1, -2), out=scores)
-        np.copyto(scores[..., block], -np.inf, where=scratch.hidden[:rows, :rows])
+        scores = scratch.weights(rows, seen.stop)
+        kernels.matmul(scaled, np.swapaxes(keys[:, seen], -1, -2), out=scores)
+        if self.causal:
+            np.copyto(scores[..., block], -np.inf, where=scratch.hidden[:rows, :rows])
         return scores, rows
+
+    def _seen(self, block: slice, length: int) -> slice:
+        """The keys that some query of a block may see."""
+        return slice(0, block.stop if self.causal else length)
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
         if len(x.shape) != 3 or not x.shape[1] or x.shape[-1] % (3 * self.heads):
             raise ValueError(
-                f"CausalAttention with {self.heads} heads takes (batch, tokens, 3 x features) with at least one token and "
+                f"{self.kind} with {self.heads} heads takes (batch, tokens, 3 x features) with at least one token and "
                 f"features divisible by the heads, but got {x}"
             )
         batch, length, width = x.shape
         features = width // 3
         rows = min(BLOCK, length)
-        pairs = sum((block.stop - block.start) * block.stop for block in _blocks(length, rows))
+        pairs = sum((block.stop - block.start) * self._seen(block, length).stop for block in _blocks(length, rows))
         product = 2 * batch * pairs * features
         return Footprint(
             output=Spec((batch, length, features), x.dtype),
             own=(Spec((batch, self.heads, length), x.dtype),),
             needs_input=(True,),
             needs_output=True,
-            forward_workspace=_Scratch.nbytes(x, self.heads, *_FORWARD),
-            backward_workspace=_Scratch.nbytes(x, self.heads, *_VJP),
-            jvp_workspace=_Scratch.nbytes(x, self.heads, *_JVP),
-            hvp_workspace=_Scratch.nbytes(x, self.heads, *_HVP),
+            forward_workspace=_Scratch.nbytes(x, self, *_FORWARD),
+            backward_workspace=_Scratch.nbytes(x, self, *_VJP),
+            jvp_workspace=_Scratch.nbytes(x, self, *_JVP),
+            hvp_workspace=_Scratch.nbytes(x, self, *_HVP),
             forward_flops=2 * product + 8 * batch * pairs * self.heads,
             backward_flops=5 * product + 8 * batch * pairs * self.heads,
         )
+
+
+@dataclass(frozen=True)
+class CausalAttention(Attention):
+    """Each token reads itself and the tokens before it: softmax(Q Kᵀ/√head + mask) V, head by head.
+
+    All else is as in `Attention`. Blocks of keys that the mask hides from all queries of a block are left out.
+
+    Attributes:
+        heads: Number of heads; divides `features`.
+    """
+
+    causal: ClassVar[bool] = True
 
 
 class _Scratch:
@@ -255,33 +282,35 @@ class _Scratch:
     Args:
         context: Where it comes from.
         x: The input, or its spec.
-        heads: Number of heads.
+        layer: Whose call it is: its number of heads, and whether there is a mask.
         weights: How many arrays of a number a query and key.
         rows: How many of a number a query.
         product: Whether there is room for a product that is added.
     """
 
-    def __init__(self, context: Context, x: Any, heads: int, weights: int, rows: int, product: bool) -> None:
-        block, length, self.head = self._sizes(x, heads)
-        self.heads = heads
+    def __init__(self, context: Context, x: Any, layer: Attention, weights: int, rows: int, product: bool) -> None:
+        block, length, self.head = self._sizes(x, layer.heads)
+        self.heads = heads = layer.heads
         self._weights = context.empty((weights, heads * block * length), x.dtype, "workspace")
         self._queries = context.empty((heads * block * self.head,), x.dtype, "workspace")
         self._rows = context.empty((rows, heads * block), x.dtype, "workspace")
-        self.hidden = context.empty((block, block), np.bool_, "workspace")
-        for row in range(block):
-            self.hidden[row, : row + 1] = False
-            self.hidden[row, row + 1 :] = True
+        if layer.causal:
+            self.hidden = context.empty((block, block), np.bool_, "workspace")
+            for row in range(block):
+                self.hidden[row, : row + 1] = False
+                self.hidden[row, row + 1 :] = True
         if product:
             self._product = context.empty((heads * length * self.head,), x.dtype, "workspace")
 
     @classmethod
-    def nbytes(cls, x: Any, heads: int, weights: int, rows: int, product: bool) -> int:
+    def nbytes(cls, x: Any, layer: Attention, weights: int, rows: int, product: bool) -> int:
         """Its bytes."""
+        heads = layer.heads
         block, length, head = cls._sizes(x, heads)
         elements = heads * block * (weights * length + head + rows)
         if product:
             elements += heads * length * head
-        return elements * int(x.dtype.itemsize) + block * block
+        return elements * int(x.dtype.itemsize) + (block * block if layer.causal else 0)
 
     @staticmethod
     def _sizes(x: Any, heads: int) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from checkpointing import InfeasibleBudget, costs_of, gauss_newton_vp, hvp, jvp, parse_policy, plan_run, value_and_grad
 from checkpointing.curvature import CurvatureProduct, Product
 from framework import (
+    Attention,
     CausalAttention,
     Chain,
     Embedding,
@@ -278,7 +279,9 @@ def test_arguments_are_not_changed() -> None:
 
 def test_a_chain_of_attention_over_several_lengths_agrees_with_tracing() -> None:
     x = Key(3).generator().integers(5, size=(2, 70)).astype(np.uint8)
-    chain = Chain(Embedding(5, 70, 6, "float64"), LayerNorm(), Linear(18), CausalAttention(2), Linear(5))
+    chain = Chain(
+        Embedding(5, 70, 6, "float64"), LayerNorm(), Linear(18), Attention(2), Linear(18), CausalAttention(2), Linear(5)
+    )
     case = Case("attention", chain, tokens("float64").loss, x, np.roll(x, 1, axis=1))
     parameters = parameters_of(case)
     direction = direction_of(parameters)

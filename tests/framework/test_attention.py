@@ -1,4 +1,4 @@
-"""CausalAttention: what the laws of all layers do not say."""
+"""Attention and CausalAttention: what the laws of all layers do not say."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework import CausalAttention, Ledger, Spec
+from framework import Attention, CausalAttention, Ledger, Spec
 from framework.layers import Context
 
+Kind = type[Attention]
+both = pytest.mark.parametrize("kind", [Attention, CausalAttention])
 
-def attend(layer: CausalAttention, x: np.ndarray) -> np.ndarray:
+
+def attend(layer: Attention, x: np.ndarray) -> np.ndarray:
     return layer.forward({}, x, Context(Ledger()))[0]
 
 
@@ -44,34 +47,71 @@ def test_the_first_token_reads_itself_alone() -> None:
     np.testing.assert_array_equal(attend(CausalAttention(2), x)[:, 0], x[:, 0, 8:])
 
 
-def test_heads_do_not_mix() -> None:
+@pytest.mark.parametrize("length", [1, 5, 64, 65, 150])
+def test_the_last_token_reads_all_tokens_whether_causal_or_not(length: int) -> None:
+    x = np.random.default_rng(6).standard_normal((2, length, 12))
+    np.testing.assert_allclose(attend(Attention(2), x)[:, -1], attend(CausalAttention(2), x)[:, -1], rtol=0, atol=1e-12)
+
+
+@given(length=st.sampled_from([2, 5, 64, 65, 130]), seed=st.integers(0, 5))
+def test_without_a_mask_tokens_in_another_order_give_outputs_in_that_order(length: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    x, order = generator.standard_normal((2, length, 12)), generator.permutation(length)
+    np.testing.assert_allclose(attend(Attention(2), x[:, order]), attend(Attention(2), x)[:, order], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [5, 130])
+def test_without_a_mask_every_token_hears_from_every_output(length: int) -> None:
+    layer, x = Attention(2), np.random.default_rng(1).standard_normal((1, length, 12))
+    y, own = layer.forward({}, x, Context(Ledger()))
+    cotangent = np.zeros(y.shape)
+    cotangent[:, length // 2] = 1
+    assert layer.vjp({}, x, y, own, cotangent, {}, Context(Ledger())).any(axis=-1).all()
+
+
+@both
+def test_heads_do_not_mix(kind: Kind) -> None:
     x = np.random.default_rng(3).standard_normal((1, 70, 12))
-    whole = attend(CausalAttention(2), x)
+    whole = attend(kind(2), x)
     for head in range(2):
         parts = x.reshape(1, 70, 3, 2, 2)[:, :, :, head].reshape(1, 70, 6).copy()
-        np.testing.assert_allclose(attend(CausalAttention(1), parts), whole[..., 2 * head : 2 * head + 2], rtol=1e-12)
+        np.testing.assert_allclose(attend(kind(1), parts), whole[..., 2 * head : 2 * head + 2], rtol=1e-12)
 
 
-def test_large_scores_do_not_overflow() -> None:
+@both
+def test_large_scores_do_not_overflow(kind: Kind) -> None:
     x = np.full((1, 70, 6), 100.0, np.float32)
     x[..., :4] *= 10 * np.sign(np.random.default_rng(4).standard_normal((1, 70, 4)))
-    y, (statistic,) = CausalAttention(1).forward({}, x, Context(Ledger()))
+    y, (statistic,) = kind(1).forward({}, x, Context(Ledger()))
     assert np.isfinite(statistic).all()
     # Every value is 100, so every mean of values is, up to the rounding of up to 70 weights in float32.
     np.testing.assert_allclose(y, 100, rtol=1e-5)
 
 
-def test_own_is_the_log_sum_exp_of_the_scores() -> None:
+@both
+def test_own_is_the_log_sum_exp_of_the_scores(kind: Kind) -> None:
     x = np.random.default_rng(5).standard_normal((2, 70, 12))
-    _, (statistic,) = CausalAttention(2).forward({}, x, Context(Ledger()))
+    _, (statistic,) = kind(2).forward({}, x, Context(Ledger()))
     queries, keys = (x[..., 4 * i : 4 * i + 4].reshape(2, 70, 2, 2) for i in (0, 1))
     scores = np.einsum("bihd,bjhd->bhij", queries, keys) / np.sqrt(2)
-    expected = np.log(np.einsum("bhij,ij->bhi", np.exp(scores), np.tri(70)))
+    seen = np.tri(70) if kind is CausalAttention else np.ones((70, 70))
+    expected = np.log(np.einsum("bhij,ij->bhi", np.exp(scores), seen))
     np.testing.assert_allclose(statistic, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_attention_over_no_tokens_runs_or_is_refused_by_its_footprint() -> None:
-    layer, x = CausalAttention(2), np.empty((2, 0, 12))
+@both
+@pytest.mark.parametrize("length", [300, 1200])
+def test_no_full_matrix_of_weights_is_kept_or_made(kind: Kind, length: int) -> None:
+    footprint = kind(2).footprint(Spec.of((3, length, 12), "float32"))
+    assert footprint.own_nbytes == 3 * 2 * length * 4
+    # Up to five blocks of 64 queries by all keys, of one example.
+    for workspace in (footprint.forward_workspace, footprint.backward_workspace, footprint.hvp_workspace):
+        assert workspace < 5 * (2 * 64 * length * 4) + 2 * length * 100
+
+
+@both
+def test_attention_over_no_tokens_runs_or_is_refused_by_its_footprint(kind: Kind) -> None:
+    layer, x = kind(2), np.empty((2, 0, 12))
     try:
         layer.footprint(Spec.of(x.shape, x.dtype))
     except ValueError:

@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework import CausalAttention, Chain, Dropout, Embedding, Key, Layer, Ledger, Linear, Parameters, ReLU, Residual
+from framework import (
+    Attention,
+    CausalAttention,
+    Chain,
+    Dropout,
+    Embedding,
+    Key,
+    Layer,
+    Ledger,
+    Linear,
+    Parameters,
+    ReLU,
+    Residual,
+)
 from framework.differentiation import jvp, vjp
 from framework.layers import Add, Context, LayerNorm
 from framework.layers.traced import traced_vjp_with_tangent
@@ -254,7 +267,7 @@ def test_layers_keep_nothing_and_change_nothing_in_a_jvp() -> None:
         assert same_bits(first[0], first[1])  # both are linear
 
 
-@pytest.mark.parametrize("layer", [Embedding(4, 3, 2, "float64"), CausalAttention(1)])
+@pytest.mark.parametrize("layer", [Embedding(4, 3, 2, "float64"), Attention(1), CausalAttention(1)])
 def test_a_jvp_of_nothing_has_the_shape_of_nothing(layer: Layer) -> None:
     x: Any = np.zeros((0, 3), np.uint8) if isinstance(layer, Embedding) else np.zeros((0, 3, 6))
     params = {"token": np.ones((4, 2)), "position": np.ones((3, 2))} if isinstance(layer, Embedding) else {}

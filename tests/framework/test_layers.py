@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from framework import (
     GELU,
+    Attention,
     CausalAttention,
     Dropout,
     Embedding,
@@ -105,6 +106,7 @@ FAMILIES = {
     "layer norm": Family(lambda _: LayerNorm(), ROWS, TABLE, (2, 2, 3)),
     "attention": Family(lambda _: CausalAttention(2), **attention(18)),
     "attention of one head": Family(lambda _: CausalAttention(1), **attention(3)),
+    "attention to all tokens": Family(lambda _: Attention(2), **attention(18)),
     "gelu": Family(lambda _: GELU(), ANY, FLAT, (2, 3)),
     "relu": Family(lambda _: ReLU(), ANY, FLAT, (2, 3)),
     "exact gelu": Family(lambda _: GELU(approximate=False), ANY, FLAT[:3], (2, 3)),
@@ -567,7 +569,8 @@ def test_an_input_that_is_not_contiguous_is_refused_or_read_right(name: str) -> 
         (Embedding(4, 3, 2), Spec.of((2, 3), np.float32), "integer tokens.*float32"),
         (Embedding(4, 3, 2), Spec.of((), np.int32), "at least one axis"),
         (Embedding(4, 3, 2), Spec.of((2, 4), np.int32), "3 positions.*4 tokens"),
-        (CausalAttention(2), Spec.of((2, 6), np.float32), "2 heads.*batch, tokens"),
+        (CausalAttention(2), Spec.of((2, 6), np.float32), "CausalAttention with 2 heads.*batch, tokens"),
+        (Attention(2), Spec.of((2, 6), np.float32), "^Attention with 2 heads.*batch, tokens"),
         (CausalAttention(2), Spec.of((2, 5, 9), np.float32), r"2 heads.*2, 5, 9"),
         (CausalAttention(2), Spec.of((2, 5, 12), np.int64), "floats"),
         (Add(), (Spec.of((2,), np.float32), Spec.of((3,), np.float32)), r"input is float32\[3\].*float32\[2\]"),
