@@ -180,7 +180,7 @@ class Softplus(Elementwise):
         return np.where(scaled > self.threshold, x, np.logaddexp(0, scaled) / self.beta)
 
     def write_value(self, x: Array, out: Array, spare: Array) -> None:
-        """max(x, 0) + log(1 + exp(-|beta·x|)) / beta, which does not overflow; above the threshold without the second term."""
+        """max(x, 0) + log(1 + exp(-|beta·x|)) / beta, which does not overflow; above the threshold x."""
         rest, below = spare[0], spare[1]
         np.multiply(x, self.beta, out=below)
         np.absolute(below, out=rest)
@@ -191,7 +191,12 @@ class Softplus(Elementwise):
         np.heaviside(below, 1, out=below)
         rest *= below
         rest /= self.beta
-        np.maximum(x, 0, out=out)
+        least: Any = 0
+        if self.threshold < 0:  # then there are negative x above it, which stay
+            below -= 1
+            below *= np.finfo(below.dtype).max
+            least = below
+        np.maximum(x, least, out=out)
         out += rest
 
     def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:

@@ -117,6 +117,7 @@ FAMILIES = {
     "silu": Family(lambda _: SiLU(), ANY, FLAT[:3], (2, 3)),
     "softplus": Family(lambda _: Softplus(), ANY, FLAT[:3], (2, 3)),
     "sharp softplus with its threshold among the inputs": Family(lambda _: Softplus(2.5, 1.2), ANY, FLAT[:3], (2, 3)),
+    "softplus with a threshold below zero": Family(lambda _: Softplus(2.0, -0.9), ANY, FLAT[:1], (2, 3)),
     "softmax": Family(lambda _: Softmax(), ANY, TABLE[:4], (2, 2, 3)),
     "log-softmax": Family(lambda _: LogSoftmax(), ANY, TABLE[:4], (2, 2, 3)),
     "rms norm": Family(lambda _: RMSNorm(), ROWS, TABLE, (2, 2, 3)),
