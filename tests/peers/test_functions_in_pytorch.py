@@ -13,10 +13,8 @@ Run `make test-peers`, or `pytest -m peers -s tests/peers` for the table of coun
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
-import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,12 +24,10 @@ import numpy as np
 import pytest
 
 from framework.differentiation import grad, jvp, vjp
+from tests.peers.database import agree, mapped, print_counts, pulled, pushed, quiet, seed, shown, variables
 
 pytestmark = pytest.mark.peers
 
-RELATIVE = 1e-9
-#: Zeros are reached by cancelling numbers of order 1, in another order here than there.
-ABSOLUTE = 1e-14
 #: Operators whose forward mode in PyTorch takes tangents to be symmetric; random ones are not, and PyTorch's own VJP has them right.
 FORWARD_OF_SYMMETRIC = {"linalg.cholesky"}
 #: For each function of ours how many samples passed and were unsupported.
@@ -630,36 +626,13 @@ def operators() -> Any:
     return {op.name + (f"/{op.variant_test_name}" if op.variant_test_name else ""): op for op in op_db}
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Samples stand at poles and kinks on purpose; infinities are compared, not warned of."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def samples(op: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """PyTorch's samples, the same in each run."""
     import torch
 
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - PyTorch's generators draw from it
+    seed()
     for sample in op.sample_inputs("cpu", torch.float64, requires_grad=True):
         yield sample.input, sample.args, sample.kwargs
-
-
-def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Applies a function to the tensors and dtypes in a structure."""
-    import torch
-
-    if isinstance(tree, torch.Tensor | torch.dtype):
-        return function(tree)
-    if isinstance(tree, list | tuple):
-        return type(tree)(mapped(item, function) for item in tree) if type(tree) in (list, tuple) else list(tree)
-    if isinstance(tree, dict):
-        return {key: mapped(value, function) for key, value in tree.items()}
-    return tree
 
 
 def plain(x: Any) -> Any:
@@ -668,16 +641,6 @@ def plain(x: Any) -> Any:
     if isinstance(x, torch.dtype):
         return {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64}[x]
     return x.detach().numpy() if x.ndim or x.dtype.is_floating_point else x.item()
-
-
-def variables(tree: Any) -> list[Any]:
-    """The differentiable tensors, each once."""
-    found: list[Any] = []
-    mapped(
-        tree,
-        lambda x: found.append(x) if getattr(x, "requires_grad", False) and all(x is not y for y in found) else None,
-    )
-    return found
 
 
 def outputs(result: Any) -> list[Any]:
@@ -724,8 +687,10 @@ class Comparison:
         except (ValueError, TypeError, IndexError, np.exceptions.AxisError, np.linalg.LinAlgError):
             self.supported = False  # NumPy refuses the call on plain arrays
 
-    def theirs(self) -> list[Any]:
-        source, args, kwargs = self.sample
+    def theirs(self, *values: Any) -> list[Any]:
+        """PyTorch's results, of other values of the variables if they are given."""
+        known = list(zip(self.tensors, values or self.tensors, strict=True))
+        source, args, kwargs = mapped(list(self.sample), lambda x: next((v for tensor, v in known if tensor is x), x))
         return outputs(self.op(source, *args, **kwargs))
 
 
@@ -733,54 +698,13 @@ def _in(x: Any, known: list[tuple[Any, Any]]) -> bool:
     return any(x is tensor for tensor, _ in known)
 
 
-def agree(ours: Any, theirs: Any, what: str) -> None:
-    expected = theirs.numpy(force=True)
-    ours = np.asarray(ours)
-    assert ours.shape == expected.shape, f"{what}: shape {ours.shape} instead of {expected.shape}"
-    assert ours.dtype == np.float64, f"{what}: {ours.dtype} instead of float64"
-    finite = np.abs(expected[np.isfinite(expected)])
-    scale = float(finite.max()) if finite.size else 0.0
-    np.testing.assert_allclose(ours, expected, rtol=RELATIVE, atol=RELATIVE * scale + ABSOLUTE, err_msg=what)
-
-
-def in_pytorch(c: Comparison, cotangents: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Values, VJPs and JVPs; where PyTorch lacks forward mode, the JVP is the VJP of the VJP, which is linear in its cotangent."""
-    import torch
-    from torch.autograd import forward_ad
-
-    ys = c.theirs()
-    zero = [torch.zeros_like(x) for x in c.tensors]
-    if not c.tensors or not any(y.requires_grad for y in ys):
-        return ys, zero, [torch.zeros_like(y) for y in ys]
-    live = [i for i, y in enumerate(ys) if y.requires_grad]
-    gs = [torch.tensor(cotangents[i], requires_grad=True) for i in live]
-    found = torch.autograd.grad([ys[i] for i in live], c.tensors, gs, create_graph=True, allow_unused=True)
-    back = [z if g is None else g for g, z in zip(found, zero, strict=True)]
-    if c.op.supports_forward_ad and c.op.name not in FORWARD_OF_SYMMETRIC:
-        with forward_ad.dual_level():
-            pairs = [
-                (x, forward_ad.make_dual(x.detach(), torch.tensor(t))) for x, t in zip(c.tensors, tangents, strict=True)
-            ]
-            source, args, kwargs = mapped(
-                list(c.sample), lambda x: next((dual for tensor, dual in pairs if tensor is x), x)
-            )
-            slopes = [forward_ad.unpack_dual(y).tangent for y in outputs(c.op(source, *args, **kwargs))]
-        return ys, back, [torch.zeros_like(y) if t is None else t for t, y in zip(slopes, ys, strict=True)]
-    total = sum((g * torch.tensor(t)).sum() for g, t in zip(back, tangents, strict=True))
-    moved: Any = [None] * len(gs)
-    if total.requires_grad:
-        moved = torch.autograd.grad(total, gs, allow_unused=True)
-    forth = [torch.zeros_like(y) for y in ys]
-    for i, t in zip(live, moved, strict=True):
-        forth[i] = forth[i] if t is None else t
-    return ys, back, forth
-
-
 def compare(c: Comparison) -> None:
     rng = np.random.default_rng(0)
     cotangents = [rng.standard_normal(y.shape) for y in c.values]
     tangents = [rng.standard_normal(x.shape) for x in c.arrays]
-    ys, back, forth = in_pytorch(c, cotangents, tangents)
+    forward_mode = c.op.supports_forward_ad and c.op.name not in FORWARD_OF_SYMMETRIC
+    ys, back = pulled(c.theirs, c.tensors, cotangents)
+    forth = pushed(c.theirs, c.tensors, tangents, forward_mode)
     assert len(c.values) == len(ys), f"{len(c.values)} results instead of {len(ys)}"
     for mine, y in zip(c.values, ys, strict=True):
         agree(mine, y, "value")
@@ -791,11 +715,6 @@ def compare(c: Comparison) -> None:
     for mine, value, y, t in zip(moved, values, ys, forth, strict=True):
         agree(value, y, "value under vjp")
         agree(mine, t, "JVP")
-
-
-def shown(sample: Any) -> str:
-    """A sample with shapes in place of arrays."""
-    return str(mapped(list(sample), lambda x: f"array{tuple(x.shape)}" if hasattr(x, "shape") else x))
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -855,10 +774,7 @@ def test_enough_was_compared(operators: Any) -> None:
     """Prints the counts; stands last. It judges a whole run alone."""
     if set(COUNTS) != set(TABLE):
         pytest.skip("only a part of the functions was run")
-    total: Counter[str] = sum(COUNTS.values(), Counter())
-    print(f"\n{'function':<26}{'passed':>8}{'unsupported':>13}{'failed':>8}{'total':>7}")
-    for name, counts in [*COUNTS.items(), (f"{len(COUNTS)} functions", total)]:
-        print(f"{name:<26}{counts['passed']:>8}{counts['unsupported']:>13}{counts['failed']:>8}{counts.total():>7}")
+    total = print_counts("function", COUNTS)
     assert total["failed"] == 0
     assert sum(counts["passed"] > 0 for counts in COUNTS.values()) >= 150
     assert total["passed"] >= 2500

@@ -1,0 +1,272 @@
+"""Adapters: a module of PyTorch → the same function of its parameters and inputs, with our layers and losses.
+
+An adapter gets a module and returns a function (p, *inputs), p holding the module's parameters and buffers by name. It reads
+options from the module's attributes, and raises `Unsupported` with a reason for what ours lack; an option overlooked here would
+fail the comparison. Around our layers it only takes views: axes in another order, joined, or of length one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from framework import (
+    GELU,
+    L1,
+    AveragePool2d,
+    BinaryCrossEntropy,
+    Conv2d,
+    CrossEntropy,
+    Embedding,
+    GlobalAveragePool,
+    Huber,
+    Layer,
+    LayerNorm,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    Loss,
+    MaxPool2d,
+    MeanSquaredError,
+    ReLU,
+    RMSNorm,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from tests.peers.ours import each_of, run, total_of
+
+
+class Unsupported(Exception):  # noqa: N818 - it is no error: it says why a sample is not compared
+    """Ours have no such function; the message says what is missing."""
+
+
+Function = Callable[..., Any]
+
+
+def unless(condition: bool, reason: str) -> None:
+    if not condition:
+        raise Unsupported(reason)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------------------
+
+
+def elementwise(layer: Layer) -> Function:
+    """Ours take at least one axis."""
+    return lambda p, x: np.reshape(run(layer, {}, np.reshape(x, (-1,))), np.shape(x))
+
+
+def along(layer: Layer, axis: int | None) -> Function:
+    """A layer over the last axis, along another."""
+    unless(axis is not None, "no axis is named")
+
+    def function(p: Any, x: Any) -> Any:
+        if not x.ndim:
+            return np.reshape(run(layer, {}, np.reshape(x, (1,))), ())
+        return np.moveaxis(run(layer, {}, np.moveaxis(x, axis, -1)), -1, axis)
+
+    return function
+
+
+def linear(m: Any) -> Function:
+    def function(p: Any, input: Any) -> Any:
+        layer = Linear(m.out_features, bias=m.bias is not None)
+        return np.reshape(run(layer, p, np.reshape(input, (-1, m.in_features))), (*input.shape[:-1], m.out_features))
+
+    return function
+
+
+def embedding(m: Any) -> Function:
+    unless(m.max_norm is None and not m.scale_grad_by_freq and m.padding_idx is None, "max_norm, padding_idx, …")
+
+    def function(p: Any, x: Any) -> Any:
+        layer = Embedding(m.num_embeddings, x.shape[-1], m.embedding_dim, "float64")
+        nowhere = np.zeros((x.shape[-1], m.embedding_dim))  # positions that add nothing
+        return run(layer, {"token": p["weight"], "position": nowhere}, x)
+
+    return function
+
+
+def as_images(x: Any, axes: int, layer: Callable[[Any], Any]) -> Any:
+    """Runs a layer on images for a signal of one axis (images of height 1), or one without a batch."""
+    unless(axes <= 2, "three axes of space")
+    single = x.ndim == axes + 1
+    images = np.reshape(x, (*((1,) if single else ()), *x.shape[:-axes], *(1,) * (2 - axes), *x.shape[-axes:]))
+    y = layer(images)
+    y = y[:, :, 0] if axes == 1 else y
+    return y[0] if single else y
+
+
+def sizes(value: Any, axes: int, beside: int) -> tuple[int, int]:
+    """PyTorch's size of each axis as (height, width); `beside` is that of an axis that is not there."""
+    each = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+    unless(axes <= 2, "three axes of space")
+    return (beside,) * (2 - axes) + each  # type: ignore[return-value]
+
+
+def convolution(m: Any) -> Function:
+    axes = len(m.kernel_size)
+    unless(not m.transposed, "transposed convolution")
+    unless(m.padding_mode == "zeros", f"padding with {m.padding_mode}")
+    padding = m.padding
+    if padding == "same":
+        reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        unless(all(n % 2 == 0 for n in reach), "padding of unequal sides")
+        padding = tuple(n // 2 for n in reach)
+    options = sizes(m.stride, axes, 1), sizes(padding, axes, 0), sizes(m.dilation, axes, 1)
+    layer = Conv2d(m.out_channels, sizes(m.kernel_size, axes, 1), *options, m.groups, m.bias is not None)
+
+    def function(p: Any, x: Any) -> Any:
+        weight = p["weight"]
+        given = p | {"weight": np.reshape(weight, (*weight.shape[:2], *layer.kernel))}
+        return as_images(x, axes, lambda images: run(layer, given, images))
+
+    return function
+
+
+def pooling(kind: type[MaxPool2d | AveragePool2d], axes: int) -> Callable[[Any], Function]:
+    def adapter(m: Any) -> Function:
+        unless(not getattr(m, "return_indices", False), "places as a second output")
+        unless(getattr(m, "divisor_override", None) is None, "another divisor than the window's size")
+        unless(not m.ceil_mode, "ceil_mode")
+        unless(getattr(m, "count_include_pad", True), "padding that does not count")
+        unless(getattr(m, "dilation", 1) == 1, "windows with dilation")
+        stride = m.kernel_size if m.stride is None else m.stride
+        layer = kind(sizes(m.kernel_size, axes, 1), sizes(stride, axes, 1), sizes(m.padding, axes, 0))
+        return lambda p, x: as_images(x, axes, lambda images: run(layer, {}, images))
+
+    return adapter
+
+
+def adaptive_mean(axes: int) -> Callable[[Any], Function]:
+    def adapter(m: Any) -> Function:
+        each = m.output_size if isinstance(m.output_size, tuple | list) else (m.output_size,) * axes
+        unless(set(each) == {1}, "an adaptive pool to more than one output")
+
+        def function(p: Any, x: Any) -> Any:
+            return as_images(x, axes, lambda images: run(GlobalAveragePool(), {}, images)[..., None, None])
+
+        return function
+
+    return adapter
+
+
+def over_rows(m: Any) -> Function:
+    """LayerNorm and RMSNorm; over several axes they are one; without a weight it is 1, without a bias 0."""
+    width = math.prod(m.normalized_shape)
+    centered = type(m).__name__ == "LayerNorm"
+    layer: Layer = LayerNorm(m.eps) if centered else RMSNorm(m.eps)
+
+    def function(p: Any, x: Any) -> Any:
+        given = {"weight": np.reshape(p["weight"], (width,)) if "weight" in p else np.ones(width)}
+        if centered:
+            given["bias"] = np.reshape(p["bias"], (width,)) if "bias" in p else np.zeros(width)
+        return np.reshape(run(layer, given, np.reshape(x, (-1, width))), x.shape)
+
+    return function
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------------------
+
+
+def reduced(m: Any, loss: Loss, y: Any, targets: Any, weights: Any = None, count: int | None = None) -> Any:
+    """PyTorch's reduction of the losses of examples: our sum, our mean, or each; the mean is by a count, by default ours."""
+    if m.reduction == "none":
+        return each_of(loss, y, targets, weights)
+    total, counted = total_of(loss, y, targets, weights)
+    if m.reduction == "sum":
+        return total
+    divisor = counted if count is None else count
+    unless(divisor > 0, "a mean of no targets")
+    return total / divisor
+
+
+def of_numbers(make: Callable[[Any], Loss], scale: Callable[[Any], float] = lambda m: 1.0) -> Callable[[Any], Function]:
+    """Losses of single numbers: each is an example."""
+
+    def adapter(m: Any) -> Function:
+        loss = make(m)
+        unless(getattr(m, "pos_weight", None) is None, "weights of the positive targets")
+
+        def function(p: Any, y: Any, targets: Any) -> Any:
+            weights = np.broadcast_to(p["weight"], np.shape(y)).reshape(-1) if "weight" in p else None
+            flat = np.reshape(y, (-1,)), np.reshape(targets, (-1,))
+            losses = scale(m) * reduced(m, loss, *flat, weights, np.size(targets))
+            return np.reshape(losses, np.shape(y)) if m.reduction == "none" else losses
+
+        return function
+
+    return adapter
+
+
+def cross_entropy(m: Any) -> Function:
+    def function(p: Any, y: Any, targets: Any) -> Any:
+        """Each target is an example; a class's weight is that of the examples of it. Classes are the second axis there, the last here."""
+        unless(targets.dtype.kind == "i", "probabilities as targets")
+        unless("weight" not in p or not m.label_smoothing, "weights of classes together with smoothing")
+        ignore = -100 if m.ignore_index is None else m.ignore_index
+        loss = CrossEntropy(m.label_smoothing, ignore)
+        classes = np.shape(y)[1 if y.ndim > 1 else 0]
+        rows, labels = np.reshape(np.moveaxis(y, min(1, y.ndim - 1), -1), (-1, classes)), targets.reshape(-1)
+        weights = np.take(p["weight"], labels, mode="clip") if "weight" in p else None
+        losses = reduced(m, loss, rows, labels, weights)
+        return np.reshape(losses, targets.shape) if m.reduction == "none" else losses
+
+    return function
+
+
+def linear_cross_entropy(m: Any) -> Function:
+    """A Linear to the classes of each place, and cross-entropy."""
+
+    def function(p: Any, x: Any, targets: Any) -> Any:
+        width, features = m.num_classes * math.prod(m.out_features), x.shape[-1]
+        given = {"weight": p["linear.weight"]} | ({"bias": p["linear.bias"]} if "linear.bias" in p else {})
+        y = run(Linear(width, bias="bias" in given), given, np.reshape(x, (-1, features)))
+        y = np.reshape(y, (*x.shape[:-1], m.num_classes, *m.out_features))
+        return cross_entropy(m)(p, y, targets)
+
+    return function
+
+
+#: PyTorch's module → the adapter. Modules that are not here have no counterpart.
+ADAPTERS: dict[str, Callable[[Any], Function]] = {
+    "ReLU": lambda m: elementwise(ReLU()),
+    "LeakyReLU": lambda m: elementwise(LeakyReLU(m.negative_slope) if m.negative_slope else ReLU()),
+    "GELU": lambda m: elementwise(GELU(approximate=m.approximate == "tanh")),
+    "SiLU": lambda m: elementwise(SiLU()),
+    "Sigmoid": lambda m: elementwise(Sigmoid()),
+    "Tanh": lambda m: elementwise(Tanh()),
+    "Softplus": lambda m: elementwise(Softplus(float(m.beta), float(m.threshold))),
+    "Softmax": lambda m: along(Softmax(), m.dim),
+    "Softmax2d": lambda m: along(Softmax(), -3),
+    "LogSoftmax": lambda m: along(LogSoftmax(), m.dim),
+    "Linear": linear,
+    "Embedding": embedding,
+    "Conv1d": convolution,
+    "Conv2d": convolution,
+    "Conv3d": convolution,
+    "MaxPool1d": pooling(MaxPool2d, 1),
+    "MaxPool2d": pooling(MaxPool2d, 2),
+    "MaxPool3d": pooling(MaxPool2d, 3),
+    "AvgPool1d": pooling(AveragePool2d, 1),
+    "AvgPool2d": pooling(AveragePool2d, 2),
+    "AvgPool3d": pooling(AveragePool2d, 3),
+    "AdaptiveAvgPool1d": adaptive_mean(1),
+    "AdaptiveAvgPool2d": adaptive_mean(2),
+    "AdaptiveAvgPool3d": adaptive_mean(3),
+    "LayerNorm": over_rows,
+    "RMSNorm": over_rows,
+    "MSELoss": of_numbers(lambda m: MeanSquaredError()),
+    "L1Loss": of_numbers(lambda m: L1()),
+    "HuberLoss": of_numbers(lambda m: Huber(m.delta)),
+    "SmoothL1Loss": of_numbers(lambda m: Huber(m.beta), lambda m: 1 / m.beta),
+    "BCEWithLogitsLoss": of_numbers(lambda m: BinaryCrossEntropy()),
+    "CrossEntropyLoss": cross_entropy,
+    "LinearCrossEntropyLoss": linear_cross_entropy,
+}

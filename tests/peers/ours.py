@@ -1,0 +1,103 @@
+"""Layers and losses as NumPy functions whose derivatives are their hand-written rules, so that adapters are plain NumPy code.
+
+What an adapter does around them (a view with other axes, parts of a parameter joined) is differentiated by tracing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from framework import Key, Layer, Ledger, Loss
+from framework.differentiation import custom_rule, jvp
+from framework.layers import Context, Spec
+
+
+def spec_of(a: Any) -> Spec:
+    return Spec.of(np.shape(a), a.dtype)
+
+
+def run(layer: Layer, params: dict[str, Any], x: Any, training: bool = True) -> Any:
+    """Returns a leaf layer's output; its VJP and JVP are those by hand, which get only what the footprint says that they need."""
+    footprint = layer.footprint(spec_of(x), training)
+    expected = layer.parameters(spec_of(x))
+    assert {name: np.shape(p) for name, p in params.items()} == {name: p.shape for name, p in expected.items()}
+
+    def context() -> Context:
+        return Context(Ledger(), key=Key(0), training=training)
+
+    def arranged(x: Any, weights: Any) -> tuple[dict[str, Any], Any]:
+        return dict(zip(params, map(np.ascontiguousarray, weights), strict=True)), np.ascontiguousarray(x)
+
+    @custom_rule
+    def call(x: Any, *weights: Any) -> Any:
+        given, x = arranged(x, weights)
+        return layer.forward(given, x, context())[0]
+
+    @call.vjp
+    def back(cotangent: Any, y: Any, x: Any, *weights: Any) -> Any:
+        given, x = arranged(x, weights)
+        y, own = layer.forward(given, x, context())
+        grads = {name: np.full_like(p, np.nan) for name, p in given.items()}
+        needed = x if footprint.needs_input[0] else None, y if footprint.needs_output else None
+        found = layer.vjp(given, *needed, own, np.ascontiguousarray(cotangent), grads, context())
+        return (found, *grads.values())
+
+    @call.jvp
+    def forth(tangents: Any, y: Any, x: Any, *weights: Any) -> Any:
+        given, x = arranged(x, weights)
+        moves = [np.zeros_like(a) if t is None else t for a, t in zip((x, *weights), tangents, strict=True)]
+        moving, x_moves = arranged(moves[0], moves[1:])
+        return layer.jvp(given, x, moving, x_moves if x.dtype.kind == "f" else None, context())[1]
+
+    return call(x, *params.values())
+
+
+def total_of(loss: Loss, y: Any, targets: Any, weights: Any = None) -> tuple[Any, float]:
+    """Returns the sum of losses and the count; the sum's VJP is the loss's own, its JVP is traced from the definition."""
+    loss.footprint(spec_of(y), spec_of(targets))
+
+    @custom_rule
+    def call(y: Any) -> Any:
+        return np.float64(loss.forward(np.ascontiguousarray(y), targets, weights, Context(Ledger()))[0])
+
+    @call.vjp
+    def back(cotangent: Any, total: Any, y: Any) -> Any:
+        y = np.ascontiguousarray(y)
+        own = loss.forward(y, targets, weights, Context(Ledger()))[2]
+        return (cotangent * loss.vjp(y, targets, weights, own, Context(Ledger())),)
+
+    @call.jvp
+    def forth(tangents: Any, total: Any, y: Any) -> Any:
+        return jvp(lambda y: loss.apply(y, targets, weights), (y,), tangents)[1]
+
+    counted = loss.forward(np.zeros(np.shape(y)), targets, weights, Context(Ledger()))[1]
+    return call(y), counted
+
+
+def each_of(loss: Loss, y: Any, targets: Any, weights: Any = None) -> Any:
+    """Returns the loss of each example. Their VJP is that of the sum in which each example weighs as much as its cotangent is."""
+    loss.footprint(spec_of(y), spec_of(targets))
+    own_weights = np.ones(len(y)) if weights is None else weights
+
+    def forward(y: Any, weights: Any) -> Any:
+        return loss.forward(np.ascontiguousarray(y), targets, weights, Context(Ledger()))[2]
+
+    @custom_rule
+    def call(y: Any) -> Any:
+        one = np.ones(1)
+        examples = zip(np.ascontiguousarray(y)[:, None], targets[:, None], own_weights, strict=True)
+        return np.array([w * loss.forward(a, t, one, Context(Ledger()))[0] for a, t, w in examples])
+
+    @call.vjp
+    def back(cotangent: Any, losses: Any, y: Any) -> Any:
+        w = np.ascontiguousarray(cotangent * own_weights)
+        return (loss.vjp(np.ascontiguousarray(y), targets, w, forward(y, w), Context(Ledger())),)
+
+    @call.jvp
+    def forth(tangents: Any, losses: Any, y: Any) -> Any:
+        slope = loss.vjp(np.ascontiguousarray(y), targets, own_weights, forward(y, own_weights), Context(Ledger()))
+        return np.reshape(slope * tangents[0], (len(y), -1)).sum(axis=1)
+
+    return call(y)
