@@ -103,7 +103,9 @@ def pushed(
     moves = [torch.tensor(t) for t in tangents]
     if forward_mode:
         with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(x.detach(), t) for x, t in zip(tensors, moves, strict=True)]
+            # Where nothing requires a gradient, PyTorch would take fast ways that have no derivative.
+            still = [x.detach().requires_grad_() for x in tensors]
+            duals = [forward_ad.make_dual(x, t) for x, t in zip(still, moves, strict=True)]
             pairs = [forward_ad.unpack_dual(y) for y in call(*duals)]
         return [torch.zeros_like(y) if t is None else t for y, t in pairs]
     ys = call(*tensors)

@@ -16,6 +16,7 @@ import numpy as np
 from framework import (
     GELU,
     L1,
+    Attention,
     AveragePool2d,
     BinaryCrossEntropy,
     Conv2d,
@@ -172,6 +173,73 @@ def over_rows(m: Any) -> Function:
     return function
 
 
+def below(p: dict[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of a module in a module."""
+    return {long.removeprefix(f"{name}."): value for long, value in p.items() if long.startswith(f"{name}.")}
+
+
+def attention(m: Any) -> Function:
+    """Three Linears, side by side, Attention and a Linear."""
+    unless(m.bias_k is None and not m.add_zero_attn, "keys and values besides those of the tokens")
+    unless(m.in_proj_weight is not None, "keys or values of another width")
+    unless(not m.dropout, "dropout of attention's weights")
+
+    def function(p: Any, query: Any, key: Any, value: Any) -> Any:
+        unless(query.shape == key.shape == value.shape, "keys of another sequence")
+        each = zip((query, key, value), np.split(p["in_proj_weight"], 3), strict=True)
+        biases = np.split(p["in_proj_bias"], 3) if "in_proj_bias" in p else None
+        projected = [
+            project(x, {"weight": w} | ({"bias": biases[i]} if biases is not None else {}))
+            for i, (x, w) in enumerate(each)
+        ]
+        heads = np.concatenate(projected, axis=-1)
+        batched = heads[None] if heads.ndim == 2 else heads if m.batch_first else np.swapaxes(heads, 0, 1)
+        y = run(Attention(m.num_heads), {}, batched)
+        y = y[0] if heads.ndim == 2 else y if m.batch_first else np.swapaxes(y, 0, 1)
+        return project(y, below(p, "out_proj"))
+
+    return function
+
+
+def project(x: Any, p: dict[str, Any]) -> Any:
+    return run(Linear(p["weight"].shape[0], bias="bias" in p), p, x)
+
+
+def encoder_layer(m: Any) -> Function:
+    unless(not m.training or m.dropout.p == 0, "other random numbers")
+    attend, first, second = attention(m.self_attn), over_rows(m.norm1), over_rows(m.norm2)
+    gelu = m.activation is not None and "gelu" in m.activation.__name__
+
+    def function(p: Any, src: Any) -> Any:
+        def mixed(x: Any) -> Any:
+            return attend(below(p, "self_attn"), x, x, x)
+
+        def fed(x: Any) -> Any:
+            hidden = project(x, below(p, "linear1"))
+            hidden = elementwise(GELU(approximate=False) if gelu else ReLU())({}, hidden)
+            return project(hidden, below(p, "linear2"))
+
+        if m.norm_first:
+            src = src + mixed(first(below(p, "norm1"), src))
+            return src + fed(second(below(p, "norm2"), src))
+        src = first(below(p, "norm1"), src + mixed(src))
+        return second(below(p, "norm2"), src + fed(src))
+
+    return function
+
+
+def encoder(m: Any) -> Function:
+    layers = [encoder_layer(layer) for layer in m.layers]
+    end = None if m.norm is None else over_rows(m.norm)
+
+    def function(p: Any, src: Any) -> Any:
+        for number, layer in enumerate(layers):
+            src = layer(below(p, f"layers.{number}"), src)
+        return src if end is None else end(below(p, "norm"), src)
+
+    return function
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +330,9 @@ ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "AdaptiveAvgPool3d": adaptive_mean(3),
     "LayerNorm": over_rows,
     "RMSNorm": over_rows,
+    "MultiheadAttention": attention,
+    "TransformerEncoderLayer": encoder_layer,
+    "TransformerEncoder": encoder,
     "MSELoss": of_numbers(lambda m: MeanSquaredError()),
     "L1Loss": of_numbers(lambda m: L1()),
     "HuberLoss": of_numbers(lambda m: Huber(m.delta)),
