@@ -34,6 +34,7 @@ class Row:
         runs: How many runs the medians are of.
         better: lower or higher.
         package: What to install for the other side to be measured, if that is not its name.
+        ours_name: How ours was run, where there are several ways; JSON has it only then.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     runs: int
     better: str = "lower"
     package: str = ""
+    ours_name: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -51,6 +53,7 @@ class Row:
         return self.ours / self.peer if self.peer else None
 
     def to_json(self) -> dict[str, Any]:
+        told = {"ours_name": self.ours_name} if self.ours_name else {}
         return {
             "name": self.name,
             "unit": self.unit,
@@ -60,6 +63,7 @@ class Row:
             "ratio": self.ratio,
             "better": self.better,
             "runs": self.runs,
+            **told,
         }
 
 

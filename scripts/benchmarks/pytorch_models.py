@@ -131,11 +131,21 @@ def mean_loss(module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(module(x).flatten(0, -2), targets.flatten())
 
 
-def optimizer_of(module: nn.Module, options: AdamW) -> torch.optim.AdamW:
-    """Returns PyTorch's AdamW with our options; `train_step` gives it each step's learning rate."""
-    betas = (options.beta1, options.beta2)
+def optimizer_of(module: nn.Module, options: AdamW, fused: bool = False) -> torch.optim.AdamW:
+    """Returns PyTorch's AdamW with our options; `train_step` gives it each step's learning rate.
+
+    Args:
+        module: Its parameters are trained.
+        options: Ours.
+        fused: Whether one kernel does it all, instead of a tensor operation for each part of the formula, PyTorch's default.
+    """
     return torch.optim.AdamW(
-        module.parameters(), lr=0.0, betas=betas, eps=options.epsilon, weight_decay=options.weight_decay
+        module.parameters(),
+        lr=0.0,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+        fused=fused or None,
     )
 
 

@@ -151,4 +151,4 @@ def test_benchmark_compares_and_says_who_is_missing(tmp_path: Path) -> None:
     forward = data["rows"][-1]
     assert forward["ratio"] == pytest.approx(1, abs=0.01)  # memory does not depend on depth
     done = run("benchmark", "derivatives", "--runs", "0", cwd=tmp_path, code=2)
-    assert "must be positive" in done.stderr
+    assert "--runs must be at least 1, but got 0" in " ".join(done.stderr.split())
