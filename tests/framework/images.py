@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from framework import (
     AveragePool2d,
@@ -50,6 +51,43 @@ LAYERS: dict[str, tuple[Layer, tuple[Shape, ...]]] = {
     "join along the last axis": (Join(-1), ((2, 3, 4),)),
 }
 CALLS = [(name, shape) for name, (_, shapes) in LAYERS.items() for shape in shapes]
+
+_NUMBER = st.integers(1, 4)
+_PAIR = st.tuples(_NUMBER, _NUMBER)
+
+
+@st.composite
+def _convolutions(draw: st.DrawFn) -> tuple[Layer, Shape]:
+    groups, kernel, dilation = draw(st.integers(1, 3)), draw(_PAIR), draw(_PAIR)
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    layer = Conv2d(groups * draw(_NUMBER), kernel, draw(_PAIR), padding, dilation, groups, draw(st.booleans()))
+    reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    return layer, (
+        draw(st.integers(0, 3)),
+        groups * draw(_NUMBER),
+        *(max(1, n) + draw(st.integers(0, 9)) for n in reach),
+    )
+
+
+@st.composite
+def _pools(draw: st.DrawFn) -> tuple[Layer, Shape]:
+    kernel = draw(_PAIR)
+    padding = tuple(draw(st.integers(0, size // 2)) for size in kernel)
+    layer = draw(st.sampled_from([MaxPool2d, AveragePool2d]))(kernel, draw(st.none() | _PAIR), padding)
+    sizes = (max(1, k - 2 * p) + draw(st.integers(0, 9)) for k, p in zip(kernel, padding, strict=True))
+    return layer, (draw(st.integers(0, 3)), draw(_NUMBER), *sizes)
+
+
+@st.composite
+def _others(draw: st.DrawFn) -> tuple[Layer, Shape]:
+    shape = (draw(st.integers(0, 3)), *(draw(st.integers(1, 9)) for _ in range(3)))
+    layers = [GlobalAveragePool(), Upsample2d(draw(_PAIR)), Flatten(), Reshape((shape[3], shape[1] * shape[2]))]
+    layers.append(Join(draw(st.sampled_from([1, 2, 3, -1]))))
+    return draw(st.sampled_from(layers)), shape
+
+
+#: A layer with options, and a shape that it takes.
+ANY_IMAGES = _convolutions() | _pools() | _others()
 
 
 class ImageCall(Moving):

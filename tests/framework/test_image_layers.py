@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from framework import Conv2d, Layer, Ledger
-from framework.differentiation import vjp
+from framework import Conv2d, Ledger
 from framework.layers import correlations
 from framework.layers.traced import traced_vjp_with_tangent
+from tests.framework import images
 from tests.framework.images import CALLS, LAYERS, ImageCall, assert_bytes_are_exact
-from tests.framework.test_layer_tangents import assert_adjoint, assert_jvp_is_the_traced_one, vjp_with_tangent
+from tests.framework.test_layer_tangents import (
+    assert_adjoint,
+    assert_jvp_is_the_traced_one,
+    assert_vjp_is_the_traced_one,
+    vjp_with_tangent,
+)
 from tests.framework.test_layers import (
     Shape,
     assert_forward_is_the_definition,
@@ -47,14 +54,6 @@ def call_of(name: str, shape: Shape, dtype: str = "float64") -> ImageCall:
     return ImageCall(LAYERS[name][0], shape, dtype)
 
 
-def assert_vjp_is_the_traced_one(call: ImageCall) -> None:
-    (cotangents, grads), inputs = call.vjp(), call.inputs
-    _, pull = vjp(lambda params, *x: call.apply(call.joined(x), params), call.params, *inputs)
-    params, *expected = pull(call.cotangent)
-    for found, one in zip((*cotangents, *grads.values()), (*expected, *params.values()), strict=True):
-        assert_near(found, one, TOLERANCE)
-
-
 @each_call
 def test_rules_by_hand_are_those_traced_from_the_definition(columns: None, name: str, shape: Shape) -> None:
     call = call_of(name, shape)
@@ -62,6 +61,18 @@ def test_rules_by_hand_are_those_traced_from_the_definition(columns: None, name:
     assert_vjp_is_the_traced_one(call)
     assert_jvp_is_the_traced_one(call)
     assert_adjoint(call)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_rules_and_bytes_of_drawn_layers_on_drawn_images(data: st.DataObject) -> None:
+    layer, shape = data.draw(images.ANY_IMAGES, "layer and shape")
+    call = ImageCall(layer, shape)
+    assert_forward_is_the_definition(call)
+    assert_vjp_is_the_traced_one(call)
+    assert_jvp_is_the_traced_one(call)
+    assert_adjoint(call)
+    assert_bytes_are_exact(ImageCall(layer, shape, data.draw(st.sampled_from(["float32", "float64"]), "dtype")))
 
 
 @each_call
@@ -149,13 +160,3 @@ def test_numpy_allocates_nothing_behind_the_ledger(name: str) -> None:
         finally:
             tracemalloc.stop()
         assert ledger.peak <= peak <= ledger.peak + BUFFERS
-
-
-def test_every_image_layer_is_here() -> None:
-    def below(kind: type[Layer]) -> set[type[Layer]]:
-        return {kind}.union(*map(below, kind.__subclasses__()))
-
-    families = ("convolution", "pooling", "shapes", "concat")
-    told = {kind for kind in below(Layer) if kind.__module__ in {f"framework.layers.{family}" for family in families}}
-    leaves = {kind for kind in told if not kind.__name__.startswith("_") and kind.__name__ != "Concat"}
-    assert leaves == {type(layer) for layer, _ in LAYERS.values()}

@@ -100,6 +100,32 @@ def test_a_jvp_is_the_one_traced_from_the_definition_over_several_blocks(name: s
     assert_jvp_is_the_traced_one(Moving(name, shape))
 
 
+def assert_vjp_is_the_traced_one(call: Moving) -> None:
+    cotangents, grads = call.vjp()
+    if call.fixed:
+        (expected,) = vjp(lambda params: call.apply(params=params), call.params)[1](call.cotangent)
+        assert cotangents == (None,)
+    else:
+        _, pull = vjp(lambda params, *x: call.apply(call.joined(x), params), call.params, *call.inputs)
+        expected, *others = pull(call.cotangent)
+        for found, one in zip(cotangents, others, strict=True):
+            assert_near(found, one, TOLERANCE)
+    for name, one in expected.items():
+        assert_near(grads[name], one, TOLERANCE)
+
+
+@each_layer
+@few
+@given(data=st.data())
+def test_a_vjp_by_hand_is_the_one_traced_from_the_definition(name: str, data: st.DataObject) -> None:
+    assert_vjp_is_the_traced_one(moving(name, data))
+
+
+@each_large
+def test_a_vjp_is_the_one_traced_from_the_definition_over_several_blocks(name: str, shape: tuple[int, ...]) -> None:
+    assert_vjp_is_the_traced_one(Moving(name, shape))
+
+
 def assert_adjoint(call: Moving) -> None:
     """⟨ȳ, ẏ⟩ = ⟨x̄, ẋ⟩ + ⟨p̄, ṗ⟩ with the hand-written VJP."""
     left = call.cotangent * call.jvp()[1]

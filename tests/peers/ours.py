@@ -13,6 +13,9 @@ from framework import Key, Layer, Ledger, Loss
 from framework.differentiation import custom_rule, jvp
 from framework.layers import Context, Spec
 
+#: The kinds of layers and losses that were run.
+RUN: set[type] = set()
+
 
 def spec_of(a: Any) -> Spec:
     return Spec.of(np.shape(a), a.dtype)
@@ -20,6 +23,7 @@ def spec_of(a: Any) -> Spec:
 
 def run(layer: Layer, params: dict[str, Any], x: Any, training: bool = True) -> Any:
     """Returns a leaf layer's output; its VJP and JVP are those by hand, which get only what the footprint says that they need."""
+    RUN.add(type(layer))
     footprint = layer.footprint(spec_of(x), training)
     expected = layer.parameters(spec_of(x))
     assert {name: np.shape(p) for name, p in params.items()} == {name: p.shape for name, p in expected.items()}
@@ -56,6 +60,7 @@ def run(layer: Layer, params: dict[str, Any], x: Any, training: bool = True) -> 
 
 def total_of(loss: Loss, y: Any, targets: Any, weights: Any = None) -> tuple[Any, float]:
     """Returns the sum of losses and the count; the sum's VJP is the loss's own, its JVP is traced from the definition."""
+    RUN.add(type(loss))
     loss.footprint(spec_of(y), spec_of(targets))
 
     @custom_rule
@@ -78,6 +83,7 @@ def total_of(loss: Loss, y: Any, targets: Any, weights: Any = None) -> tuple[Any
 
 def each_of(loss: Loss, y: Any, targets: Any, weights: Any = None) -> Any:
     """Returns the loss of each example. Their VJP is that of the sum in which each example weighs as much as its cotangent is."""
+    RUN.add(type(loss))
     loss.footprint(spec_of(y), spec_of(targets))
     own_weights = np.ones(len(y)) if weights is None else weights
 

@@ -22,11 +22,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from framework import CausalAttention, Dropout, Flatten, Layer, Loss, Reshape, Upsample2d
 from framework.differentiation import jvp, vjp
+from framework.layers import Add, Join
+from tests.framework.every import concrete
 from tests.peers.database import agree, mapped, print_counts, pulled, pushed, quiet, seed, shown, variables
 from tests.peers.modules import ADAPTERS, Unsupported
+from tests.peers.ours import RUN
 
 pytestmark = pytest.mark.peers
+
+#: Ours that have no module in the database, and what other test compares them with PyTorch.
+WITHOUT: dict[type, str] = {
+    Add: "test_models_in_pytorch",
+    CausalAttention: "test_models_in_pytorch",
+    Dropout: "none: its random numbers are others",
+    Flatten: "test_layers_in_pytorch",
+    Join: "test_layers_in_pytorch",
+    Reshape: "test_layers_in_pytorch",
+    Upsample2d: "test_layers_in_pytorch",
+}
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +184,7 @@ def test_values_vjps_and_jvps_are_pytorchs(modules: dict[str, Any]) -> None:
     assert not failures, f"{len(failures)} of {total.total()} samples; the first: " + "\n".join(failures[:3])
     assert sum(counts["passed"] > 0 for counts in counted.values()) >= 20
     assert total["passed"] >= 400
+    assert concrete(Layer) | concrete(Loss) == RUN | set(WITHOUT), (
+        "a layer or loss is missing in tests/peers/modules.py"
+    )
+    assert not RUN & set(WITHOUT)
