@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from checkpointing.probing import Question, measure
-from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs
+from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs, layout_of
 from framework.losses import Loss, LossFootprint
 from framework.optimizers import Optimizer, norm_workspace_nbytes
-from framework.parameters import Layout
 
 #: The speed that the time model assumes. It scales all times alike and changes no choice.
 MODELLED_FLOPS_PER_SECOND = 50e9
@@ -126,13 +125,11 @@ def costs_of(
     """
     steps = flatten(layer)
     specs = input_specs(steps, batch, training)
-    layout = Layout(
-        {f"{s.path}.{n}": p for s, x in zip(steps, specs, strict=True) for n, p in s.layer.parameters(x).items()}
-    )
+    layout = layout_of(steps, specs)
     if not layout.size:
         raise ValueError("the model has no parameters, so there is nothing to train")
     found = _step_costs(steps, specs, training)
-    held = {"parameters/model": layout.nbytes, **(static or {})}
+    held = {"parameters/model": layout.nbytes, "parameters/state": layout.state.nbytes, **(static or {})}
     if optimizer is not None:
         held[f"optimizer/{type(optimizer).__name__}"] = optimizer.state_nbytes(layout)
     return Costs(
@@ -140,7 +137,7 @@ def costs_of(
         batch=batch,
         targets=targets,
         loss=loss.footprint(found[-1].footprint.output, targets),
-        gradient_nbytes=layout.nbytes,
+        gradient_nbytes=layout.gradients.nbytes,
         norm_workspace=norm_workspace_nbytes(layout),
         update_workspace=optimizer.workspace_nbytes(layout) if optimizer else 0,
         static={holder: nbytes for holder, nbytes in held.items() if nbytes},

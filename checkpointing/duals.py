@@ -57,6 +57,9 @@ class DualParameters:
         specs = parameters.layout.specs
         self.layout = Layout({**specs, **{name + TANGENT: spec for name, spec in specs.items()}})
 
+    def state_by_layer(self) -> dict[str, dict[str, Array]]:
+        return self._parameters.state_by_layer()
+
     def by_layer(self) -> dict[str, dict[str, Array]]:
         tangents = self._direction.by_layer()
         return {path: _with_tangents(views, tangents[path]) for path, views in self._parameters.by_layer().items()}

@@ -15,7 +15,7 @@ from checkpointing.policies import Policy, RunPlans, StoreAll, parse_policy, pla
 from checkpointing.reduction_tree import require_shards
 from checkpointing.witness import Witness
 from framework.keys import Key
-from framework.layers import BATCH, Chain, Composite, Context, Layer, Spec, flatten
+from framework.layers import BATCH, Chain, Composite, Context, Layer, Spec, advance_state, flatten
 from framework.losses import Loss
 from framework.memory import Allocator, Array, Ledger
 from framework.optimizers import Optimizer, clip_factor
@@ -61,6 +61,7 @@ class Engine:
         self.optimizer_state = optimizer.initialize(layout, self.ledger)
         self._key = Key(seed).fold("layers")
         self._clip = clip
+        self._layer = layer
         self._executor = Executor(layer, loss, self.parameters, self.ledger, reduction, gradients, block)
 
     def reserve(self, plans: Sequence[Plan]) -> None:
@@ -72,7 +73,9 @@ class Engine:
     ) -> Outcome:
         """Runs one training step; parameters and optimizer state change in place."""
 
-        def update(gradient: Array, norm: float) -> None:
+        def update(mean: Array, norm: float) -> None:
+            gradient, statistics = self.parameters.layout.parts(mean)
+            advance_state(self._layer, self.parameters, statistics)
             self.optimizer.update(
                 self.parameters.flat,
                 gradient,
@@ -135,7 +138,11 @@ class PlannedGradient:
             self.write_batch(into_x, x[shard * rows : (shard + 1) * rows])
             into_targets[...] = targets[shard * rows : (shard + 1) * rows]
 
-        held = self.ledger.count(parameters.layout.nbytes, "parameters", "model")
+        held = [
+            self.ledger.count(layout.nbytes, "parameters", owner)
+            for layout, owner in ((parameters.layout, "model"), (parameters.layout.state, "state"))
+            if layout.size
+        ]
         executor = Executor(self._layer, self._loss, parameters, self.ledger)
         outcome = executor.run(self.plan, Job(load, key or Key(0)))
         del held
@@ -170,7 +177,9 @@ class ValueAndGrad(PlannedGradient):
         require_parameters(self._layer, self.shard_specs(x, targets)[0], parameters)
         outcome = self.run(parameters, x, targets, key)
         assert outcome.gradient is not None
-        return outcome.loss, Parameters(parameters.layout, outcome.gradient)
+        gradient, statistics = parameters.layout.parts(outcome.gradient)
+        advance_state(self._layer, parameters, statistics)
+        return outcome.loss, Parameters(parameters.layout, gradient)
 
 
 def value_and_grad(
@@ -188,7 +197,7 @@ def value_and_grad(
     Returns:
         A function of ``(parameters, x, targets, key=Key(0))`` with x (B, ...) and targets (B, ...), B divisible by the shards,
         that returns the mean loss and its gradient, each divided once by the count of targets. Dropout is drawn from
-        the key: give another one each step.
+        the key: give another one each step. A call also moves the running statistics of BatchNorm, which are the parameters' state.
 
     Raises:
         InfeasibleBudget: When called: the policy does not fit the budget, or nothing does.
@@ -241,12 +250,12 @@ def predict(layer: Layer, parameters: Parameters, x: Array, ledger: Ledger | Non
     book = ledger or Ledger()
     steps = flatten(layer)
     require_parameters(layer, Spec.of(x.shape, x.dtype), parameters)
-    params = parameters.by_layer()
+    params, states = parameters.by_layer(), parameters.state_by_layer()
     last_reader = {source: number for number, step in enumerate(steps) for source in step.inputs}
     values: dict[int, Any] = {BATCH: np.ascontiguousarray(x)}
     for number, step in enumerate(steps):
         inputs = tuple(values[source] for source in step.inputs)
-        context = Context(book, step.path, training=False)
+        context = Context(book, step.path, training=False, states=states)
         values[number], _ = step.layer.forward(
             params.get(step.path, {}), inputs[0] if len(inputs) == 1 else inputs, context
         )

@@ -58,6 +58,10 @@ class LayerParameters(Protocol):
         """Returns arrays by the path of their layer, then by local name."""
         ...
 
+    def state_by_layer(self) -> dict[str, dict[str, Array]]:
+        """The same of what layers keep from step to step."""
+        ...
+
 
 class Reduction(Protocol):
     """Adds gradients and losses across ranks."""
@@ -90,7 +94,7 @@ class Job:
     Attributes:
         load: Writes a shard's inputs and targets into given arrays.
         key: For random numbers; each operation folds its shard and path into it.
-        update: Changes the parameters, given the mean gradient and its norm.
+        update: Changes the parameters and the state, given the mean gradient (with the statistics behind it) and its norm.
     """
 
     load: Callable[[int, Array, Array], None]
@@ -142,6 +146,7 @@ class Executor:
         self.loss = loss
         self.layout = parameters.layout
         self.params = parameters.by_layer()
+        self.states = parameters.state_by_layer()
         self.ledger = ledger
         self.reduction: Reduction = reduction or LocalReduction()
         self.gradients = gradients
@@ -213,14 +218,20 @@ class _Run:
         self.training = plan.purpose != "evaluate"
         self.table: dict[Value, Any] = {}
         self.grads: dict[str, dict[str, Array]] = {}  # views of the gradient buffer of the shard at work
+        self.statistics: dict[
+            str, dict[str, Array]
+        ] = {}  # views of its end, until a step's first forward has written there
         self.shard, self.place = -1, 0
         self.key = job.key
         self.sums: Sums = {}
         self.mean = self.gradient_norm = float("nan")
         self.contexts = [
-            Context(self.ledger, step.path, None, self.training, cost.wanted, output=cost.footprint.output)
+            Context(
+                self.ledger, step.path, None, self.training, cost.wanted,
+                output=cost.footprint.output, states=executor.states,
+            )
             for step, cost in zip(self.steps, self.costs.steps, strict=True)
-        ]
+        ]  # fmt: skip
 
     def execute(self) -> Outcome:
         methods: dict[type, Callable[[Any], None]] = {
@@ -258,7 +269,11 @@ class _Run:
 
     def clear(self) -> None:
         self.table.clear()
-        self.grads = {}
+        self.let_go_of_views()
+
+    def let_go_of_views(self) -> None:
+        """The shard's backward is done, and views of its gradient must not outlive the buffer."""
+        self.grads, self.statistics = {}, {}
 
     def require_dead(self, held: int, moment: Moment) -> int:
         """Raises if more is alive than the plan holds, and what was `held` besides; returns what is held besides now."""
@@ -289,9 +304,12 @@ class _Run:
         t = table[TARGETS] = self.ledger.empty(costs.targets.shape, costs.targets.dtype, "batch", "targets")
         if self.training:
             layout = self.executor.layout
-            g = self.ledger.empty((layout.size,), layout.dtype, "gradients", f"shard {shard}", self.gradients)
+            size = layout.gradients.size
+            g = self.ledger.empty((size,), layout.dtype, "gradients", f"shard {shard}", self.gradients)
             table[gradient(shard, 1)] = g
-            self.grads = layout.grouped_views(g)
+            of_parameters, of_statistics = layout.parts(g)
+            self.grads = layout.grouped_views(of_parameters)
+            self.statistics = layout.statistics.grouped_views(of_statistics)
         self.job.load(shard, x, t)
 
     def forward(self, operation: Forward) -> None:
@@ -301,7 +319,9 @@ class _Run:
             self.witness.watch("a parameter", self.params(number))
             self.witness.watch("its input", () if context.in_place else inputs)
         heap = self.on_heap(step.path)
+        context.statistics = self.statistics.pop(step.path, None)
         y, own = step.layer.forward(self.params(number), inputs, context)
+        context.statistics = None
         del heap
         require_output(step.layer, y, context.output)
         self.table[output(number)] = y
@@ -366,14 +386,14 @@ class _Run:
         del self.table[operation.value]
 
     def accumulate(self, operation: Accumulate) -> None:
-        self.grads = {}  # the shard's backward is done, and its views must not outlive the buffer
+        self.let_go_of_views()
         first, count = operation.first, operation.count
         total = self.table.pop(gradient(first, count))
         total += self.table[gradient(first + count, count)]
         self.table[gradient(first, 2 * count)] = total
 
     def reduce(self, operation: Reduce) -> None:
-        self.grads = {}
+        self.let_go_of_views()
         roots = {(value.at, value.span): array for value, array in self.table.items() if value.kind == "g"}
         total, loss, count = self.executor.reduction.reduce(roots, self.sums)
         self.mean = loss / count
@@ -383,7 +403,8 @@ class _Run:
         self.table[gradient(0, self.plan.shards)] = total
 
     def norm(self, operation: Norm) -> None:
-        self.gradient_norm = global_norm(self.table[gradient(0, self.plan.shards)], self.ledger)
+        cotangents, _ = self.executor.layout.parts(self.table[gradient(0, self.plan.shards)])
+        self.gradient_norm = global_norm(cotangents, self.ledger)
 
     def update(self, operation: Update) -> None:
         if self.job.update is None:

@@ -232,11 +232,13 @@ def _run(question: Question, draw: _Draw) -> tuple[int, int]:
     key = Key(0).fold("probe")
     layout = Layout(layer.parameters(spec))
     params, generator = dict(Parameters.initialize(layout, key)), key.generator()
+    states = {layer.kind: dict(Parameters.initialize(Layout(layer.state(spec)), key))}
     specs: tuple[Spec, ...] = spec if isinstance(spec, tuple) else (spec,)
     inputs: tuple[Array | None, ...] = tuple(draw(generator, each) for each in specs)
     context = Context(
-        ledger, layer.kind, key, question.training, question.wanted or (True,) * len(specs), output=footprint.output
-    )
+        ledger, layer.kind, key, question.training, question.wanted or (True,) * len(specs),
+        output=footprint.output, states=states,
+    )  # fmt: skip
 
     def given() -> Any:
         return inputs if isinstance(spec, tuple) else inputs[0]

@@ -405,7 +405,9 @@ class Trainer:
         if len(hashes) > 1:
             raise RuntimeError(f"the workers' parameters differ at the end of the run: {sorted(hashes)}")
         summary = self._summary(history, reports)
-        parameters, path = Parameters(self.layout, np.array(group.call_first("parameters"))), None
+        flat, state = group.call_first("parameters")
+        kept = None if state is None else Parameters(self.layout.state, np.array(state))
+        parameters, path = Parameters(self.layout, np.array(flat), kept), None
         if self.run_folder is not None:
             path = self.run_folder.weights.resolve()
             weights.save(path, parameters, {"model": self.model.name})

@@ -97,9 +97,10 @@ def outside_nbytes(layout: Layout, shards: int, world: int) -> int:
     It reads its slice of every root, and all of the mean gradient, which lies in rank 0's memory.
     """
     roots = [len(roots_of(shards_of(shards, world, rank))) for rank in range(world)]
-    a_slice = -(-layout.nbytes // world)
+    nbytes = layout.gradients.nbytes
+    a_slice = -(-nbytes // world)
     return max(
-        (sum(roots) - roots[rank]) * a_slice + (layout.nbytes if rank else 0) for rank in range(world)
+        (sum(roots) - roots[rank]) * a_slice + (nbytes if rank else 0) for rank in range(world)
     ) if world > 1 else 0  # fmt: skip
 
 
@@ -171,8 +172,9 @@ class Worker:
                 self._ledger.count(static["communication/segment header"], "communication", "segment header")
             )
             self._shared = SharedMemory(
-                task.rank, task.world, task.shards, layout.size, layout.dtype, most // layout.nbytes, task.timeout
-            )
+                task.rank, task.world, task.shards, layout.gradients.size, layout.dtype,
+                most // layout.gradients.nbytes, task.timeout,
+            )  # fmt: skip
         self._engine = Engine(
             task.model.chain,
             task.model.loss,
@@ -254,9 +256,10 @@ class Worker:
             "parameters_sha256": self._engine.parameters.sha256(),
         }
 
-    def parameters(self) -> Array:
-        """Returns the flat parameters."""
-        return self._engine.parameters.flat
+    def parameters(self) -> tuple[Array, Array | None]:
+        """Returns the flat parameters, and the flat state if there is one."""
+        parameters = self._engine.parameters
+        return parameters.flat, None if parameters.state is None else parameters.state.flat
 
     def load_weights(self, path: Path) -> None:
         """Starts from the parameters in a file instead of initial ones."""

@@ -1,13 +1,16 @@
 """Parameters: named views of one flat buffer.
 
 Gradients and optimizer state have the same layout, so all-reduce, the optimizer and saving work on slices of one
-array, and the buffer may live in shared memory.
+array, and the buffer may live in shared memory. A gradient buffer goes on behind the parameters' cotangents where layers take
+*statistics* of a batch (BatchNorm's mean and variance): so these are added over shards and ranks as the gradient is, and by
+the same tree. What layers keep of them from step to step is the *state*, a small buffer of its own.
 """
 
 from __future__ import annotations
 
 import bisect
 import fnmatch
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -100,12 +103,23 @@ class Layout:
 
     Args:
         specs: Parameters by name ("path.of.layer.weight").
+        statistics: What layers tell of each shard besides, by name ("path.of.layer.mean").
+        state: What they keep from step to step, by name ("path.of.layer.running_mean").
+
+    Attributes:
+        specs: The parameters.
+        size: Their elements.
 
     Raises:
         ValueError: The parameters do not share one float dtype.
     """
 
-    def __init__(self, specs: Mapping[str, ParameterSpec]) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, ParameterSpec],
+        statistics: Mapping[str, ParameterSpec] | None = None,
+        state: Mapping[str, ParameterSpec] | None = None,
+    ) -> None:
         dtypes = sorted({spec.dtype.name for spec in specs.values()})
         if len(dtypes) > 1 or any(spec.dtype.kind != "f" for spec in specs.values()):
             raise ValueError(f"the parameters of a model share one float dtype, but these have {', '.join(dtypes)}")
@@ -116,10 +130,31 @@ class Layout:
         for name, spec in self.specs.items():
             self.slices[name] = slice(self.size, self.size + spec.size)
             self.size += spec.size
+        self._statistics = dict(statistics or {})
+        self._state = dict(state or {})
+
+    @functools.cached_property
+    def statistics(self) -> Layout:
+        """The layout of statistics alone."""
+        return Layout(self._statistics)
+
+    @functools.cached_property
+    def gradients(self) -> Layout:
+        """The layout of a gradient buffer: the parameters' cotangents, then the statistics."""
+        return Layout({**self.specs, **self._statistics}) if self._statistics else self
+
+    @functools.cached_property
+    def state(self) -> Layout:
+        """The layout of the state."""
+        return Layout(self._state)
 
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
+
+    def parts(self, gradient: Array) -> tuple[Array, Array]:
+        """Returns views of the parameters' part of a gradient buffer and of the statistics' part."""
+        return gradient[: self.size], gradient[self.size :]
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Returns named views of a flat buffer of this layout."""
@@ -178,9 +213,11 @@ class Parameters(Mapping[str, Array]):
     Args:
         layout: Names, shapes and places.
         flat: The buffer, shape (layout.size,).
+        state: What the layers keep from step to step besides, of layout `layout.state`; None where they keep nothing, or for what is
+            no model's parameters but has their layout, as a gradient.
     """
 
-    def __init__(self, layout: Layout, flat: Array) -> None:
+    def __init__(self, layout: Layout, flat: Array, state: Parameters | None = None) -> None:
         if flat.shape != (layout.size,) or flat.dtype != layout.dtype:
             raise ValueError(
                 f"a flat buffer of shape {flat.shape} and dtype {flat.dtype} does not hold "
@@ -188,13 +225,21 @@ class Parameters(Mapping[str, Array]):
             )
         self.layout = layout
         self.flat = flat
+        self.state = state
         self._views = layout.views(flat)
 
     @classmethod
     def initialize(cls, layout: Layout, key: Key, ledger: Ledger | None = None) -> Parameters:
         """Allocates and fills parameters; each draws from a key of its own name."""
-        flat = (ledger or Ledger()).empty((layout.size,), layout.dtype, "parameters", "model")
-        parameters = cls(layout, flat)
+        book = ledger or Ledger()
+        state = cls._filled(layout.state, key, book, "state") if layout.state.size else None
+        parameters = cls._filled(layout, key, book, "model")
+        parameters.state = state
+        return parameters
+
+    @classmethod
+    def _filled(cls, layout: Layout, key: Key, ledger: Ledger, owner: str) -> Parameters:
+        parameters = cls(layout, ledger.empty((layout.size,), layout.dtype, "parameters", owner))
         for name, view in parameters.items():
             layout.specs[name].initializer(view, key.fold("initialize", name))
         return parameters
@@ -212,12 +257,23 @@ class Parameters(Mapping[str, Array]):
         """Returns the views by the path of their layer, then by local name."""
         return self.layout.grouped_views(self.flat)
 
+    def state_by_layer(self) -> dict[str, dict[str, Array]]:
+        """Returns the views of the state by the path of their layer, then by local name; none where there is no state."""
+        return self.state.by_layer() if self.state is not None else {}
+
+    def with_state(self) -> dict[str, Array]:
+        """Returns the views of the parameters and of the state by name: what a file of weights holds."""
+        return {**self, **(self.state or {})}
+
     def sha256(self) -> str:
-        """Returns the SHA-256 of the flat buffer's little-endian bytes."""
-        return sha256_of(self.flat)
+        """Returns the SHA-256 of the little-endian bytes of the flat buffer and then of the state's."""
+        return sha256_of(self.flat, *((self.state.flat,) if self.state is not None else ()))
 
 
-def sha256_of(a: Array) -> str:
-    """Returns the SHA-256 of an array's bytes in little-endian order."""
-    little = a.astype(a.dtype.newbyteorder("<"), copy=False)
-    return hashlib.sha256(np.ascontiguousarray(little).data).hexdigest()
+def sha256_of(*arrays: Array) -> str:
+    """Returns the SHA-256 of arrays' bytes in little-endian order, one array after the other."""
+    found = hashlib.sha256()
+    for a in arrays:
+        little = a.astype(a.dtype.newbyteorder("<"), copy=False)
+        found.update(np.ascontiguousarray(little).data)
+    return found.hexdigest()

@@ -17,20 +17,21 @@ _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat
 
 
 def save(path: Path, parameters: Parameters, metadata: dict[str, str] | None = None) -> None:
-    """Writes parameters under their names; the file appears whole or not at all."""
-    for name, view in parameters.items():
+    """Writes parameters, and the state of their layers, under their names; the file appears whole or not at all."""
+    tensors = parameters.with_state()
+    for name, view in tensors.items():
         # safetensors writes a non-contiguous array in the wrong order without a word.
         assert view.flags.c_contiguous, name
     aside = path.with_name(path.name + ".part")
     try:
-        save_file(dict(parameters), aside, metadata or {})
+        save_file(tensors, aside, metadata or {})
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def load(path: Path, parameters: Parameters, ledger: Ledger | None = None) -> None:
-    """Reads parameters into their views, one tensor at a time, after checking all of them.
+    """Reads parameters and the state of their layers into their views, one tensor at a time, after checking all of them.
 
     Args:
         path: The file.
@@ -44,7 +45,7 @@ def load(path: Path, parameters: Parameters, ledger: Ledger | None = None) -> No
     book = ledger or Ledger()
     with _open(path) as file:
         _require_match(path, file, parameters.layout)
-        for name, view in parameters.items():
+        for name, view in parameters.with_state().items():
             passing = book.count(view.nbytes, "workspace", "weights file")
             view[...] = file.get_tensor(name)
             del passing
@@ -72,10 +73,12 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _require_match(path: Path, file: Any, layout: Layout) -> None:
-    there = set(file.keys())
-    faults = [f"{name} is missing" for name in layout.specs if name not in there]
-    faults += [f"{name} is left over" for name in sorted(there - set(layout.specs))]
-    for name, spec in layout.specs.items():
+    # PyTorch's norms of batches also count their steps, which nothing here reads.
+    there = {name for name in file.keys() if name.rpartition(".")[2] != "num_batches_tracked"}  # noqa: SIM118
+    specs = {**layout.specs, **layout.state.specs}
+    faults = [f"{name} is missing" for name in specs if name not in there]
+    faults += [f"{name} is left over" for name in sorted(there - set(specs))]
+    for name, spec in specs.items():
         if name not in there:
             continue
         part = file.get_slice(name)

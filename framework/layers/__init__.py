@@ -2,7 +2,19 @@
 
 from framework.layers.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from framework.layers.attention import Attention, CausalAttention
-from framework.layers.chain import BATCH, Add, Chain, Composite, Residual, Step, flatten, input_specs
+from framework.layers.batch_norm import BatchNorm
+from framework.layers.chain import (
+    BATCH,
+    Add,
+    Chain,
+    Composite,
+    Residual,
+    Step,
+    advance_state,
+    flatten,
+    input_specs,
+    layout_of,
+)
 from framework.layers.concat import Concat, Join
 from framework.layers.convolution import Conv2d, Upsample2d
 from framework.layers.dropout import Dropout
@@ -20,6 +32,7 @@ __all__ = [
     "Add",
     "Attention",
     "AveragePool2d",
+    "BatchNorm",
     "CausalAttention",
     "Chain",
     "Composite",
@@ -50,6 +63,8 @@ __all__ = [
     "Step",
     "Tanh",
     "Upsample2d",
+    "advance_state",
     "flatten",
     "input_specs",
+    "layout_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec
 from framework.memory import Array
-from framework.parameters import Layout, ParameterSpec
+from framework.parameters import Layout, Parameters, ParameterSpec
 
 #: The number by which a step's inputs name the batch.
 BATCH = -1
@@ -50,12 +50,15 @@ class Composite(Layer, ABC):
 
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         """Returns the parameters of all leaf steps by "path.name", in the order of the chain."""
-        steps = flatten(self)
-        found: dict[str, ParameterSpec] = {}
-        for step, spec in zip(steps, input_specs(steps, x), strict=True):
-            for name, parameter in step.layer.parameters(spec).items():
-                found[f"{step.path}.{name}"] = parameter
-        return found
+        return self.layout(x).specs
+
+    def statistics(self, x: Spec) -> dict[str, ParameterSpec]:
+        """Returns the statistics of all leaf steps by "path.name"."""
+        return self.layout(x).statistics.specs
+
+    def state(self, x: Spec) -> dict[str, ParameterSpec]:
+        """Returns the state of all leaf steps by "path.name"."""
+        return self.layout(x).state.specs
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         raise self._runs_not("forward")
@@ -70,8 +73,11 @@ class Composite(Layer, ABC):
         return NotImplementedError(f"{self.kind} has no {rule}; only leaf layers run, composites flatten to them")
 
     def layout(self, x: Spec) -> Layout:
-        """Returns the layout of the flat parameter buffer for an input of spec `x`."""
-        return Layout(self.parameters(x))
+        """Returns the layout of the flat parameter buffer for an input of spec `x`, and of statistics and state."""
+        steps = flatten(self)
+        return layout_of(
+            steps, input_specs(steps, x, training=False)
+        )  # which takes batches that are too small to measure
 
 
 class Chain(Composite):
@@ -273,6 +279,32 @@ def input_specs(steps: tuple[Step, ...], x: Spec, training: bool = True) -> list
     return found
 
 
+def layout_of(steps: tuple[Step, ...], specs: Sequence[Any]) -> Layout:
+    """Returns the layout of the parameters, statistics and state of leaf steps, given their inputs' specs."""
+    each = list(zip(steps, specs, strict=True))
+    return Layout(
+        {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.parameters(x).items()},
+        {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.statistics(x).items()},
+        {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.state(x).items()},
+    )
+
+
+def advance_state(layer: Layer, parameters: Parameters, statistics: Array) -> None:
+    """Ends a step for layers that keep a state: takes what they told of the batch into it.
+
+    Args:
+        layer: The model.
+        parameters: Its parameters, with its state.
+        statistics: The statistics' part of a mean gradient (see `Layout.parts`).
+    """
+    if parameters.state is None:
+        return
+    told, kept = parameters.layout.statistics.grouped_views(statistics), parameters.state.by_layer()
+    for step in flatten(layer):
+        if step.path in kept:
+            step.layer.advance(kept[step.path], told.get(step.path, {}))
+
+
 def _append(layer: Layer, steps: list[Step], path: str, source: int, stage: int | None) -> int:
     if isinstance(layer, Composite):
         return layer.flatten_onto(steps, path, source, stage)
@@ -290,4 +322,4 @@ def _context_of(layer: Layer, name: str, context: Context) -> Context:
     """The context of the element `name` of a composite, with the key that the executor gives it."""
     path = f"{context.owner}.{name}" if context.owner else name
     key = context.key if isinstance(layer, Composite) else context.key.fold(path)
-    return Context(context.ledger, path, key, context.training, context.wanted)
+    return Context(context.ledger, path, key, context.training, context.wanted, states=context.states)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -111,9 +111,12 @@ class Context:
         wanted: For each input, whether anybody reads its cotangent.
         in_place: Whether `like` gives the array itself: nobody reads it afterwards, and the footprint says that the rule may.
         output: What the footprint says that the forward returns; None where nobody planned it.
+        states: What layers keep from step to step, by the path of their layer, then by local name (see `Layer.state`).
+        statistics: Where the forward writes what `Layer.statistics` names; None where it need not: outside of training, and when it
+            runs again to recompute.
     """
 
-    __slots__ = ("in_place", "key", "ledger", "output", "owner", "training", "wanted")
+    __slots__ = ("in_place", "key", "ledger", "output", "owner", "states", "statistics", "training", "wanted")
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Context:
         wanted: tuple[bool, ...] = (True,),
         in_place: bool = False,
         output: Spec | None = None,
+        states: Mapping[str, Params] | None = None,
     ) -> None:
         self.ledger = ledger
         self.owner = owner
@@ -132,6 +136,13 @@ class Context:
         self.wanted = wanted
         self.in_place = in_place
         self.output = output
+        self.states = states or {}
+        self.statistics: Params | None = None
+
+    @property
+    def state(self) -> Params:
+        """The state of the layer at work."""
+        return self.states.get(self.owner, {})
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike, category: str) -> Array:
         """Returns an uninitialized array that the ledger counts (see `Ledger.empty`)."""
@@ -182,6 +193,25 @@ class Layer:
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         """Returns the parameters by local name, for an input of spec `x`."""
         return {}
+
+    def statistics(self, x: Spec) -> dict[str, ParameterSpec]:
+        """Returns what the forward tells of a shard's batch, by local name: written into `context.statistics` where that is not None.
+
+        It is added over shards and ranks as gradients are, and not differentiated.
+        """
+        return {}
+
+    def state(self, x: Spec) -> dict[str, ParameterSpec]:
+        """Returns what the layer keeps from step to step, by local name: read as `context.state`."""
+        return {}
+
+    def advance(self, state: Params, statistics: Params) -> None:
+        """Changes the state in place at the end of a step.
+
+        Args:
+            state: By local name.
+            statistics: Sums over all shards, each times one unknown factor: so they tell ratios, of a sum to a count.
+        """
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         """Returns the output by the definition, in plain NumPy: the source of the rules below, or their oracle."""
@@ -299,7 +329,8 @@ def _output_of(layer: Layer, x: Spec, training: bool) -> Spec:
     key = Key(0).fold("footprint")
     parameters = Parameters.initialize(Layout(layer.parameters(x)), key)
     trial = key.generator().random(x.shape) if x.dtype.kind == "f" else np.zeros(x.shape)
-    context = Context(Ledger(), key=key, training=training)
+    kept = dict(Parameters.initialize(Layout(layer.state(x)), key))
+    context = Context(Ledger(), key=key, training=training, states={"": kept})
     try:
         with np.errstate(all="ignore"):
             y = np.asarray(layer.apply(dict(parameters), trial.astype(x.dtype), context))

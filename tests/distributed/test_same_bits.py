@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distributed import Trainer
-from framework import ArrayDataset, Chain, CrossEntropy, Dropout, Key, Linear, ReLU, build
+from framework import ArrayDataset, BatchNorm, Chain, CrossEntropy, Dropout, Key, Linear, ReLU, build
 from framework.data import clusters
 
 ONE_HASH: set[tuple[Any, ...]] = set()
@@ -86,6 +86,20 @@ def test_workers_take_a_script_s_own_chain_and_arrays(ray_cluster: None) -> None
     results = [Trainer(chain, CrossEntropy(), data=data, workers=w, **options).fit() for w in (0, 2)]
     assert results[0].parameters.flat.tobytes() == results[1].parameters.flat.tobytes()
     assert results[0].summary["loss_last"] < results[0].summary["loss_first"]
+
+
+@pytest.mark.parametrize(("workers", "policy"), [(2, "every-k:1"), (3, "store-all")])
+def test_running_statistics_have_the_same_bits_for_any_number_of_workers_and_any_policy(
+    ray_cluster: None, workers: int, policy: str
+) -> None:
+    chain, data = Chain(Linear(16), BatchNorm(), ReLU(), Linear(10)), clusters(160, 8, 10)
+    options = {"batch": 16, "shards": 4, "steps": 12, "learning_rate": 1e-2, "validation_examples": 32}
+    alone = Trainer(chain, CrossEntropy(), data=data, **options).fit()
+    shared = Trainer(chain, CrossEntropy(), data=data, workers=workers, policy=policy, **options).fit()
+    assert hashes(alone.summary) == hashes(shared.summary)
+    for state in (alone.parameters.state, shared.parameters.state):
+        assert state is not None and np.ptp(state["1.running_var"]) > 0
+    assert alone.parameters.sha256() == shared.parameters.sha256() == alone.summary["parameters_sha256"]
 
 
 def test_the_order_of_examples_and_the_learning_rate_do_not_depend_on_the_workers(ray_cluster: None) -> None:

@@ -104,6 +104,7 @@ class ImageCall(Moving):
         self.footprint = layer.footprint(self.spec)
         parameters = layer.parameters(spec_of(self.inputs[0]))
         self.params = {local: numbers(generator, p.shape, p.dtype.name) for local, p in parameters.items()}
+        self.state: dict[str, np.ndarray] = {}
         self.cotangent = numbers(generator, self.footprint.output.shape, dtype)
         self.tangents = tuple(numbers(generator, x.shape, dtype) for x in self.inputs)
         self.params_tangent = {local: numbers(generator, p.shape, dtype) for local, p in self.params.items()}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from framework import (
     GELU,
     Attention,
+    BatchNorm,
     CausalAttention,
     Dropout,
     Embedding,
@@ -82,6 +83,9 @@ ANY = shapes(st.integers(0, 9))
 ROWS = shapes(st.integers(1, 9))
 FLAT = ((BLOCK,), (BLOCK + 1,), (2 * BLOCK + 77,), (3, BLOCK // 2 + 1), (1, 2, BLOCK))
 TABLE = ((BLOCK // 8, 8), (BLOCK // 7 + 5, 7), (1, BLOCK), (3, BLOCK + 1), (2, 3, BLOCK // 2 - 1), (2, 1300, 9))
+TALL = st.tuples(st.integers(2, 6), st.integers(1, 5))
+PLANES = st.tuples(st.integers(2, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+CHANNELS = ((40, 3, 12, 12), (3, 2, BLOCK // 4 + 3), (2, 3, BLOCK // 2), (2, 2, BLOCK + 1))
 
 
 def attention(width: int) -> dict[str, Any]:
@@ -121,6 +125,12 @@ FAMILIES = {
     "softmax": Family(lambda _: Softmax(), ANY, TABLE[:4], (2, 2, 3)),
     "log-softmax": Family(lambda _: LogSoftmax(), ANY, TABLE[:4], (2, 2, 3)),
     "rms norm": Family(lambda _: RMSNorm(), ROWS, TABLE, (2, 2, 3)),
+    "batch norm": Family(lambda _: BatchNorm(), PLANES, CHANNELS, (3, 2, 2)),
+    "batch norm of a table": Family(
+        lambda _: BatchNorm(epsilon=0.1), TALL, ((2 * BLOCK // 7 + 5, 7), (3, BLOCK + 1)), (3, 4)
+    ),
+    "batch norm without weights": Family(lambda _: BatchNorm(affine=False), PLANES, CHANNELS[:2], (3, 2, 2)),
+    "batch norm in evaluation": Family(lambda _: BatchNorm(), PLANES, CHANNELS[:2], (3, 2, 2), training=False),
     "dropout": Family(lambda _: Dropout(0.3), ANY, FLAT, (2, 3)),
     "dropout of rate zero": Family(lambda _: Dropout(0.0), ANY, FLAT, (2, 3)),
     "dropout in evaluation": Family(lambda _: Dropout(0.3), ANY, FLAT, (2, 3), training=False),
@@ -168,6 +178,8 @@ class Call:
             for local, parameter in self.layer.parameters(first).items()
         }
         self.cotangent = numbers(generator, self.footprint.output.shape, dtype)
+        kept = self.layer.state(first)
+        self.state = {n: locked(np.abs(numbers(generator, each.shape, dtype))) for n, each in kept.items()}
 
     @staticmethod
     def joined(each: Any) -> Any:
@@ -180,7 +192,8 @@ class Call:
 
     def context(self, ledger: Ledger | None = None, wanted: bool = True) -> Context:
         wants = (wanted,) * len(self.inputs)
-        return Context(ledger or Ledger(), "step", Key(3).fold("step"), self.training, wants)
+        states = {"step": self.state}
+        return Context(ledger or Ledger(), "step", Key(3).fold("step"), self.training, wants, states=states)
 
     def apply(self, x: Any = None, params: Any = None) -> np.ndarray:
         result: np.ndarray = self.layer.apply(params or self.params, self.x if x is None else x, self.context())
@@ -408,9 +421,13 @@ OBJECTS = 100_000
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "vjp"])
 @each_layer
 def test_numpy_allocates_nothing_behind_the_ledger(name: str, backward: bool) -> None:
-    shape = {"linear": (8000, 9), "embedding": (400, 20), "layer": (8000, 9), "attention": (3, 500, 36)}.get(
-        name.split()[0], (60_000,)
-    )
+    shape = {
+        "linear": (8000, 9),
+        "embedding": (400, 20),
+        "layer": (8000, 9),
+        "attention": (3, 500, 36),
+        "batch": (30, 2, 1000),
+    }.get(name.split()[0], (60_000,))
     call, ledger = Call(name, (3, 5000, 3) if name == "attention of one head" else shape), Ledger()
     y, own = call.forward()
     grads = {local: np.empty_like(parameter) for local, parameter in call.params.items()}

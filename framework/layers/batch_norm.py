@@ -1,0 +1,270 @@
+"""BatchNorm: channels normalised over a batch, with running statistics for evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from framework import kernels
+from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec, require_float
+from framework.memory import Array
+from framework.parameters import Constant, ParameterSpec
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """y = (x - mean) / √(var + ε) · weight + bias, with a mean and a variance for each channel.
+
+    In training they are those of the batch at hand, over all axes but that of channels: of one *virtual shard*, so the result depends
+    on the number of shards, as that of other frameworks does on the number of devices, but not on the number of workers. Each shard
+    tells its mean and its unbiased variance as statistics; their average over the shards moves the running ones once a step, and
+    these take their place in evaluation (Ioffe & Szegedy 2015, "Batch Normalization").
+
+    Shapes: x, y (B, C, ...); weight, bias, running_mean, running_var (C,). Own residuals in training: mean and 1/√(var + ε), each
+    (C,). The VJP needs x. With x̂ the normalised x and m numbers in a channel, the weight's cotangent is Σ(ȳ·x̂), the bias's Σȳ, and
+    x̄ = weight/√(var + ε) · (ȳ - Σȳ/m - x̂·Σ(ȳ·x̂)/m). In evaluation mean and variance are constants, and nothing is kept.
+
+    Attributes:
+        momentum: How far running statistics move towards those of a step.
+        epsilon: ε.
+        affine: Whether there are weight and bias.
+        tracked: Whether there are running statistics; without them evaluation takes those of its batch, too.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    affine: bool = True
+    tracked: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.momentum <= 1 or self.epsilon <= 0:
+            raise ValueError(
+                f"BatchNorm takes a momentum in (0, 1] and an epsilon above 0, but got {self.momentum} and {self.epsilon}"
+            )
+
+    def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
+        return {"weight": _filled(x, 1.0), "bias": _filled(x, 0.0)} if self.affine else {}
+
+    def statistics(self, x: Spec) -> dict[str, ParameterSpec]:
+        if not self.tracked:
+            return {}
+        count = ParameterSpec((1,), x.dtype, Constant(0.0))
+        return {"mean": _filled(x, 0.0), "variance": _filled(x, 0.0), "count": count}
+
+    def state(self, x: Spec) -> dict[str, ParameterSpec]:
+        return {"running_mean": _filled(x, 0.0), "running_var": _filled(x, 1.0)} if self.tracked else {}
+
+    def advance(self, state: Params, statistics: Params) -> None:
+        # Not in place: all ranks read the statistics from one memory.
+        for kept, told in (("running_mean", "mean"), ("running_var", "variance")):
+            state[kept] += self.momentum * (statistics[told] / statistics["count"] - state[kept])
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        axes, across = (0, *range(2, x.ndim)), (slice(None), *(None,) * (x.ndim - 2))
+        if self._measures(context.training):
+            mean, variance = np.mean(x, axis=axes), np.var(x, axis=axes)
+        else:
+            mean, variance = context.state["running_mean"], context.state["running_var"]
+        y = (x - mean[across]) / np.sqrt(variance + self.epsilon)[across]
+        return y * params["weight"][across] + params["bias"][across] if self.affine else y
+
+    def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
+        blocks = _Blocks(x)
+        measures = self._measures(context.training)
+        y = context.empty(x.shape, x.dtype, "activations") if measures else context.like(x, "activations")
+        own = tuple(context.empty((blocks.channels,), x.dtype, "residuals") for _ in range(2)) if measures else ()
+        scale, shift = (context.empty((blocks.channels,), x.dtype, "workspace") for _ in range(2))
+        if own:
+            self._measure(blocks, x, own, scale, context)
+        mean, inverse = own or self._kept(scale, context)
+        np.multiply(inverse, params["weight"] if self.affine else 1, out=scale)
+        shift[...] = params["bias"] if self.affine else 0
+        for at, some, out in blocks.of(x, y):
+            np.subtract(some, mean[at, None], out=out)
+            out *= scale[at, None]
+            out += shift[at, None]
+        return y, own
+
+    def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
+        if not self.affine and not context.wanted[0]:
+            return None
+        line = self._pulled(params, x, own, cotangent, context)
+        if self.affine:
+            grads["weight"][...], grads["bias"][...] = line.product, line.plain
+        if not context.wanted[0]:
+            return None
+        x_cotangent = context.like(cotangent, "cotangents")
+        line.write(x, cotangent, x_cotangent)
+        return x_cotangent
+
+    def jvp(
+        self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
+    ) -> tuple[Array, Array]:
+        """ẏ = weight/√(var + ε) · (ẋ - mean(ẋ) - x̂·mean(ẋ·x̂)) + x̂·ẇ + ḃ with ẇ and ḃ the tangents of weight and bias."""
+        y, own = self.forward(params, x, context)
+        tangent = context.empty(x.shape, x.dtype, "activations")
+        line = self._pulled(params, x, own, x_tangent, context)
+        if self.affine:
+            line.slope += np.multiply(line.inverse, params_tangent["weight"], out=line.part)
+            line.shift += params_tangent["bias"]
+        line.write(x, x_tangent, tangent)
+        return y, tangent
+
+    def footprint(self, x: Any, training: bool = True) -> Footprint:
+        require_float(self, x)
+        if len(x.shape) < 2:
+            raise ValueError(f"BatchNorm takes an input (B, C, ...), but got {x}")
+        measures = self._measures(training)
+        if measures and x.size < 2 * x.shape[1]:
+            raise ValueError(
+                f"BatchNorm measures a variance over all axes but that of channels, but an input {x} has not two numbers in a channel; "
+                "give more examples a shard (a larger batch, or fewer shards)"
+            )
+        channel = x.shape[1] * x.dtype.itemsize
+        block = _Blocks.scratch_size(x.shape) * x.dtype.itemsize
+        return Footprint(
+            output=x,
+            own=(Spec((x.shape[1],), x.dtype),) * 2 if measures else (),
+            needs_input=(True,),
+            forward_workspace=2 * channel + (block if measures else 0),
+            backward_workspace=(6 if measures else 7) * channel + block,
+            jvp_workspace=(8 if measures else 7) * channel + block,
+            forward_flops=7 * x.size,
+            backward_flops=10 * x.size,
+            forward_in_place=not measures,
+            backward_in_place=True,
+        )
+
+    def _measures(self, training: bool) -> bool:
+        """Whether mean and variance are those of the batch."""
+        return training or not self.tracked
+
+    def _measure(self, blocks: _Blocks, x: Array, own: Own, part: Array, context: Context) -> None:
+        """Writes mean and 1/√(var + ε) of the channels, and tells of them."""
+        mean, variance = own
+        scratch = context.empty((blocks.scratch_size(x.shape),), x.dtype, "workspace")
+        mean.fill(0)
+        for at, some in blocks.of(x):
+            mean[at] += np.add.reduce(some, axis=(0, 2), out=part[at])
+        mean /= blocks.count
+        variance.fill(0)
+        for at, some in blocks.of(x):
+            centred = kernels.front(scratch, some.shape)
+            np.subtract(some, mean[at, None], out=centred)
+            centred *= centred
+            variance[at] += np.add.reduce(centred, axis=(0, 2), out=part[at])
+        variance /= blocks.count
+        if context.statistics is not None:
+            context.statistics["mean"][...] = mean
+            np.multiply(variance, blocks.count / (blocks.count - 1), out=context.statistics["variance"])
+            context.statistics["count"].fill(1)
+        _inverse_root(variance, self.epsilon, out=variance)
+
+    def _kept(self, inverse: Array, context: Context) -> tuple[Array, Array]:
+        """Returns the running mean, and 1/√(var + ε) written into `inverse`."""
+        if not context.state:
+            raise ValueError(
+                "BatchNorm has no running statistics to evaluate with; they are the `state` of parameters that Parameters.initialize made"
+            )
+        _inverse_root(context.state["running_var"], self.epsilon, out=inverse)
+        return context.state["running_mean"], inverse
+
+    def _pulled(self, params: Params, x: Array, own: Own, moved: Array, context: Context) -> _Line:
+        """What the VJP does with a cotangent, and the JVP likewise with a tangent: both maps of x are the same but for the weight's side."""
+        blocks = _Blocks(x)
+        mean, inverse = own or self._kept(context.empty((blocks.channels,), x.dtype, "workspace"), context)
+        line = _Line(blocks, x, mean, inverse, context)
+        line.sum_up(x, moved)
+        np.multiply(line.inverse, params["weight"] if self.affine else 1, out=line.scale)
+        if own:  # mean and variance moved with x
+            np.multiply(line.plain, line.scale, out=line.shift)
+            line.shift /= -blocks.count
+            np.multiply(line.product, line.scale, out=line.slope)
+            line.slope *= line.inverse
+            line.slope /= -blocks.count
+        else:
+            line.shift.fill(0)
+            line.slope.fill(0)
+        return line
+
+
+class _Blocks:
+    """An array (B, C, ...) cut into blocks that fit the cache: several examples, or some channels of one."""
+
+    def __init__(self, x: Array) -> None:
+        self.shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+        self.channels, self.count = x.shape[1], self.shape[0] * self.shape[2]
+
+    @staticmethod
+    def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
+        """Examples and channels of a block."""
+        channels = kernels.block_rows(shape[1], math.prod(shape[2:]))
+        return (kernels.block_rows(shape[0], math.prod(shape[1:])) if channels == shape[1] else 1), channels
+
+    @classmethod
+    def scratch_size(cls, shape: tuple[int, ...]) -> int:
+        examples, channels = cls._cut(shape)
+        return examples * channels * math.prod(shape[2:])
+
+    def of(self, *arrays: Array) -> Iterator[tuple[Any, ...]]:
+        """Yields a slice of channels and each array's block of them, of shape (examples, channels, the rest)."""
+        views = [kernels.as_view(a, self.shape) for a in arrays]
+        examples, channels = self._cut(self.shape)
+        for first in range(0, self.shape[0], examples):
+            for channel in range(0, self.channels, channels):
+                at = slice(channel, channel + channels)
+                yield at, *(view[first : first + examples, at] for view in views)
+
+
+class _Line:
+    """scale·moved + slope·(x - mean) + shift, channel by channel.
+
+    Attributes:
+        plain: Σ moved.
+        product: Σ moved·x̂.
+        scale, slope, shift, mean, inverse: Of each channel; inverse is 1/√(var + ε).
+        part: Scratch for each channel.
+    """
+
+    def __init__(self, blocks: _Blocks, x: Array, mean: Array, inverse: Array, context: Context) -> None:
+        self._blocks = blocks
+        self._scratch = context.empty((blocks.scratch_size(x.shape),), x.dtype, "workspace")
+        each = [context.empty((blocks.channels,), x.dtype, "workspace") for _ in range(6)]
+        self.plain, self.product, self.scale, self.slope, self.shift, self.part = each
+        self.mean, self.inverse = mean, inverse
+
+    def sum_up(self, x: Array, moved: Array) -> None:
+        self.plain.fill(0)
+        self.product.fill(0)
+        for at, some, g in self._blocks.of(x, moved):
+            self.plain[at] += np.add.reduce(g, axis=(0, 2), out=self.part[at])
+            centred = kernels.front(self._scratch, some.shape)
+            np.subtract(some, self.mean[at, None], out=centred)
+            centred *= g
+            self.product[at] += np.add.reduce(centred, axis=(0, 2), out=self.part[at])
+        self.product *= self.inverse
+
+    def write(self, x: Array, moved: Array, out: Array) -> None:
+        """Writes the line into `out`, which may be `moved`."""
+        for at, some, g, result in self._blocks.of(x, moved, out):
+            centred = kernels.front(self._scratch, some.shape)
+            np.subtract(some, self.mean[at, None], out=centred)
+            centred *= self.slope[at, None]
+            np.multiply(g, self.scale[at, None], out=result)
+            result += centred
+            result += self.shift[at, None]
+
+
+def _filled(x: Spec, value: float) -> ParameterSpec:
+    """A number for each channel."""
+    return ParameterSpec((x.shape[1],), x.dtype, Constant(value))
+
+
+def _inverse_root(variance: Array, epsilon: float, out: Array) -> None:
+    np.add(variance, epsilon, out=out)
+    np.sqrt(out, out=out)
+    np.divide(1, out, out=out)
