@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.layers import Composite, Context, Footprint, Layer, Spec, Step, flatten
+from framework.layers import Composite, Context, Footprint, Layer, Spec, Step
 from framework.layers.layer import Own, Params
 from framework.losses import Loss, LossFootprint
 from framework.memory import Array
@@ -38,12 +38,23 @@ class DualChain(Composite):
         linear: Whether each layer is taken as linear at its input: Gauss–Newton.
     """
 
-    def __init__(self, layer: Layer, linear: bool = False) -> None:
+    def __init__(self, layer: Composite, linear: bool = False) -> None:
         self.layer, self.linear = layer, linear
 
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
-        steps += [replace(step, layer=Dual(step.layer, self.linear)) for step in flatten(self.layer)]
-        return len(steps) - 1
+        plain: list[Step] = []
+        last = self.layer.flatten_onto(plain, path, source, stage)
+        # What is shared, and so added to, is told of pairs.
+        steps += [
+            replace(
+                step,
+                layer=Dual(step.layer, self.linear),
+                shared=_twice(step.shared),
+                names=_twice(step.names),
+            )
+            for step in plain
+        ]
+        return last
 
 
 class DualParameters:
@@ -55,7 +66,8 @@ class DualParameters:
     def __init__(self, parameters: Parameters, direction: Parameters) -> None:
         self._parameters, self._direction = parameters, direction
         specs = parameters.layout.specs
-        self.layout = Layout({**specs, **{name + TANGENT: spec for name, spec in specs.items()}})
+        tangents = {name + TANGENT: spec for name, spec in specs.items()}
+        self.layout = Layout({**specs, **tangents}, aliases=_twice(parameters.layout.aliases))
 
     def state_by_layer(self) -> dict[str, dict[str, Array]]:
         return self._parameters.state_by_layer()
@@ -268,6 +280,11 @@ def _halves(x: Any) -> tuple[Any, Any]:
 
 def _specs(x: Any) -> Any:
     return tuple(map(_specs, x)) if isinstance(x, tuple) else Spec.of(x.shape, x.dtype)
+
+
+def _twice(names: Mapping[str, str]) -> dict[str, str]:
+    """Names of parameters, and the same of their tangents."""
+    return {**names, **{one + TANGENT: other + TANGENT for one, other in names.items()}}
 
 
 def _with_tangents(values: Mapping[str, Array], tangents: Mapping[str, Array]) -> Params:

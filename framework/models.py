@@ -12,7 +12,19 @@ from functools import partial
 from typing import Any
 
 from framework.data import ByteText, Dataset, clusters
-from framework.layers import GELU, CausalAttention, Chain, Dropout, Embedding, Layer, LayerNorm, Linear, ReLU, Residual
+from framework.layers import (
+    GELU,
+    CausalAttention,
+    Chain,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNorm,
+    Linear,
+    ReLU,
+    Residual,
+    Shared,
+)
 from framework.losses import CrossEntropy, Loss
 from framework.parameters import Normal
 
@@ -39,12 +51,20 @@ class Model:
 
 
 def byte_gpt(
-    name: str, layers: int, features: int, heads: int, window: int, dtype: str = "float32", dropout: float = 0.0
+    name: str,
+    layers: int,
+    features: int,
+    heads: int,
+    window: int,
+    dtype: str = "float32",
+    dropout: float = 0.0,
+    tied: bool = False,
 ) -> Model:
     """A transformer over bytes: learned positions, pre-norm blocks, MLP ratio 4, head without bias.
 
     Weights start normal with standard deviation 0.02, those that write into the residual stream divided by
-    √(2·layers) (Radford et al. 2019). With dropout, each branch of a block ends in it.
+    √(2·layers) (Radford et al. 2019). With dropout, each branch of a block ends in it. If it is tied, the head's weight is the table of
+    tokens (Press and Wolf 2017, arXiv 1608.05859).
     """
     small, branch = Normal(0.02), Normal(0.02 / math.sqrt(2 * layers))
 
@@ -66,11 +86,12 @@ def byte_gpt(
         return Chain(attention=Residual(Chain(**attention)), mlp=Residual(Chain(**mlp)))
 
     blocks: dict[str, Layer] = {f"block{i}": block() for i in range(layers)}
+    head = Linear(256, bias=False, initializer=small)
     chain = Chain(
         embedding=Embedding(256, window, features, dtype=dtype),
         **blocks,
         norm=LayerNorm(),
-        head=Linear(256, bias=False, initializer=small),
+        head=Shared(head, weight="embedding.token") if tied else head,
     )
     return Model(name, chain, CrossEntropy(), partial(_text, window))
 
@@ -89,6 +110,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "mlp-small": partial(mlp_small, "mlp-small"),
     "byte-gpt-tiny": partial(byte_gpt, "byte-gpt-tiny", 4, 128, 4, 128),
     "byte-gpt-small": partial(byte_gpt, "byte-gpt-small", 6, 256, 4, 256),
+    "byte-gpt-tiny-tied": partial(byte_gpt, "byte-gpt-tiny-tied", 4, 128, 4, 128, tied=True),
+    "byte-gpt-small-tied": partial(byte_gpt, "byte-gpt-small-tied", 6, 256, 4, 256, tied=True),
 }
 
 

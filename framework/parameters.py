@@ -105,6 +105,7 @@ class Layout:
         specs: Parameters by name ("path.of.layer.weight").
         statistics: What layers tell of each shard besides, by name ("path.of.layer.mean").
         state: What they keep from step to step, by name ("path.of.layer.running_mean").
+        aliases: Further names, of layers that share a parameter: for each the parameter's name.
 
     Attributes:
         specs: The parameters.
@@ -119,11 +120,13 @@ class Layout:
         specs: Mapping[str, ParameterSpec],
         statistics: Mapping[str, ParameterSpec] | None = None,
         state: Mapping[str, ParameterSpec] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         dtypes = sorted({spec.dtype.name for spec in specs.values()})
         if len(dtypes) > 1 or any(spec.dtype.kind != "f" for spec in specs.values()):
             raise ValueError(f"the parameters of a model share one float dtype, but these have {', '.join(dtypes)}")
         self.specs = dict(specs)
+        self.aliases = dict(aliases or {})
         self.dtype = np.dtype(dtypes[0]) if dtypes else np.dtype(np.float32)
         self.slices: dict[str, slice] = {}
         self.size = 0
@@ -199,9 +202,11 @@ class Layout:
         return tuple(found)
 
     def grouped_views(self, flat: Array) -> dict[str, dict[str, Array]]:
-        """Returns the views by the path of their layer, then by local name."""
+        """Returns the views by the path of their layer, then by local name; what is shared with each layer that uses it."""
         groups: dict[str, dict[str, Array]] = {}
-        for name, view in self.views(flat).items():
+        views = self.views(flat)
+        views.update((alias, views[name]) for alias, name in self.aliases.items())
+        for name, view in views.items():
             path, _, local = name.rpartition(".")
             groups.setdefault(path, {})[local] = view
         return groups
@@ -254,7 +259,7 @@ class Parameters(Mapping[str, Array]):
         return len(self._views)
 
     def by_layer(self) -> dict[str, dict[str, Array]]:
-        """Returns the views by the path of their layer, then by local name."""
+        """Returns the views by the path of their layer, then by local name; see `Layout.grouped_views`."""
         return self.layout.grouped_views(self.flat)
 
     def state_by_layer(self) -> dict[str, dict[str, Array]]:

@@ -34,7 +34,7 @@ _DRIFT = 2 * _MIB
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingOptions):
     model: str = "byte-gpt-tiny"
-    """mlp-small, byte-gpt-tiny, byte-gpt-small, or your own as package.module:build."""
+    """mlp-small, byte-gpt-tiny, byte-gpt-small, the same with tied weights (byte-gpt-tiny-tied), or your own as package.module:build."""
     data: tuple[Path, ...] = ()
     """Text files or folders to train on. Default: the sources of Python's standard library."""
     memory_budget: str | None = None

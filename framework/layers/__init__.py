@@ -24,12 +24,15 @@ from framework.layers.linear import Linear
 from framework.layers.normalization import LayerNorm, RMSNorm
 from framework.layers.pooling import AveragePool2d, GlobalAveragePool, MaxPool2d
 from framework.layers.shapes import Flatten, Reshape
+from framework.layers.shared import Shared
+from framework.layers.sharing import Adding
 from framework.layers.softmax import LogSoftmax, Softmax
 
 __all__ = [
     "BATCH",
     "GELU",
     "Add",
+    "Adding",
     "Attention",
     "AveragePool2d",
     "BatchNorm",
@@ -55,6 +58,7 @@ __all__ = [
     "ReLU",
     "Reshape",
     "Residual",
+    "Shared",
     "SiLU",
     "Sigmoid",
     "Softmax",

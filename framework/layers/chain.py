@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec
+from framework.layers.sharing import parameters_of, under_own_names, with_shared
 from framework.memory import Array
 from framework.parameters import Layout, Parameters, ParameterSpec
 
@@ -26,12 +27,16 @@ class Step:
         layer: The leaf layer.
         inputs: For each input, the step that makes it, or `BATCH`.
         stage: The element of the outermost chain it belongs to.
+        shared: Parameters that are another step's, by local name: that one's name, in full once `flatten` has found it.
+        names: Full names of parameters that are no step's alone but a composite's, by local name.
     """
 
     path: str
     layer: Layer
     inputs: tuple[int, ...]
     stage: int
+    shared: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Composite(Layer, ABC):
@@ -49,7 +54,7 @@ class Composite(Layer, ABC):
         """
 
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
-        """Returns the parameters of all leaf steps by "path.name", in the order of the chain."""
+        """Returns the parameters of all leaf steps by "path.name", in the order of the chain; what is shared once."""
         return self.layout(x).specs
 
     def statistics(self, x: Spec) -> dict[str, ParameterSpec]:
@@ -78,6 +83,12 @@ class Composite(Layer, ABC):
         return layout_of(
             steps, input_specs(steps, x, training=False)
         )  # which takes batches that are too small to measure
+
+    def _named(self, params: Params) -> Params:
+        """The parameters, and those that layers inside share under the names of these layers."""
+        steps: list[Step] = []
+        self.flatten_onto(steps, "", BATCH, None)
+        return under_own_names(steps, params)
 
 
 class Chain(Composite):
@@ -109,17 +120,19 @@ class Chain(Composite):
         return len(self.layers)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
+        params = self._named(params)
         for name, layer in self.layers.items():
-            x = layer.apply(_below(name, params), x, _context_of(layer, name, context))
+            x = layer.apply(_below(name, params), x, context_of(layer, name, context))
         return x
 
     def jvp(
         self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
     ) -> tuple[Array, Array]:
         """Runs the layers' JVPs one after the other and keeps the current pair alone, so memory does not grow with depth."""
+        params, params_tangent = self._named(params), self._named(params_tangent)
         for name, layer in self.layers.items():
             inner = _below(name, params), x, _below(name, params_tangent), x_tangent
-            x, x_tangent = layer.jvp(*inner, _context_of(layer, name, context))
+            x, x_tangent = layer.jvp(*inner, context_of(layer, name, context))
             del inner  # holds the pair before
         return x, x_tangent
 
@@ -156,20 +169,22 @@ class Branch(Composite):
         return inner, skip
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
+        params = self._named(params)
         y = self.inner.apply(self._inside(params), x, self._inner_context(context))
         if self.shortcut is not None:
-            x = self.shortcut.apply(_below("shortcut", params), x, _context_of(self.shortcut, "shortcut", context))
+            x = self.shortcut.apply(_below("shortcut", params), x, context_of(self.shortcut, "shortcut", context))
         return self.end.apply({}, self.ordered(y, x), context)
 
     def jvp(
         self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
     ) -> tuple[Array, Array]:
+        params, params_tangent = self._named(params), self._named(params_tangent)
         y, tangent = self.inner.jvp(
             self._inside(params), x, self._inside(params_tangent), x_tangent, self._inner_context(context)
         )
         if self.shortcut is not None:
             own, moving = _below("shortcut", params), _below("shortcut", params_tangent)
-            x, x_tangent = self.shortcut.jvp(own, x, moving, x_tangent, _context_of(self.shortcut, "shortcut", context))
+            x, x_tangent = self.shortcut.jvp(own, x, moving, x_tangent, context_of(self.shortcut, "shortcut", context))
         return self.end.jvp({}, self.ordered(y, x), {}, self.ordered(tangent, x_tangent), context)
 
     # The names of a chain are enough: "inner" is only put before those of other layers.
@@ -177,7 +192,7 @@ class Branch(Composite):
         return params if isinstance(self.inner, Chain) else _below("inner", params)
 
     def _inner_context(self, context: Context) -> Context:
-        return context if isinstance(self.inner, Chain) else _context_of(self.inner, "inner", context)
+        return context if isinstance(self.inner, Chain) else context_of(self.inner, "inner", context)
 
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
         prefix = f"{path}." if path else ""
@@ -258,7 +273,7 @@ def flatten(layer: Layer) -> tuple[Step, ...]:
         raise ValueError(
             f"two steps are named {repeated[0]!r}; name the layers of a Residual's chain other than 'add', of a Concat's other than 'join'"
         )
-    return tuple(steps)
+    return with_shared(tuple(steps))
 
 
 def input_specs(steps: tuple[Step, ...], x: Spec, training: bool = True) -> list[Any]:
@@ -280,12 +295,18 @@ def input_specs(steps: tuple[Step, ...], x: Spec, training: bool = True) -> list
 
 
 def layout_of(steps: tuple[Step, ...], specs: Sequence[Any]) -> Layout:
-    """Returns the layout of the parameters, statistics and state of leaf steps, given their inputs' specs."""
+    """Returns the layout of the parameters, statistics and state of leaf steps, given their inputs' specs.
+
+    Raises:
+        ValueError: A step shares a parameter that is not there, or that has another shape or dtype.
+    """
     each = list(zip(steps, specs, strict=True))
+    parameters, aliases = parameters_of(steps, specs)
     return Layout(
-        {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.parameters(x).items()},
+        parameters,
         {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.statistics(x).items()},
         {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.state(x).items()},
+        aliases,
     )
 
 
@@ -318,8 +339,8 @@ def _below(name: str, params: Mapping[str, Array]) -> Params:
     return {long.removeprefix(prefix): array for long, array in params.items() if long.startswith(prefix)}
 
 
-def _context_of(layer: Layer, name: str, context: Context) -> Context:
+def context_of(layer: Layer, name: str, context: Context) -> Context:
     """The context of the element `name` of a composite, with the key that the executor gives it."""
-    path = f"{context.owner}.{name}" if context.owner else name
+    path = ".".join(filter(None, (context.owner, name)))
     key = context.key if isinstance(layer, Composite) else context.key.fold(path)
     return Context(context.ledger, path, key, context.training, context.wanted, states=context.states)

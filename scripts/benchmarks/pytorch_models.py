@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from framework import AdamW, CrossEntropy, Model
-from framework.layers import GELU, CausalAttention, Chain, Embedding, Layer, LayerNorm, Linear, ReLU, Residual, Spec
+from framework.layers import (
+    GELU,
+    CausalAttention,
+    Chain,
+    Embedding,
+    Layer,
+    LayerNorm,
+    Linear,
+    ReLU,
+    Residual,
+    Shared,
+    Spec,
+)
 from framework.memory import Array
 from framework.parameters import ParameterSpec
 
@@ -34,7 +46,14 @@ def twin(model: Model, x: Spec) -> nn.Module:
     """
     if not isinstance(model.loss, CrossEntropy):
         raise TypeError(f"twins are trained with CrossEntropy, but the model's loss is {model.loss!r}")
-    return _module(model.chain, "", model.chain.parameters(x))
+    layout = model.chain.layout(x)
+    module = _module(
+        model.chain, "", {**layout.specs, **{own: layout.specs[name] for own, name in layout.aliases.items()}}
+    )
+    for own, name in layout.aliases.items():
+        path, _, local = own.rpartition(".")
+        setattr(module.get_submodule(path), local, module.get_parameter(name))
+    return module
 
 
 class _Residual(nn.Sequential):
@@ -97,6 +116,8 @@ def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
             return nn.GELU(approximate="tanh")
         case ReLU():
             return nn.ReLU()
+        case Shared():
+            return _module(layer.layer, path, specs)
     raise TypeError(f"step {path!r}: {layer.kind} has no twin in PyTorch")
 
 
@@ -110,9 +131,15 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, Array]) -> None:
     """Copies our parameters into a twin.
 
     Raises:
-        RuntimeError: Names or shapes differ.
+        ValueError: Names differ.
+        RuntimeError: Shapes differ.
     """
-    module.load_state_dict({name: torch.from_numpy(view) for name, view in parameters.items()})
+    theirs = dict(module.named_parameters())  # each once, also where it is tied
+    if set(theirs) != set(parameters):
+        raise ValueError(f"our parameters are {', '.join(parameters)}, but the twin's are {', '.join(theirs)}")
+    with torch.no_grad():
+        for name, view in parameters.items():
+            theirs[name].copy_(torch.from_numpy(view))
 
 
 def gradients(module: nn.Module) -> dict[str, Array]:

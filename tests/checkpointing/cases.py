@@ -37,6 +37,7 @@ from framework import (
     Reshape,
     Residual,
     RMSNorm,
+    Shared,
     Sigmoid,
     SiLU,
     Softmax,
@@ -187,8 +188,28 @@ def images(dtype: str = "float64", batch: int = 8) -> Case:
     return Case(f"images-{dtype}", chain, CrossEntropy(), x.astype(dtype), targets)
 
 
+def tied(dtype: str = "float64", batch: int = 8, length: int = 6) -> Case:
+    """Weights that two layers share and three, over the borders of stages and within one, and an owner that comes last."""
+    generator = _generator("tied")
+
+    def again(*owner: str, bias: bool = True) -> Layer:
+        return Shared(Linear(6, bias=bias), **{name.rpartition(".")[2]: name for name in owner})
+
+    block = Chain(norm=LayerNorm(), mix=Linear(6), act=Tanh(), back=again("mix.weight"))
+    chain = Chain(
+        embedding=Embedding(11, length, 6, dtype=dtype),
+        one=Residual(block),
+        two=Residual(Chain(again("one.mix.weight", bias=False), GELU(), again("last.weight", "last.bias"))),
+        drop=Dropout(0.2),
+        last=Linear(6),
+        head=Shared(Linear(11, bias=False), weight="embedding.token"),
+    )
+    x = generator.integers(11, size=(batch, length)).astype(np.uint8)
+    return Case(f"tied-{dtype}", chain, CrossEntropy(), x, np.roll(x, -1, axis=1))
+
+
 def all_cases() -> list[Case]:
-    return [make(dtype) for make in (mlp, tokens, nested, smooth, images) for dtype in ("float32", "float64")]
+    return [make(dtype) for make in (mlp, tokens, nested, smooth, images, tied) for dtype in ("float32", "float64")]
 
 
 #: Layers without parameters whose VJPs read their input, and their output; and those that work on rows.

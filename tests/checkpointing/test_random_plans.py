@@ -23,12 +23,14 @@ from framework import (
     CrossEntropy,
     Embedding,
     Key,
+    Layer,
     Ledger,
     Linear,
     MeanSquaredError,
     Parameters,
     ReLU,
     Residual,
+    Shared,
 )
 from tests.checkpointing.cases import Case, digest, random_layers
 
@@ -40,14 +42,16 @@ def random_case(seed: int) -> Case:
     draw = random.Random(seed)
     generator, dtype = Key(seed).generator(), draw.choice(("float32", "float64"))
     width, rows = draw.choice((3, 4)), draw.choice((2, 4))
-    body = [*random_layers(draw, width, 2), Linear(width)]
+    body: list[Layer] = [*random_layers(draw, width, 2), Linear(width)]
+    if draw.random() < 0.3:
+        body[0] = Shared(Linear(width), weight="last.weight", bias="last.bias")
     if draw.random() < 0.3:
         x = generator.integers(5, size=(rows, 3)).astype(np.uint8)
         attention = Residual(Chain(Linear(3 * width), CausalAttention(1)))
-        chain = Chain(Embedding(5, 3, width, dtype=dtype), attention, *body)
+        chain = Chain(Embedding(5, 3, width, dtype=dtype), attention, *body[:-1], last=body[-1])
         return Case(f"tokens {seed}", chain, CrossEntropy(), x, generator.integers(width, size=(rows, 3)))
     x, targets = generator.standard_normal((rows, 5)), generator.standard_normal((rows, width))
-    chain = Chain(*([ReLU()] if draw.random() < 0.3 else []), Linear(width), *body)
+    chain = Chain(*([ReLU()] if draw.random() < 0.3 else []), Linear(width), *body[:-1], last=body[-1])
     return Case(f"vectors {seed}", chain, MeanSquaredError(), x.astype(dtype), targets.astype(dtype))
 
 

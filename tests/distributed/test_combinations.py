@@ -23,6 +23,7 @@ from framework import (
     Linear,
     MeanSquaredError,
     Residual,
+    Shared,
     build,
 )
 from framework.data import ArrayDataset
@@ -37,12 +38,14 @@ def drawn_model(draw: random.Random) -> tuple[Chain, Loss, ArrayDataset, int]:
     examples = 3 * batch
     if draw.random() < 0.5:
         x, targets = generator.standard_normal((2, examples, width)).astype(dtype)
-        chain = Chain(Linear(width), *random_layers(draw, width, 2), Linear(width))
+        last = Shared(Linear(width), weight="0.weight") if draw.random() < 0.3 else Linear(width)
+        chain = Chain(Linear(width), *random_layers(draw, width, 2), last)
         return chain, MeanSquaredError(), ArrayDataset(x, targets, validation=0.34), batch
     length, heads = draw.choice((8, 30, 80)), draw.choice((1, 2))
     tokens = generator.integers(50, size=(examples, length + 1)).astype(np.uint8)
     attention = Residual(Chain(Linear(3 * width), CausalAttention(heads), Linear(width)))
-    chain = Chain(Embedding(50, length, width, dtype=dtype), attention, *random_layers(draw, width, 2), Linear(50))
+    last = Shared(Linear(50, bias=False), weight="0.token") if draw.random() < 0.3 else Linear(50)
+    chain = Chain(Embedding(50, length, width, dtype=dtype), attention, *random_layers(draw, width, 2), last)
     return chain, CrossEntropy(), ArrayDataset(tokens[:, :-1].copy(), tokens[:, 1:].copy(), validation=0.34), batch
 
 

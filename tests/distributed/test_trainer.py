@@ -26,7 +26,13 @@ from framework.models import Model
 
 @pytest.mark.parametrize(
     ("name", "batch", "shards", "rate"),
-    [("mlp-small", 16, 4, 1e-2), ("byte-gpt-tiny", 4, 2, 3e-3), ("byte-gpt-small", 1, 1, 1e-3)],
+    [
+        ("mlp-small", 16, 4, 1e-2),
+        ("byte-gpt-tiny", 4, 2, 3e-3),
+        ("byte-gpt-small", 1, 1, 1e-3),
+        ("byte-gpt-tiny-tied", 4, 2, 3e-3),
+        ("byte-gpt-small-tied", 1, 1, 1e-3),
+    ],
 )
 def test_overfitting_one_batch_reaches_a_loss_below_0_05_in_200_steps(
     name: str, batch: int, shards: int, rate: float

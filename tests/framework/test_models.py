@@ -33,6 +33,8 @@ BATCHES = {
     "mlp-small": Spec.of((4, 64), "float32"),
     "byte-gpt-tiny": Spec.of((2, 128), "uint8"),
     "byte-gpt-small": Spec.of((2, 256), "uint8"),
+    "byte-gpt-tiny-tied": Spec.of((2, 128), "uint8"),
+    "byte-gpt-small-tied": Spec.of((2, 256), "uint8"),
 }
 
 
@@ -52,13 +54,24 @@ def gpt_size(layers: int, features: int, window: int) -> int:
     [
         ("byte-gpt-tiny", 875_264),
         ("byte-gpt-small", 4_935_680),
+        ("byte-gpt-tiny-tied", 875_264 - 256 * 128),
+        ("byte-gpt-small-tied", 4_935_680 - 256 * 256),
         ("mlp-small", 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10),
     ],
 )
 def test_a_model_has_the_number_of_parameters_of_its_formula(name: str, size: int) -> None:
     assert build(name).chain.layout(batch_of(name, "float32")).size == size
-    if name != "mlp-small":
+    if name in ("byte-gpt-tiny", "byte-gpt-small"):
         assert size == (gpt_size(4, 128, 128) if name == "byte-gpt-tiny" else gpt_size(6, 256, 256))
+
+
+@pytest.mark.parametrize("name", ["byte-gpt-tiny", "byte-gpt-small"])
+def test_a_tied_byte_gpt_differs_from_its_like_in_the_heads_weight_alone(name: str) -> None:
+    plain, tied = (build(each).chain for each in (name, f"{name}-tied"))
+    assert [step.path for step in flatten(tied)] == [step.path for step in flatten(plain)]
+    layouts = [chain.layout(BATCHES[name]) for chain in (plain, tied)]
+    assert layouts[1].specs == {n: spec for n, spec in layouts[0].specs.items() if n != "head.weight"}
+    assert layouts[1].aliases == {"head.weight": "embedding.token"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

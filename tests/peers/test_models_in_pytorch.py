@@ -14,7 +14,7 @@ from framework.memory import Array
 
 pytestmark = pytest.mark.peers
 
-EXAMPLES = {"mlp-small": 16, "byte-gpt-tiny": 4, "byte-gpt-small": 2}
+EXAMPLES = {"mlp-small": 16, "byte-gpt-tiny": 4, "byte-gpt-small": 2, "byte-gpt-tiny-tied": 4, "byte-gpt-small-tied": 1}
 
 
 @pytest.fixture(scope="module")
