@@ -112,7 +112,7 @@ class Dual(Layer):
             return self.layer.forward(weights, values, context)[0], ()
         first = x[0] if isinstance(x, tuple) else x
         if plain.output_aliases_input:
-            return first.reshape(2, *plain.output.shape), ()
+            return first.reshape(2, *plain.output.shape), self.layer.forward(weights, values, context)[1]
         own: Own = ()
         halves = _Halves(context, "activations", [0, 1])
         if self._flat and plain.own:
@@ -157,7 +157,7 @@ class Dual(Layer):
                 f"{self.kind} has no apply, from which its further derivatives would follow: write apply(self, params, x, context)"
             )
         forward = plain.jvp_workspace if moves else plain.forward_workspace
-        if flat and plain.own:
+        if flat and plain.own and not plain.output_aliases_input:
             forward = max(plain.forward_workspace, forward + plain.output.nbytes)
         return Footprint(
             output=pair(plain.output),

@@ -11,11 +11,12 @@ import numpy as np
 
 from framework import kernels
 from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec, require_float
+from framework.layers.windows import nothing_like, shape_alone
 from framework.memory import Array
 
 
 class _Reshaping(Layer):
-    """What both share. The VJP reads of x its shape alone. As y is the same memory, keeping x costs bytes only where nobody needs y."""
+    """What both share. The VJP needs of x its shape alone, and has it from a residual of no bytes, so that x may go with y."""
 
     piecewise_linear = True
 
@@ -27,10 +28,12 @@ class _Reshaping(Layer):
         return np.reshape(x, self._output(x.shape))
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
-        return kernels.as_view(x, self._output(x.shape)), ()
+        return kernels.as_view(x, self._output(x.shape)), (nothing_like(x),)
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
-        return kernels.as_view(cotangent, x.shape) if context.wanted[0] else None
+        if not context.wanted[0]:
+            return None
+        return kernels.as_view(cotangent, (len(cotangent), *own[0].shape[1:]))
 
     def jvp(
         self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
@@ -41,7 +44,7 @@ class _Reshaping(Layer):
         require_float(self, x)
         return Footprint(
             output=Spec(self._output(x.shape), x.dtype),
-            needs_input=(True,),
+            own=(shape_alone(x),),
             output_aliases_input=True,
             cotangent_aliases=(True,),
         )
