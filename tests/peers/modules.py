@@ -18,6 +18,7 @@ from framework import (
     L1,
     Attention,
     AveragePool2d,
+    BatchNorm,
     BinaryCrossEntropy,
     Conv2d,
     CrossEntropy,
@@ -240,6 +241,20 @@ def encoder(m: Any) -> Function:
     return function
 
 
+def batch_norm(m: Any) -> Function:
+    """Without a bias it is 0. How running statistics move is compared elsewhere: they are no output."""
+    tracked = m.track_running_stats
+    layer = BatchNorm(epsilon=m.eps, affine=m.affine, tracked=tracked)
+
+    def function(p: Any, x: Any) -> Any:
+        unless(x.size > 0 or (tracked and not m.training), "a batch of nothing")
+        given = {"weight": p["weight"], "bias": p.get("bias", np.zeros(m.num_features))} if m.affine else {}
+        state = {name: p[name] for name in ("running_mean", "running_var")} if tracked else None
+        return run(layer, given, x, m.training, state)
+
+    return function
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +343,9 @@ ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "AdaptiveAvgPool1d": adaptive_mean(1),
     "AdaptiveAvgPool2d": adaptive_mean(2),
     "AdaptiveAvgPool3d": adaptive_mean(3),
+    "BatchNorm1d": batch_norm,
+    "BatchNorm2d": batch_norm,
+    "BatchNorm3d": batch_norm,
     "LayerNorm": over_rows,
     "RMSNorm": over_rows,
     "MultiheadAttention": attention,

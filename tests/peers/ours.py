@@ -21,7 +21,9 @@ def spec_of(a: Any) -> Spec:
     return Spec.of(np.shape(a), a.dtype)
 
 
-def run(layer: Layer, params: dict[str, Any], x: Any, training: bool = True) -> Any:
+def run(
+    layer: Layer, params: dict[str, Any], x: Any, training: bool = True, state: dict[str, Any] | None = None
+) -> Any:
     """Returns a leaf layer's output; its VJP and JVP are those by hand, which get only what the footprint says that they need."""
     RUN.add(type(layer))
     footprint = layer.footprint(spec_of(x), training)
@@ -29,7 +31,7 @@ def run(layer: Layer, params: dict[str, Any], x: Any, training: bool = True) -> 
     assert {name: np.shape(p) for name, p in params.items()} == {name: p.shape for name, p in expected.items()}
 
     def context() -> Context:
-        return Context(Ledger(), key=Key(0), training=training)
+        return Context(Ledger(), key=Key(0), training=training, states={"": state or {}})
 
     def arranged(x: Any, weights: Any) -> tuple[dict[str, Any], Any]:
         return dict(zip(params, map(np.ascontiguousarray, weights), strict=True)), np.ascontiguousarray(x)

@@ -49,6 +49,7 @@ TWINS: dict[str, Callable[..., Any]] = {
     "MaxPool2d(2)": nn.MaxPool2d(2),
     "AveragePool2d(2)": nn.AvgPool2d(2),
     "GlobalAveragePool()": lambda x: x.mean((-2, -1)),
+    "BatchNorm()": nn.BatchNorm2d(16),
     "LayerNorm()": nn.LayerNorm(256),
     "RMSNorm()": nn.RMSNorm(256),
     "ReLU()": nn.ReLU(),
@@ -75,8 +76,9 @@ TWINS: dict[str, Callable[..., Any]] = {
 
 
 def saved_bytes(twin: Callable[..., Any], inputs: list[Any]) -> int:
-    """Returns the bytes of the distinct storages that PyTorch saves for the backward of a call, without the parameters'."""
-    parameters = {p.untyped_storage().data_ptr() for p in twin.parameters()} if isinstance(twin, nn.Module) else set()
+    """Returns the bytes of the distinct storages that PyTorch saves for the backward of a call, without those of parameters and buffers."""
+    lasting = [*twin.parameters(), *twin.buffers()] if isinstance(twin, nn.Module) else []
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in lasting}
     found: dict[int, Any] = {}
 
     def pack(tensor: Any) -> Any:
