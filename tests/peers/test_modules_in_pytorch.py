@@ -24,7 +24,7 @@ import pytest
 
 from framework import CausalAttention, Dropout, Flatten, Layer, Loss, Reshape, Upsample2d
 from framework.differentiation import jvp, vjp
-from framework.layers import Add, Join
+from framework.layers import Add, Adding, Join
 from tests.framework.every import concrete
 from tests.peers.database import agree, mapped, print_counts, pulled, pushed, quiet, seed, shown, variables
 from tests.peers.modules import ADAPTERS, Unsupported
@@ -35,6 +35,7 @@ pytestmark = pytest.mark.peers
 #: Ours that have no module in the database, and what other test compares them with PyTorch.
 WITHOUT: dict[type, str] = {
     Add: "test_models_in_pytorch",
+    Adding: "test_models_in_pytorch",
     CausalAttention: "test_models_in_pytorch",
     Dropout: "none: its random numbers are others",
     Flatten: "test_layers_in_pytorch",
