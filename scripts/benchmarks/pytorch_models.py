@@ -15,12 +15,17 @@ from torch.nn import functional
 from framework import AdamW, CrossEntropy, Model
 from framework.layers import (
     GELU,
+    AveragePool2d,
     CausalAttention,
     Chain,
+    Conv2d,
     Embedding,
+    Flatten,
+    GlobalAveragePool,
     Layer,
     LayerNorm,
     Linear,
+    MaxPool2d,
     ReLU,
     Residual,
     Shared,
@@ -57,10 +62,16 @@ def twin(model: Model, x: Spec) -> nn.Module:
 
 
 class _Residual(nn.Sequential):
-    """x + inner(x); as with ours, the names of the inner chain are enough."""
+    """x + inner(x), or shortcut(x) + inner(x); as with ours, the names of the inner chain are enough."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x
+        y, skip = x, x
+        for name, module in self.named_children():
+            if name == "shortcut":
+                skip = module(x)
+            else:
+                y = module(y)
+        return y + skip
 
 
 class _Embedding(nn.Module):
@@ -90,6 +101,11 @@ class _CausalAttention(nn.Module):
         return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
 
+class _GlobalAveragePool(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1))
+
+
 def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
     def shape(name: str) -> tuple[int, ...]:
         return specs[f"{path}.{name}"].shape
@@ -102,7 +118,10 @@ def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
             return _filled(nn.Sequential(), layer, path, specs)
         case Residual():
             inner = layer.inner if isinstance(layer.inner, Chain) else Chain(inner=layer.inner)
-            return _filled(_Residual(), inner, path, specs)
+            module = _filled(_Residual(), inner, path, specs)
+            if layer.shortcut is not None:
+                module.add_module("shortcut", _module(layer.shortcut, f"{path}.shortcut", specs))
+            return module
         case Linear():
             features, given = shape("weight")
             return nn.Linear(given, features, bias=layer.bias, dtype=dtype())
@@ -112,6 +131,17 @@ def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
             return _Embedding(layer)
         case CausalAttention():
             return _CausalAttention(layer.heads)
+        case Conv2d():
+            features, part, *kernel = shape("weight")
+            sizes = (tuple(kernel), layer.stride, layer.padding, layer.dilation, layer.groups)
+            return nn.Conv2d(part * layer.groups, features, *sizes, bias=layer.bias, dtype=dtype())
+        case MaxPool2d() | AveragePool2d():
+            pool = nn.MaxPool2d if isinstance(layer, MaxPool2d) else nn.AvgPool2d
+            return pool(layer.kernel, layer.stride, layer.padding)
+        case GlobalAveragePool():
+            return _GlobalAveragePool()
+        case Flatten():
+            return nn.Flatten()
         case GELU():
             return nn.GELU(approximate="tanh")
         case ReLU():

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from checkpointing import Engine, parse_policy, run_plans, value_and_grad
-from framework import AdamW, Key, Model, Parameters, Spec, WarmupCosine, build
+from framework import AdamW, CrossEntropy, Key, Model, Parameters, Spec, WarmupCosine, build
+from framework.layers import (
+    GELU,
+    AveragePool2d,
+    Chain,
+    Conv2d,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Residual,
+)
 from framework.memory import Array
 
 pytestmark = pytest.mark.peers
@@ -48,7 +60,35 @@ def moved_parameters(model: Model, x: Array) -> Parameters:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_loss_and_gradients_are_those_of_the_twin(peer: Any, name: str) -> None:
     model = build(name, "float64")
-    x, targets = batch(model, EXAMPLES[name])
+    require_equal(peer, model, *batch(model, EXAMPLES[name]))
+
+
+def test_loss_and_gradients_of_an_image_model_are_those_of_the_twin(peer: Any) -> None:
+    """Convolutions with strides and groups, both pools over windows, and residuals with and without a shortcut."""
+    inner = Chain(conv1=Conv2d(8, 3, 2, padding=1), act=ReLU(), conv2=Conv2d(8, 3, padding=1, groups=2, bias=False))
+    chain = Chain(
+        stem=Conv2d(4, 3, padding=1),
+        act=ReLU(),
+        pool=MaxPool2d(3, 2, padding=1),
+        changed=Residual(inner, Conv2d(8, 1, 2)),
+        same=Residual(Conv2d(8, 3, padding=2, dilation=2)),
+        average=AveragePool2d(2),
+        branch=Residual(Chain(GELU())),
+        whole=GlobalAveragePool(),
+        flat=Flatten(),
+        head=Linear(5),
+    )
+    generator = Key(7).generator()
+    x, targets = generator.standard_normal((6, 3, 16, 16)), generator.integers(5, size=6)
+    require_equal(peer, Model("images", chain, CrossEntropy(), no_data), x, targets)
+
+
+def no_data(paths: Any) -> Any:
+    raise AssertionError("the test gives its own")
+
+
+def require_equal(peer: Any, model: Model, x: Array, targets: Array) -> None:
+    """Compares loss and gradients with the twin's, in float64."""
     parameters = moved_parameters(model, x)
     loss, gradient = value_and_grad(model.chain, model.loss)(parameters, x, targets)
 
