@@ -16,6 +16,7 @@ from framework import AdamW, CrossEntropy, Model
 from framework.layers import (
     GELU,
     AveragePool2d,
+    BatchNorm,
     CausalAttention,
     Chain,
     Conv2d,
@@ -101,6 +102,13 @@ class _CausalAttention(nn.Module):
         return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
 
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm of any number of axes, as ours is."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
 class _GlobalAveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((-2, -1))
@@ -127,6 +135,10 @@ def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
             return nn.Linear(given, features, bias=layer.bias, dtype=dtype())
         case LayerNorm():
             return nn.LayerNorm(shape("weight"), eps=layer.epsilon, dtype=dtype())
+        case BatchNorm(affine=True):
+            (channels,) = shape("weight")
+            sizes = (channels, layer.epsilon, layer.momentum)
+            return _BatchNorm(*sizes, track_running_stats=layer.tracked, dtype=dtype())
         case Embedding():
             return _Embedding(layer)
         case CausalAttention():
@@ -158,7 +170,7 @@ def _filled(module: nn.Sequential, chain: Chain, path: str, specs: Specs) -> nn.
 
 
 def load_parameters(module: nn.Module, parameters: Mapping[str, Array]) -> None:
-    """Copies our parameters into a twin.
+    """Copies our parameters into a twin. Running statistics, which are no parameters, stay where both sides start them.
 
     Raises:
         ValueError: Names differ.

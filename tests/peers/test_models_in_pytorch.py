@@ -13,6 +13,7 @@ from framework import AdamW, CrossEntropy, Key, Model, Parameters, Spec, WarmupC
 from framework.layers import (
     GELU,
     AveragePool2d,
+    BatchNorm,
     Chain,
     Conv2d,
     Flatten,
@@ -64,10 +65,11 @@ def test_loss_and_gradients_are_those_of_the_twin(peer: Any, name: str) -> None:
 
 
 def test_loss_and_gradients_of_an_image_model_are_those_of_the_twin(peer: Any) -> None:
-    """Convolutions with strides and groups, both pools over windows, and residuals with and without a shortcut."""
+    """Convolutions with strides and groups, BatchNorm, both pools over windows, and residuals with and without a shortcut."""
     inner = Chain(conv1=Conv2d(8, 3, 2, padding=1), act=ReLU(), conv2=Conv2d(8, 3, padding=1, groups=2, bias=False))
     chain = Chain(
-        stem=Conv2d(4, 3, padding=1),
+        stem=Conv2d(4, 3, padding=1, bias=False),
+        norm=BatchNorm(momentum=0.3),
         act=ReLU(),
         pool=MaxPool2d(3, 2, padding=1),
         changed=Residual(inner, Conv2d(8, 1, 2)),
@@ -88,7 +90,7 @@ def no_data(paths: Any) -> Any:
 
 
 def require_equal(peer: Any, model: Model, x: Array, targets: Array) -> None:
-    """Compares loss and gradients with the twin's, in float64."""
+    """Compares loss, gradients and running statistics with the twin's, in float64."""
     parameters = moved_parameters(model, x)
     loss, gradient = value_and_grad(model.chain, model.loss)(parameters, x, targets)
 
@@ -103,6 +105,8 @@ def require_equal(peer: Any, model: Model, x: Array, targets: Array) -> None:
     for key, expected in found.items():
         off = np.linalg.norm(gradient[key] - expected) / np.linalg.norm(expected)
         assert off <= 1e-10, (key, off)
+    for key, kept in (parameters.state or {}).items():
+        np.testing.assert_allclose(kept, module.get_buffer(key).numpy(), rtol=1e-10, atol=1e-14, err_msg=key)
 
 
 def test_fifty_steps_of_adamw_follow_the_twin(peer: Any) -> None:
