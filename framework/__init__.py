@@ -19,6 +19,7 @@ from framework.differentiation import (
 )
 from framework.keys import Key
 from framework.layers import (
+    ELU,
     GELU,
     Attention,
     AveragePool2d,
@@ -31,12 +32,16 @@ from framework.layers import (
     Embedding,
     Flatten,
     GlobalAveragePool,
+    GroupNorm,
+    Hardswish,
+    Hardtanh,
     Layer,
     LayerNorm,
     LeakyReLU,
     Linear,
     LogSoftmax,
     MaxPool2d,
+    Mish,
     ReLU,
     Reshape,
     Residual,
@@ -59,6 +64,7 @@ from framework.schedules import WarmupCosine
 from framework.sizes import format_size, parse_size
 
 __all__ = [
+    "ELU",
     "GELU",
     "L1",
     "SGD",
@@ -82,6 +88,9 @@ __all__ = [
     "EpochOrder",
     "Flatten",
     "GlobalAveragePool",
+    "GroupNorm",
+    "Hardswish",
+    "Hardtanh",
     "Huber",
     "Key",
     "Layer",
@@ -93,6 +102,7 @@ __all__ = [
     "Loss",
     "MaxPool2d",
     "MeanSquaredError",
+    "Mish",
     "Model",
     "Optimizer",
     "Parameters",

@@ -1,6 +1,6 @@
 """Layers: what trains. One family a file; the contract is in `layer`."""
 
-from framework.layers.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from framework.layers.activations import GELU, Mish, Sigmoid, SiLU, Softplus, Tanh
 from framework.layers.attention import Attention, CausalAttention
 from framework.layers.batch_norm import BatchNorm
 from framework.layers.chain import (
@@ -19,10 +19,12 @@ from framework.layers.concat import Concat, Join
 from framework.layers.convolution import Conv2d, Upsample2d
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
+from framework.layers.group_norm import GroupNorm
 from framework.layers.layer import Context, Footprint, Layer, Spec
 from framework.layers.linear import Linear
 from framework.layers.normalization import LayerNorm, RMSNorm
 from framework.layers.pooling import AveragePool2d, GlobalAveragePool, MaxPool2d
+from framework.layers.rectifiers import ELU, Hardswish, Hardtanh, LeakyReLU, ReLU
 from framework.layers.shapes import Flatten, Reshape
 from framework.layers.shared import Shared
 from framework.layers.sharing import Adding
@@ -30,6 +32,7 @@ from framework.layers.softmax import LogSoftmax, Softmax
 
 __all__ = [
     "BATCH",
+    "ELU",
     "GELU",
     "Add",
     "Adding",
@@ -47,6 +50,9 @@ __all__ = [
     "Flatten",
     "Footprint",
     "GlobalAveragePool",
+    "GroupNorm",
+    "Hardswish",
+    "Hardtanh",
     "Join",
     "Layer",
     "LayerNorm",
@@ -54,6 +60,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
+    "Mish",
     "RMSNorm",
     "ReLU",
     "Reshape",

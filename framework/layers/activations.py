@@ -15,67 +15,6 @@ from framework.special import ERF_ROWS, erf, write_erf, write_sigmoid
 
 
 @dataclass(frozen=True)
-class ReLU(Elementwise):
-    """y = max(x, 0), any shape. The VJP needs the output alone: x̄ = ȳ·sign(y), which is 0 at x = 0."""
-
-    piecewise_linear = True
-
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, value_flops=1, slope_flops=2)
-
-    def apply(self, params: Params, x: Any, context: Context) -> Any:
-        return np.maximum(x, 0)
-
-    def write_value(self, x: Array, out: Array, spare: Array) -> None:
-        np.maximum(x, 0, out=out)
-
-    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
-        np.sign(a, out=slope)  # a ≥ 0, so its sign is the mask
-
-
-@dataclass(frozen=True)
-class LeakyReLU(Elementwise):
-    """y = x where x > 0, else slope·x, any shape (Maas et al. 2013). The VJP needs the output alone, whose sign is that of x.
-
-    The derivative at x = 0 is the slope.
-
-    Attributes:
-        slope: Above 0; 0 would be ReLU.
-    """
-
-    slope: float = 0.01
-
-    piecewise_linear = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.slope < math.inf:
-            raise ValueError(f"LeakyReLU takes a finite slope above 0, but got {self.slope}; a slope of 0 is ReLU")
-
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, value_rows=1, value_flops=2, slope_flops=3)
-
-    def apply(self, params: Params, x: Any, context: Context) -> Any:
-        return np.where(x > 0, x, self.slope * x)
-
-    def write_value(self, x: Array, out: Array, spare: Array) -> None:
-        np.multiply(x, self.slope, out=spare[0])
-        pick = np.maximum if self.slope <= 1 else np.minimum
-        pick(x, spare[0], out=out)
-
-    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
-        if self.slope <= 1:
-            np.sign(a, out=slope)
-            np.maximum(slope, self.slope, out=slope)
-        else:
-            np.negative(a, out=slope)
-            np.heaviside(slope, 1, out=slope)
-            slope *= self.slope
-            np.maximum(slope, 1, out=slope)
-
-
-@dataclass(frozen=True)
 class Tanh(Elementwise):
     """y = tanh x, any shape. The VJP needs the output alone: x̄ = ȳ·(1 - y²)."""
 
@@ -218,6 +157,44 @@ class Softplus(Elementwise):
             second *= self.beta
 
 
+@dataclass(frozen=True)
+class Mish(Elementwise):
+    """y = x·tanh(log(1 + exp x)), any shape (Misra 2019, arXiv 1908.08681).
+
+    With n = exp(x)·(exp(x) + 2) the tanh is t = n/(n + 2). The VJP needs x and computes it again: x̄ = ȳ·(t + x·(1 - t²)·σ(x)).
+    """
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(value_rows=2, slope_rows=2, value_flops=20, slope_flops=35)
+
+    def apply(self, params: Params, x: Any, context: Context) -> Any:
+        return x * np.tanh(np.logaddexp(0, x))
+
+    def write_value(self, x: Array, out: Array, spare: Array) -> None:
+        _write_tanh_of_softplus(x, spare[0], spare[1])
+        np.multiply(x, spare[0], out=out)
+
+    def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
+        tanh, share = spare[0], spare[1]
+        _write_tanh_of_softplus(a, tanh, share)
+        np.divide(2, share, out=slope)  # 1 - t
+        np.add(1, tanh, out=share)
+        slope *= share
+        write_sigmoid(a, share)
+        slope *= share  # t' = (1 - t²)·σ
+        if second is not None:  # t'·(2 + x·(1 - σ - 2tσ))
+            np.multiply(tanh, 2, out=second)
+            second += 1
+            second *= share
+            np.subtract(1, second, out=second)
+            second *= a
+            second += 2
+            second *= slope
+        slope *= a
+        slope += tanh
+
+
 _C = math.sqrt(2 / math.pi)
 _A = 0.044715
 
@@ -288,6 +265,16 @@ def _write_sigmoid_slope(y: Array, slope: Array, second: Array | None) -> None:
         np.multiply(y, -2, out=second)
         second += 1
         second *= slope
+
+
+def _write_tanh_of_softplus(x: Array, tanh: Array, rest: Array) -> None:
+    """Writes t = tanh(log(1 + exp x)) = n/(n + 2) with n = exp(x)·(exp(x) + 2), and n + 2 into `rest`."""
+    np.minimum(x, 20, out=tanh)  # from where on t is 1
+    np.exp(tanh, out=tanh)
+    np.add(tanh, 2, out=rest)
+    tanh *= rest
+    np.add(tanh, 2, out=rest)
+    tanh /= rest
 
 
 def _write_normal(x: Array, out: Array, spare: Array) -> None:

@@ -177,7 +177,8 @@ class Layer:
     Attributes:
         core_axes: How many of the input's last axes `apply` works over, those before them being looped over: it does the same with
             each piece, without random numbers, and puts the results in their places. So it can be traced over small blocks. None:
-            not known, the input stays whole. (NumPy speaks of core and loop dimensions.)
+            not known, the input stays whole. Below 0: minus the number of first axes that are looped over. (NumPy speaks of core and
+            loop dimensions.)
         piecewise_linear: Whether the output is, on pieces, a linear function of parameters and input together, so that second
             derivatives are zero wherever they exist.
     """

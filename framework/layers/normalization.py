@@ -79,7 +79,7 @@ class _RowNorm(Layer):
                 continue
             out = kernels.as_rows(x_cotangent)[block]
             np.multiply(c, params["weight"], out=out)
-            _project(out, hat, r, prod, total, self.centered)
+            project(out, hat, r, prod, total, self.centered)
         return x_cotangent
 
     def jvp(
@@ -98,7 +98,7 @@ class _RowNorm(Layer):
             hat, out = normalized[:count], out_rows[block]
             r = self._normalize(rows, own, block, hat)
             out[...] = moved[block]
-            _project(out, hat, r, product[:count], row_sum[:count], self.centered)
+            project(out, hat, r, product[:count], row_sum[:count], self.centered)
             out *= params["weight"]
             hat *= params_tangent["weight"]
             out += hat
@@ -175,7 +175,7 @@ class RMSNorm(_RowNorm):
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.epsilon) * params["weight"]
 
 
-def _project(a: Array, hat: Array, scale: Array, scratch: Array, row_sum: Array, centered: bool) -> None:
+def project(a: Array, hat: Array, scale: Array, scratch: Array, row_sum: Array, centered: bool) -> None:
     """Replaces rows by scale·(a - mean(a) - x̂·mean(a·x̂)), the derivative of the normalized rows, which is symmetric.
 
     Without mean(a) if the rows are not centered.

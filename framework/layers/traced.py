@@ -37,7 +37,11 @@ class Cut:
     @classmethod
     def of(cls, layer: Layer, x: Any) -> Cut:
         core = layer.core_axes
-        if core is None or isinstance(x, tuple) or x.ndim <= core:
+        if core is None or isinstance(x, tuple):
+            return cls(None)
+        if core < 0:  # so many axes are looped over
+            core += x.ndim
+        if x.ndim <= core:
             return cls(None)
         loop = x.shape[: x.ndim - core]
         return cls(loop, math.prod(x.shape[len(loop) :]))

@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework import (
+    ELU,
     GELU,
     Attention,
     BatchNorm,
     CausalAttention,
     Dropout,
     Embedding,
+    GroupNorm,
+    Hardswish,
+    Hardtanh,
     Key,
     Layer,
     LayerNorm,
@@ -27,6 +31,7 @@ from framework import (
     Ledger,
     Linear,
     LogSoftmax,
+    Mish,
     ReLU,
     RMSNorm,
     Sigmoid,
@@ -87,6 +92,11 @@ TALL = st.tuples(st.integers(2, 6), st.integers(1, 5))
 PLANES = st.tuples(st.integers(2, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 CHANNELS = ((40, 3, 12, 12), (3, 2, BLOCK // 4 + 3), (2, 3, BLOCK // 2), (2, 2, BLOCK + 1))
 
+GROUPS = st.tuples(
+    st.integers(0, 4), st.sampled_from([2, 4, 6]), st.lists(st.integers(1, 3), max_size=2).map(tuple)
+).map(lambda t: (*t[:2], *t[2]))
+GROUPED = ((40, 6, 12, 12), (3, 2, BLOCK // 2 + 3), (2, 6, BLOCK // 4), (2, 2, BLOCK + 1), (5000, 4))
+
 
 def attention(width: int) -> dict[str, Any]:
     lengths = (63, 64, 65, 128, 150)
@@ -116,6 +126,12 @@ FAMILIES = {
     "exact gelu": Family(lambda _: GELU(approximate=False), ANY, FLAT[:3], (2, 3)),
     "leaky relu": Family(lambda _: LeakyReLU(), ANY, FLAT[:3], (2, 3)),
     "steep relu": Family(lambda _: LeakyReLU(1.7), ANY, FLAT[:1], (2, 3)),
+    "elu": Family(lambda _: ELU(), ANY, FLAT[:3], (2, 3)),
+    "elu of alpha 0.3": Family(lambda _: ELU(0.3), ANY, FLAT[:1], (2, 3)),
+    "hardtanh": Family(lambda _: Hardtanh(), ANY, FLAT[:3], (2, 3)),
+    "relu6": Family(lambda _: Hardtanh(0.0, 6.0), ANY, FLAT[:1], (2, 3)),
+    "hardswish": Family(lambda _: Hardswish(), ANY, FLAT[:3], (2, 3)),
+    "mish": Family(lambda _: Mish(), ANY, FLAT[:3], (2, 3)),
     "tanh": Family(lambda _: Tanh(), ANY, FLAT[:3], (2, 3)),
     "sigmoid": Family(lambda _: Sigmoid(), ANY, FLAT[:3], (2, 3)),
     "silu": Family(lambda _: SiLU(), ANY, FLAT[:3], (2, 3)),
@@ -125,6 +141,9 @@ FAMILIES = {
     "softmax": Family(lambda _: Softmax(), ANY, TABLE[:4], (2, 2, 3)),
     "log-softmax": Family(lambda _: LogSoftmax(), ANY, TABLE[:4], (2, 2, 3)),
     "rms norm": Family(lambda _: RMSNorm(), ROWS, TABLE, (2, 2, 3)),
+    "group norm": Family(lambda _: GroupNorm(2), GROUPS, (*GROUPED, (0, 4, 3)), (2, 4, 2)),
+    "group norm of one group": Family(lambda _: GroupNorm(1, epsilon=0.1), GROUPS, GROUPED[:3], (2, 2, 2)),
+    "group norm without weights": Family(lambda _: GroupNorm(2, affine=False), GROUPS, GROUPED[:3], (2, 4, 2)),
     "batch norm": Family(lambda _: BatchNorm(), PLANES, CHANNELS, (3, 2, 2)),
     "batch norm of a table": Family(
         lambda _: BatchNorm(epsilon=0.1), TALL, ((2 * BLOCK // 7 + 5, 7), (3, BLOCK + 1)), (3, 4)
@@ -427,6 +446,7 @@ def test_numpy_allocates_nothing_behind_the_ledger(name: str, backward: bool) ->
         "layer": (8000, 9),
         "attention": (3, 500, 36),
         "batch": (30, 2, 1000),
+        "group": (30, 2, 1000),
     }.get(name.split()[0], (60_000,))
     call, ledger = Call(name, (3, 5000, 3) if name == "attention of one head" else shape), Ledger()
     y, own = call.forward()
@@ -507,6 +527,9 @@ def test_in_place_has_the_same_bits_and_takes_no_array(name: str, data: st.DataO
 EXTREMES = [-1e4, -100.0, -88.8, -20.5, -20.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 19.9, 20.0, 20.5, 88.8, 100.0, 1e4]
 OF_ONE = {
     "leaky relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
     "tanh": np.tanh,
     "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)),
     "silu": lambda x: x * np.exp(-np.logaddexp(0, -x)),
@@ -540,7 +563,16 @@ def test_nothing_overflows_at_ten_thousand_in_float32(name: str, dtype: str) -> 
     assert_near(cotangents[0], traced[1], 1e-4 if dtype == "float32" else 1e-8)
 
 
-def test_a_rectifier_and_a_softplus_say_what_they_do_not_take() -> None:
+def test_activations_and_group_norm_say_what_they_do_not_take() -> None:
+    for alpha in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="ELU takes a finite alpha above 0"):
+            ELU(alpha)
+    for low, high in ((1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="Hardtanh takes a low below its high"):
+            Hardtanh(low, high)
+    for groups, epsilon in ((0, 1e-5), (2.0, 1e-5), (2, 0.0), (2, math.nan)):
+        with pytest.raises(ValueError, match="GroupNorm takes a whole number of groups"):
+            GroupNorm(groups, epsilon)  # type: ignore[arg-type]
     for slope in (0.0, -0.1, math.nan, math.inf):
         with pytest.raises(ValueError, match="LeakyReLU takes a finite slope above 0"):
             LeakyReLU(slope)
@@ -583,6 +615,10 @@ def test_an_input_that_is_not_contiguous_is_refused_or_read_right(name: str) -> 
         (Softmax(), Spec.of((), np.float32), "Softmax takes"),
         (LogSoftmax(), Spec.of((2, 3), np.int64), "LogSoftmax takes"),
         (RMSNorm(), Spec.of((2, 3), np.uint8), "RMSNorm takes"),
+        (GroupNorm(2), Spec.of((2, 4), np.int32), "GroupNorm takes an array of floats"),
+        (GroupNorm(2), Spec.of((4,), np.float32), r"GroupNorm with 2 groups takes an input \(N, C, ...\)"),
+        (GroupNorm(2), Spec.of((2, 5), np.float32), "channels are divisible by them"),
+        (GroupNorm(2), Spec.of((2, 4, 0), np.float32), "and not empty"),
         (Dropout(0.5), Spec.of((2,), np.int32), "Dropout takes"),
         (Embedding(4, 3, 2), Spec.of((2, 3), np.float32), "integer tokens.*float32"),
         (Embedding(4, 3, 2), Spec.of((), np.int32), "at least one axis"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from framework import (
+    ELU,
     GELU,
     L1,
     Attention,
@@ -24,6 +25,9 @@ from framework import (
     CrossEntropy,
     Embedding,
     GlobalAveragePool,
+    GroupNorm,
+    Hardswish,
+    Hardtanh,
     Huber,
     Layer,
     LayerNorm,
@@ -33,6 +37,7 @@ from framework import (
     Loss,
     MaxPool2d,
     MeanSquaredError,
+    Mish,
     ReLU,
     RMSNorm,
     Sigmoid,
@@ -255,6 +260,34 @@ def batch_norm(m: Any) -> Function:
     return function
 
 
+def group_norm(m: Any) -> Function:
+    """Without a bias it is 0."""
+    layer = GroupNorm(m.num_groups, m.eps, m.affine)
+
+    def function(p: Any, x: Any) -> Any:
+        return run(
+            layer, {"weight": p["weight"], "bias": p.get("bias", np.zeros(m.num_channels))} if m.affine else {}, x
+        )
+
+    return function
+
+
+def instance_norm(axes: int) -> Callable[[Any], Function]:
+    """A GroupNorm of as many groups as channels."""
+
+    def adapter(m: Any) -> Function:
+        unless(m.training or not m.track_running_stats, "running statistics of InstanceNorm")
+        layer = GroupNorm(m.num_features, m.eps, m.affine)
+
+        def function(p: Any, x: Any) -> Any:
+            given = {"weight": p["weight"], "bias": p.get("bias", np.zeros(m.num_features))} if m.affine else {}
+            return run(layer, given, x) if x.ndim == axes + 2 else run(layer, given, x[None])[0]
+
+        return function
+
+    return adapter
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +354,11 @@ def linear_cross_entropy(m: Any) -> Function:
 ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "ReLU": lambda m: elementwise(ReLU()),
     "LeakyReLU": lambda m: elementwise(LeakyReLU(m.negative_slope) if m.negative_slope else ReLU()),
+    "ELU": lambda m: elementwise(ELU(m.alpha)),
+    "Hardtanh": lambda m: elementwise(Hardtanh(m.min_val, m.max_val)),
+    "ReLU6": lambda m: elementwise(Hardtanh(0.0, 6.0)),
+    "Hardswish": lambda m: elementwise(Hardswish()),
+    "Mish": lambda m: elementwise(Mish()),
     "GELU": lambda m: elementwise(GELU(approximate=m.approximate == "tanh")),
     "SiLU": lambda m: elementwise(SiLU()),
     "Sigmoid": lambda m: elementwise(Sigmoid()),
@@ -346,6 +384,10 @@ ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "BatchNorm1d": batch_norm,
     "BatchNorm2d": batch_norm,
     "BatchNorm3d": batch_norm,
+    "GroupNorm": group_norm,
+    "InstanceNorm1d": instance_norm(1),
+    "InstanceNorm2d": instance_norm(2),
+    "InstanceNorm3d": instance_norm(3),
     "LayerNorm": over_rows,
     "RMSNorm": over_rows,
     "MultiheadAttention": attention,
