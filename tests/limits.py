@@ -7,7 +7,7 @@ passes the limit. Name its folder in RETAPE_TEST_CGROUP; it must be writable and
 
 Groups are made nowhere else: they belong to whoever started us. Without one the limit is RLIMIT_DATA, which refuses memory with a
 MemoryError. It counts private address space instead of resident pages, so it is set to the limit plus the gap between both at
-the baseline (`data_gap`), and it is for each process alone.
+the baseline (`data_gap`), and it is for each process alone. `limits_from_outside.py` limits processes that a program starts.
 """
 
 from __future__ import annotations
@@ -59,32 +59,40 @@ def memory_limit(nbytes: int, gap: int = 0) -> Iterator[MemoryLimit]:
     """
     parent = os.environ.get(VARIABLE)
     if not parent:
-        yield MemoryLimit(nbytes, "RLIMIT_DATA", _after(f"ulimit -d {(nbytes + gap) // 1024}"))
+        yield MemoryLimit(nbytes, "RLIMIT_DATA", after(f"ulimit -d {(nbytes + gap) // 1024}"))
         return
     group = Path(parent) / f"retape-test-{os.getpid()}-{next(_NUMBERS)}"
     means = make_group(group, nbytes)
     try:
-        yield MemoryLimit(nbytes, means, _after(f"echo $$ > {shlex.quote(str(group / 'cgroup.procs'))}"))
+        yield MemoryLimit(nbytes, means, after(f"echo $$ > {shlex.quote(str(group / 'cgroup.procs'))}"))
     finally:
-        _remove(group)
+        remove_group(group)
 
 
 def make_group(group: Path, nbytes: int) -> str:
     """Makes a control group with a memory limit and no swap; returns its version."""
     if (group.parent / "memory.limit_in_bytes").exists():
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(nbytes))
-        with_swap = group / "memory.memsw.limit_in_bytes"
-        if with_swap.exists():
-            with_swap.write_text(str(nbytes))
+        limit_group(group, nbytes)
         return "cgroup v1"
     (group.parent / "cgroup.subtree_control").write_text("+memory")
     group.mkdir()
-    (group / "memory.max").write_text(str(nbytes))
+    limit_group(group, nbytes)
     swap = group / "memory.swap.max"
     if swap.exists():
         swap.write_text("0")
     return "cgroup v2"
+
+
+def limit_group(group: Path, nbytes: int) -> None:
+    """Sets the limit of a group, or lowers it."""
+    if (group.parent / "memory.limit_in_bytes").exists():
+        (group / "memory.limit_in_bytes").write_text(str(nbytes))
+        with_swap = group / "memory.memsw.limit_in_bytes"
+        if with_swap.exists():
+            with_swap.write_text(str(nbytes))
+    else:
+        (group / "memory.max").write_text(str(nbytes))
 
 
 def data_gap(imports: str = "numpy") -> int:
@@ -103,12 +111,12 @@ def data_gap(imports: str = "numpy") -> int:
     return max(0, int(done.stdout))
 
 
-def _after(words: str) -> tuple[str, ...]:
+def after(words: str) -> tuple[str, ...]:
     """A command that runs some words of the shell and then becomes the command that follows."""
     return ("sh", "-c", f'{words} && exec "$@"', "sh")
 
 
-def _remove(group: Path) -> None:
+def remove_group(group: Path) -> None:
     """Removes a group, whose ended processes may take a moment to leave."""
     for _ in range(50):
         try:

@@ -11,20 +11,23 @@ import pytest
 from distributed import Trainer
 from framework import build, parse_size
 from tests.limits import memory_limit
+from tests.limits_from_outside import LimitEach, Unlimited, run_watched
 from tests.scripts.helpers import command, last_json, run
 
 OPTIONS = ("--steps", "4", "--validation-examples", "16", "--run-dir", "run", "--force", "--json")
 
 
-def check(tmp_path: Path, model: str, budget: str, workers: int) -> tuple[float, int]:
-    """Trains in fresh processes.
+def check(tmp_path: Path, model: str, budget: str, workers: int, watcher: Unlimited | None = None) -> tuple[float, int]:
+    """Trains in fresh processes, and lets a watcher see the workers.
 
     Returns:
         How far the prediction of the peak was off, as a part of it; and how much more address space than memory the process has,
         since libraries and BLAS map more than they use.
     """
     options = (*OPTIONS, "--model", model, "--workers", str(workers), "--memory-budget", budget)
-    summary = last_json(run("train", *options, cwd=tmp_path))
+    done = run_watched(command("train", *options), watcher or Unlimited(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = last_json(done)
     nbytes = parse_size(budget)
     assert (summary["budget_bytes"], summary["budget_scope"]) == (nbytes, "process")
     assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"] <= summary["engine_budget_bytes"]
@@ -45,6 +48,19 @@ def run_inside(tmp_path: Path, model: str, nbytes: int, gap: int) -> str:
     return limit.means
 
 
+def run_with_limited_workers(tmp_path: Path, model: str, nbytes: int, unlimited: Unlimited) -> str:
+    """Trains with two workers, each in a hard limit of exactly its budget; returns what held them."""
+    options = (*OPTIONS, "--model", model, "--workers", "2", "--memory-budget", str(nbytes))
+    each = LimitEach(nbytes, unlimited)
+    done = run_watched(command("train", *options), each, cwd=tmp_path)
+    assert done.returncode == 0, (each.limited, done.stderr)
+    assert last_json(done)["rss_peak_bytes"] <= nbytes
+    assert len(each.limited) == 2
+    for limit in each.limited.values():
+        assert 0 < limit.most <= limit.read_back == limit.nbytes, each.limited
+    return next(iter(each.limited.values())).means
+
+
 @pytest.mark.parametrize(("budget", "workers"), [("95MiB", 0), ("150MiB", 2)])
 def test_the_peak_of_each_process_is_below_its_budget_and_as_predicted(
     tmp_path: Path, budget: str, workers: int
@@ -63,12 +79,32 @@ def test_four_budgets_are_kept_and_their_peaks_predicted(
         ("byte-gpt-small", 0): (205, 220, 280, 600), ("byte-gpt-small", 2): (280, 300, 350, 700),
     }[model, workers]  # fmt: skip
     for size in sizes:
-        off, gap = check(tmp_path, model, f"{size}MiB", workers)
-        # A group of processes shares its limit, which is no budget of a worker.
-        held = f"; finished inside {run_inside(tmp_path, model, size * 2**20, gap)}" if not workers else ""
+        unlimited = Unlimited()
+        off, gap = check(tmp_path, model, f"{size}MiB", workers, unlimited)
+        if workers:
+            held = run_with_limited_workers(tmp_path, model, size * 2**20, unlimited)
+        else:
+            held = run_inside(tmp_path, model, size * 2**20, gap)
         with capsys.disabled():
-            print(f"\n{model}, {workers} workers, {size} MiB: the peak is {off:+.1%} from its prediction{held}", end="")
+            print(
+                f"\n{model}, {workers} workers, {size} MiB: the peak is {off:+.1%} from its prediction; finished inside {held}",
+                end="",
+            )
         assert abs(off) <= 0.05
+
+
+@pytest.mark.memory
+def test_workers_in_a_hard_limit_below_their_need_do_not_finish(tmp_path: Path) -> None:
+    """So the limits of the test above do hold the workers."""
+    options = (*OPTIONS, "--workers", "2", "--memory-budget", "150MiB")
+    unlimited = Unlimited()
+    summary = last_json(run_watched(command("train", *options), unlimited, cwd=tmp_path))
+    need = min(rank["process"]["peak_rss"] for rank in summary["ranks"])
+    each = LimitEach(need - summary["reserved_bytes"] // 2, unlimited)  # for half of the arrays there is room
+    done = run_watched(command("train", *options), each, cwd=tmp_path)
+    assert len(each.limited) == 2
+    assert done.returncode == 1, (each.limited, done.stdout)
+    assert "Unable to allocate" in done.stderr or "died" in done.stderr, done.stderr
 
 
 def smallest(tmp_path: Path, workers: int) -> int:
