@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from checkpointing.budgets import ProcessBudget
 from checkpointing.process_memory import measure_baseline
 from distributed.cluster import ClusterError, connect
 from distributed.collectives.shared_memory import CollectiveError
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
+from distributed.nodes import choose, resolve
 from distributed.worker import Worker, WorkerTask
 from framework.sizes import format_size
 
@@ -77,16 +79,19 @@ class RayGroup:
         threads: BLAS threads of each.
         timeout: Seconds that a worker may lag behind the others.
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
-        memory: Bytes that Ray sets aside for each worker; None for none.
-        at_most: Whether Ray may set aside less, if it has less.
+        budget: Of each worker's process, which Ray sets aside for it; None for none.
+
+    Attributes:
+        budget: In terms of the node that the workers are on: `auto` has a size.
 
     Raises:
         ClusterError: Ray cannot be reached, or no node has room for the workers.
+        ValueError: The node could never give the budget.
     """
 
     def __init__(
         self, workers: int, threads: int, timeout: float, address: str | None,
-        memory: int | None = None, at_most: bool = False,
+        budget: ProcessBudget | None = None,
     ) -> None:  # fmt: skip
         import ray  # importing Ray takes a second that in-process runs need not wait
 
@@ -99,28 +104,19 @@ class RayGroup:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
                 self._started = connect(ray, address, workers * threads)
-                memory = self._set_aside(workers, memory, at_most)
-                options = self._placed(workers, threads, memory)
+                self.budget, memory, pin = budget, None, None
+                if budget is not None:
+                    node = choose(ray, workers, threads, budget.nbytes or 0)
+                    self.budget, pin = resolve(ray, budget, workers, node, joined=address is not None), node.pin
+                    # On this machine alone Ray may have less to set aside than is free.
+                    memory = min(self.budget.nbytes or 0, node.memory // workers)
+                options = self._placed(workers, threads, memory, pin)
                 remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory)(_Actor).options(**options)
                 self._actors = [remote.remote() for _ in range(workers)]
                 self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
         except BaseException:
             self.close()
             raise
-
-    def _set_aside(self, workers: int, memory: int | None, at_most: bool) -> int | None:
-        """The bytes to ask Ray for."""
-        if memory is None:
-            return None
-        largest = max(int(node["Resources"].get("memory", 0)) for node in self._ray.nodes() if node["Alive"])
-        if workers * memory <= largest:
-            return memory
-        if not at_most:
-            raise ClusterError(
-                f"Ray has {format_size(largest)} for workers on its largest node, less than {workers} x {format_size(memory)}; lower "
-                "--memory-budget, or start Ray with more --memory"
-            )
-        return largest // workers
 
     def measure(self, *how: Any) -> list[int]:
         return self.call("measure", *how)
@@ -129,13 +125,13 @@ class RayGroup:
         self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
         self.call("connect", self.call("address"))
 
-    def _placed(self, workers: int, threads: int, memory: int | None) -> dict[str, Any]:
-        """Options that put all workers on one node, where there are several."""
+    def _placed(self, workers: int, threads: int, memory: int | None, pin: str | None) -> dict[str, Any]:
+        """Options that put all workers on one node, where there are several: the one with the resource `pin`, if that is given."""
         if sum(node["Alive"] for node in self._ray.nodes()) <= 1:
             return {}
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = {"CPU": threads} | ({"memory": memory} if memory else {})
+        bundle = {"CPU": threads} | ({"memory": memory} if memory else {}) | ({pin: 0.001} if pin else {})
         self._placement = self._ray.util.placement_group([bundle] * workers, strategy="STRICT_PACK")
         if not self._placement.wait(_START_SECONDS):
             raise ClusterError(

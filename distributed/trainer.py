@@ -194,21 +194,15 @@ class Trainer:
         if self._group is not None:
             return
         options = self.options
-        if self.process_budget is not None:
-            self._parsed_budget = self.process_budget.on_this_node(options.world)
-        whole = self.process_budget.nbytes if self.process_budget else None
-        self._group = (
-            RayGroup(
-                options.workers,
-                options.threads_per_worker,
-                options.timeout,
-                options.address,
-                whole,
-                at_most=options.memory_budget == "auto",
-            )
-            if options.workers
-            else LocalGroup()
-        )
+        if options.workers:
+            budget = self.process_budget
+            ray = RayGroup(options.workers, options.threads_per_worker, options.timeout, options.address, budget)
+            self._group = ray
+            self._parsed_budget = ray.budget or self._parsed_budget
+        else:
+            self._group = LocalGroup()
+            if self.process_budget is not None:
+                self._parsed_budget = self.process_budget.on_this_node()
         try:
             # A plan stays, and making it leaves gaps in the heap of this very process; so a first one is there when it is measured.
             rehearsal = self._planned(budget=2**62) if self.process_budget and not options.workers else None
@@ -275,9 +269,10 @@ class Trainer:
             raise
 
     def _plans_with_room(self, limit: int) -> RunPlans:
-        """Returns the plans of which the block and what layers of one's own take besides it have room in the process.
+        """Returns the plans of which the blocks, and what lies beside them, have room in the process.
 
-        A plan's peak is that of one operation. But the block stays whole when such a layer runs, which may be at another one.
+        A plan's peak is that of one operation. But the block stays whole when a layer of one's own takes memory besides it, and
+        when most gradients of the reduction tree are alive in shared memory, which may be at another one.
         """
         policy, target = self.options.parsed_policy(), limit
         enough: list[int] = []  # for each plan that was made, the limit that it needs
@@ -293,9 +288,7 @@ class Trainer:
             target = plans.peak - 1
 
     def _engine_nbytes(self, plans: RunPlans) -> int:
-        """The least engine bytes of a process that has room for some plans in blocks; 0 where the peak says it all."""
-        if not any(plan.simulation.heap for plan in (*plans.train, *plans.evaluate)):
-            return 0
+        """The least engine bytes of a process that has room for some plans in blocks: little more or less than their peak."""
         return -(-self._reserved_nbytes(plans) * 100 // (100 + HEAP_PERCENT))
 
     def _task(self, rank: int) -> WorkerTask:
@@ -405,9 +398,12 @@ class Trainer:
         if len(hashes) > 1:
             raise RuntimeError(f"the workers' parameters differ at the end of the run: {sorted(hashes)}")
         summary = self._summary(history, reports)
+        # In this process they are the worker's own, and stay when the rest of it goes: for a copy the budget may have no room. So
+        # the worker goes before the file is written, which copies them, too. What Ray sends is read-only.
         flat, state = group.call_first("parameters")
-        kept = None if state is None else Parameters(self.layout.state, np.array(state))
-        parameters, path = Parameters(self.layout, np.array(flat), kept), None
+        kept = None if state is None else Parameters(self.layout.state, np.require(state, requirements="W"))
+        parameters, path = Parameters(self.layout, np.require(flat, requirements="W"), kept), None
+        self.close()
         if self.run_folder is not None:
             path = self.run_folder.weights.resolve()
             weights.save(path, parameters, {"model": self.model.name})

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from checkpointing import InfeasibleBudget
+from checkpointing.budgets import ProcessUse
 from distributed import Trainer
+from distributed.worker import reserved_nbytes
 from framework import build, parse_size
 from tests.limits import memory_limit
 from tests.limits_from_outside import LimitEach, Unlimited, run_watched
@@ -25,8 +29,11 @@ def check(tmp_path: Path, model: str, budget: str, workers: int, watcher: Unlimi
         since libraries and BLAS map more than they use.
     """
     options = (*OPTIONS, "--model", model, "--workers", str(workers), "--memory-budget", budget)
-    done = run_watched(command("train", *options), watcher or Unlimited(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    if watcher is None:
+        done = run("train", *options, cwd=tmp_path)
+    else:
+        done = run_watched(command("train", *options), watcher, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     summary = last_json(done)
     nbytes = parse_size(budget)
     assert (summary["budget_bytes"], summary["budget_scope"]) == (nbytes, "process")
@@ -34,6 +41,8 @@ def check(tmp_path: Path, model: str, budget: str, workers: int, watcher: Unlimi
     peaks = [rank["process"]["peak_rss"] for rank in summary["ranks"]]
     assert len(peaks) == max(1, workers)
     assert max(peaks) <= nbytes
+    # These models pack without loss, so that what is taken for the arrays, block and shared memory, is no more than their peak.
+    assert all(0 < rank["reserved_bytes"] <= summary["engine_budget_bytes"] for rank in summary["ranks"])
     process = summary["ranks"][0]["process"]
     return max(peaks) / summary["predicted_process_peak_bytes"] - 1, process["data"] - process["rss"]
 
@@ -74,14 +83,14 @@ def test_the_peak_of_each_process_is_below_its_budget_and_as_predicted(
 def test_four_budgets_are_kept_and_their_peaks_predicted(
     tmp_path: Path, model: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {
-        ("byte-gpt-tiny", 0): (92, 95, 110, 400), ("byte-gpt-tiny", 2): (140, 145, 160, 400),
-        ("byte-gpt-small", 0): (205, 220, 280, 600), ("byte-gpt-small", 2): (280, 300, 350, 700),
+    too_small, *sizes = {
+        ("byte-gpt-tiny", 0): (70, 97, 110, 400), ("byte-gpt-tiny", 2): (125, 145, 160, 400),
+        ("byte-gpt-small", 0): (75, 220, 280, 600), ("byte-gpt-small", 2): (190, 300, 350, 700),
     }[model, workers]  # fmt: skip
-    for size in sizes:
-        unlimited = Unlimited()
+    for size in (smallest(tmp_path, model, workers, too_small), *sizes):
+        unlimited = Unlimited() if workers else None
         off, gap = check(tmp_path, model, f"{size}MiB", workers, unlimited)
-        if workers:
+        if unlimited:
             held = run_with_limited_workers(tmp_path, model, size * 2**20, unlimited)
         else:
             held = run_inside(tmp_path, model, size * 2**20, gap)
@@ -107,27 +116,56 @@ def test_workers_in_a_hard_limit_below_their_need_do_not_finish(tmp_path: Path) 
     assert "Unable to allocate" in done.stderr or "died" in done.stderr, done.stderr
 
 
-def smallest(tmp_path: Path, workers: int) -> int:
-    """The smallest budget of a whole process, as the program's refusal names it."""
-    options = (*OPTIONS, "--workers", str(workers), "--memory-budget")
-    told = run("train", *options, "70MiB", cwd=tmp_path, code=2).stderr
+def smallest(tmp_path: Path, model: str, workers: int, too_small: int) -> int:
+    """The smallest budget of a whole process in MiB, as the program's refusal of one that is too small names it, and a little more.
+
+    More, since limits are whole pages, and what is measured differs by some pages from run to run.
+    """
+    options = (*OPTIONS, "--model", model, "--workers", str(workers), "--memory-budget", f"{too_small}MiB")
+    told = run("train", *options, cwd=tmp_path, code=2).stderr
     named = re.search(r"give (\d+) \(", "".join(told.splitlines()))
     assert named is not None, told
-    return int(named[1])
+    return int(named[1]) // 2**20 + 2
 
 
 def test_a_run_at_its_smallest_budget_survives_a_hard_limit_of_it_and_less_is_refused_by_the_program(
     tmp_path: Path,
 ) -> None:
     options = (*OPTIONS, "--workers", "0", "--memory-budget")
-    # Whole MiB, since limits are whole pages; and what is measured differs by some pages from run to run.
-    least = (smallest(tmp_path, workers=0) // 2**20 + 2) * 2**20
+    least = smallest(tmp_path, "byte-gpt-tiny", 0, too_small=70) * 2**20
     _, gap = check(tmp_path, "byte-gpt-tiny", f"{least}B", 0)
     run_inside(tmp_path, "byte-gpt-tiny", least, gap)
     with memory_limit(least, gap) as limit:
         refused = limit.run(command("train", *options, str(int(0.7 * least))), cwd=tmp_path)
         assert refused.returncode == 2
         assert "too small for the whole process" in "".join(refused.stderr.splitlines())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("model", ["mlp-small", "byte-gpt-tiny"])
+def test_what_each_rank_takes_for_its_arrays_has_room_in_its_process(model: str, workers: int) -> None:
+    """Its block, its own shared memory, and what lives throughout: of an MLP more than the peak, since its optimizer has that."""
+    options: dict[str, Any] = {"workers": workers, "batch": 16}
+    peaks = [Trainer(build(model), policy=policy, **options).plans.peak for policy in ("recompute-all", "store-all")]
+    process = ProcessUse(100 * 2**20)
+
+    def planned(nbytes: int) -> Trainer:
+        trainer = Trainer(build(model), memory_budget=str(nbytes), **options)
+        trainer.process = process  # as if it had been measured
+        trainer._plan()
+        return trainer
+
+    for part in (0.0, 0.1, 0.5, 1.0):
+        nbytes = process.with_engine(min(peaks) + int(part * abs(peaks[1] - peaks[0])))
+        try:
+            trainer = planned(nbytes)
+        except InfeasibleBudget as error:
+            assert error.smallest > nbytes
+            nbytes = error.smallest
+            trainer = planned(nbytes)
+        for train, evaluate in zip(trainer.plans.train, trainer.plans.evaluate, strict=True):
+            taken = reserved_nbytes(train, evaluate, block=True)
+            assert max(train.peak, evaluate.peak) <= taken <= nbytes - process.fixed
 
 
 def test_auto_takes_what_is_free_and_says_where_it_comes_from() -> None:
