@@ -10,6 +10,7 @@ import numpy as np
 from checkpointing.budgets import parse_budget
 from checkpointing.costs import costs_of
 from checkpointing.executor import Executor, Job, LayerParameters, Outcome, Reduction, Sums
+from checkpointing.inspector import Finding, Inspector
 from checkpointing.plan import Plan
 from checkpointing.policies import Policy, RunPlans, StoreAll, parse_policy, plan_run
 from checkpointing.reduction_tree import require_shards
@@ -71,7 +72,7 @@ class Engine:
     def train_step(
         self, plan: Plan, load: Load, step: int, learning_rate: float, witness: Witness | None = None
     ) -> Outcome:
-        """Runs one training step; parameters and optimizer state change in place."""
+        """Runs one training step; parameters and optimizer state change in place, unless the loss or the gradient is not finite."""
 
         def update(mean: Array, norm: float) -> None:
             gradient, statistics = self.parameters.layout.parts(mean)
@@ -91,6 +92,16 @@ class Engine:
     def evaluate(self, plan: Plan, load: Load, witness: Witness | None = None) -> Sums:
         """Returns the sums of losses over the rank's shards, without dropout and without derivatives."""
         return self._executor.run(plan, Job(load, self._key), witness).sums
+
+    def inspect(self, plan: Plan, load: Load, step: int) -> Finding | None:
+        """Runs a training step again that was not finite, or an evaluation (where the step is of no use), and changes nothing.
+
+        Returns:
+            The first value that is not finite, None if there is none.
+        """
+        inspector, key = Inspector(), self._key if plan.purpose == "evaluate" else self._key.fold(step)
+        self._executor.run(plan, Job(load, key), make=inspector)
+        return inspector.finding
 
 
 class PlannedGradient:

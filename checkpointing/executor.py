@@ -7,6 +7,7 @@ rules are called directly, since wrappers would keep their arguments alive. So a
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ class Job:
     Attributes:
         load: Writes a shard's inputs and targets into given arrays.
         key: For random numbers; each operation folds its shard and path into it.
-        update: Changes the parameters and the state, given the mean gradient (with the statistics behind it) and its norm.
+        update: Changes the parameters and the state, given the mean gradient (with the statistics behind it) and its norm. It is not
+            called where the loss or the norm is not finite.
     """
 
     load: Callable[[int, Array, Array], None]
@@ -157,13 +159,14 @@ class Executor:
         if self.block is not None:
             self.block.use(max((plan.packing for plan in plans), key=lambda packing: packing.nbytes))
 
-    def run(self, plan: Plan, job: Job, witness: Witness | None = None) -> Outcome:
+    def run(self, plan: Plan, job: Job, witness: Witness | None = None, make: MakeRun | None = None) -> Outcome:
         """Runs a plan once.
 
         Args:
             plan: The plan.
             job: What it is run on.
             witness: Compares memory after each operation.
+            make: Makes another kind of `Run`, such as an `Inspector`, that looks at values.
 
         Raises:
             BudgetExceeded: The ledger's limit would have been passed, or a layer asked for what its footprint does not say.
@@ -178,7 +181,7 @@ class Executor:
         self.ledger.begin()
         if witness is not None:
             witness.start(plan, self.block is not None, self.gradients is not None)
-        run = _Run(self, plan, job, heap, witness)
+        run = (make or Run)(self, plan, job, heap, witness)
         try:
             return run.execute()
         except BaseException as error:
@@ -206,7 +209,7 @@ class NotAsPlanned(RuntimeError):  # noqa: N818  (the name that callers act on)
     """Not what the plan holds is alive, so places in the block cannot be given to others."""
 
 
-class _Run:
+class Run:
     """One run of a plan: the table of values, and a method an operation."""
 
     def __init__(self, executor: Executor, plan: Plan, job: Job, heap: Allocator, witness: Witness | None) -> None:
@@ -409,6 +412,8 @@ class _Run:
     def update(self, operation: Update) -> None:
         if self.job.update is None:
             raise ValueError("the plan updates parameters, but the job says not how")
+        if not (math.isfinite(self.mean) and math.isfinite(self.gradient_norm)):
+            return  # the same on all ranks; parameters, optimizer and state stay as they are
         self.job.update(self.table[gradient(0, self.plan.shards)], self.gradient_norm)
 
     def inputs(self, number: int, needed: tuple[bool, ...] | None = None) -> Any:
@@ -425,3 +430,7 @@ class _Run:
         context.in_place = self.place in self.plan.simulation.in_place
         context.key = self.key.fold(self.steps[number].path)
         return context
+
+
+#: Makes a run of an executor's plan on a job; arrays that outlive it come from the allocator.
+MakeRun = Callable[[Executor, Plan, Job, Allocator, Witness | None], Run]

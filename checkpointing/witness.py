@@ -84,7 +84,7 @@ class Witness:
 
     def watch(self, what: str, arrays: Any) -> None:
         """Takes checksums of arrays that an operation may read and not change."""
-        for a in _arrays(arrays):
+        for a in arrays_of(arrays):
             self._watched.append((what, a, checksum(a)))
 
     def after(self, place: int, label: str) -> None:
@@ -177,11 +177,12 @@ def numpy_bytes() -> int:
     return sum(record[1] for record in records._traces if record[0] == domain)
 
 
-def _arrays(tree: Any) -> Iterator[Array]:
+def arrays_of(tree: Any) -> Iterator[Array]:
+    """Yields the arrays of nested dicts, tuples and lists."""
     if isinstance(tree, np.ndarray):
         yield tree
     elif isinstance(tree, dict):
-        yield from _arrays(tree.values())
+        yield from arrays_of(tree.values())
     elif isinstance(tree, Iterable):
         for item in tree:
-            yield from _arrays(item)
+            yield from arrays_of(item)

@@ -19,8 +19,10 @@ import numpy as np
 
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.engine import run_plans
+from checkpointing.inspector import Finding
 from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
 from checkpointing.witness import Verification
+from distributed.divergence import Diverged
 from distributed.groups import Group, LocalGroup, RayGroup
 from distributed.options import TrainingOptions
 from distributed.run_folder import RunFolder
@@ -67,10 +69,6 @@ class TrainingResult:
 
 class MemoryDisagreement(RuntimeError):  # noqa: N818  (the name that callers act on)
     """Under `verify_memory`: prediction, ledger and NumPy do not agree; the message names operations and bytes."""
-
-
-class Diverged(RuntimeError):  # noqa: N818  (the name that callers act on)
-    """A loss or a gradient is not finite any more."""
 
 
 class Trainer:
@@ -168,7 +166,7 @@ class Trainer:
                 row = self._step(group, step)
                 last = step + 1 == options.steps
                 if last or (options.validate_every and (step + 1) % options.validate_every == 0):
-                    row["validation_loss"] = self._validate(group, on_validation)
+                    row["validation_loss"] = self._validate(group, step, on_validation)
                 history.append(row)
                 if self.run_folder is not None:
                     self.run_folder.add_metrics(row)
@@ -352,7 +350,8 @@ class Trainer:
         rows = group.call("step", step)
         seconds = time.perf_counter() - started
         for name in ("loss", "gradient_norm"):
-            self._require_finite(step, name, rows[0][name])
+            if not math.isfinite(rows[0][name]):
+                raise self._diverged(step, name, rows[0][name], group.call("inspect", step))
         return {
             **{name: rows[0][name] for name in ("step", "loss", "learning_rate", "gradient_norm")},
             "tokens_per_second": self._targets_per_batch / seconds,
@@ -371,26 +370,26 @@ class Trainer:
     def _targets_per_batch(self) -> int:
         return self.options.batch * max(1, self.data.targets.size)
 
-    def _validate(self, group: Group, progress: Callable[[int, int], None] | None) -> float:
+    def _validate(self, group: Group, step: int, progress: Callable[[int, int], None] | None) -> float:
         batches = len(self._validation) // self.options.batch
         loss = count = 0.0
         for first in range(0, batches, _VALIDATION_CALL):
             some = min(_VALIDATION_CALL, batches - first)
-            for batch_loss, batch_count in group.call("validate", first, some)[0]:
+            for number, (batch_loss, batch_count) in enumerate(group.call("validate", first, some)[0], first):
+                if not math.isfinite(batch_loss):
+                    found = group.call("inspect_validation", number)
+                    raise self._diverged(step, "validation loss", batch_loss / batch_count, found)
                 loss, count = loss + batch_loss, count + batch_count
             if progress is not None:
                 progress(first + some, batches)
-        self._require_finite(self.options.steps - 1, "validation loss", loss / count)
         return loss / count
 
-    def _require_finite(self, step: int, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            hint = "" if self.options.clip_norm else ", or clip the gradient with --clip-norm 1"
-            kept = f"; the metrics so far are in {self.run_folder.path}" if self.run_folder is not None else ""
-            raise Diverged(
-                f"step {step}: the {name.replace('_', ' ')} is {value}, so the run is stopped; lower the learning rate "
-                f"({self.options.learning_rate:g}){hint}{kept}"
-            )
+    def _diverged(self, step: int, name: str, value: float, found: list[Finding | None]) -> Diverged:
+        options, folder = self.options, self.run_folder
+        advice = f"lower the learning rate ({options.learning_rate:g})"
+        advice += "" if options.clip_norm else ", or clip the gradient with --clip-norm 1"
+        advice += f"; the metrics so far are in {folder.path}" if folder is not None else ""
+        return Diverged(step, name, value, dict(enumerate(found)), advice)
 
     def _finish(self, group: Group, history: list[dict[str, Any]]) -> TrainingResult:
         reports = group.call("finish")

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from checkpointing.engine import Engine
 from checkpointing.executor import LocalReduction, total_of
+from checkpointing.inspector import Finding
 from checkpointing.plan import Plan
 from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
 from checkpointing.reduction_tree import roots_of, shards_of
@@ -230,15 +231,39 @@ class Worker:
             "rss_peak_bytes": peak_rss(),
         }
 
+    def inspect(self, step: int) -> Finding | None:
+        """Runs a step again whose loss or gradient was not finite; it has changed nothing.
+
+        Returns:
+            The first value that is not finite, None if this rank has none.
+        """
+        try:
+            with np.errstate(all="ignore"):
+                finding = self._engine.inspect(self._task.train, self._load_train(step), step)
+            if self._shared:
+                self._shared.barrier("end of an inspection")
+        except BaseException:
+            self._give_up()
+            raise
+        return finding
+
+    def inspect_validation(self, number: int) -> Finding | None:
+        """Runs a validation batch again whose loss was not finite: see `inspect`."""
+        indices = validation_windows(self._task.data, self._task.batch, self._task.validation_examples)
+        batch = indices[number * self._task.batch : (number + 1) * self._task.batch]
+        with np.errstate(all="ignore"):
+            return self._engine.inspect(self._task.evaluate, self._loader("validation", batch), 0)
+
     def validate(self, first: int, count: int) -> list[tuple[float, float]]:
         """Returns the sums of losses and counts of some validation batches."""
         totals = []
         indices = validation_windows(self._task.data, self._task.batch, self._task.validation_examples)
         try:
-            for number in range(first, first + count):
-                batch = indices[number * self._task.batch : (number + 1) * self._task.batch]
-                sums = self._engine.evaluate(self._task.evaluate, self._loader("validation", batch))
-                totals.append(self._shared.total(sums) if self._shared else total_of(sums))
+            with np.errstate(all="ignore"):
+                for number in range(first, first + count):
+                    batch = indices[number * self._task.batch : (number + 1) * self._task.batch]
+                    sums = self._engine.evaluate(self._task.evaluate, self._loader("validation", batch))
+                    totals.append(self._shared.total(sums) if self._shared else total_of(sums))
         except BaseException:
             self._give_up()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import socket
 import time
@@ -18,10 +19,12 @@ import pytest
 
 from checkpointing import Engine, InfeasibleBudget, run_plans
 from checkpointing.executor import NotAsPlanned
+from checkpointing.inspector import Finding, Statistics
 from distributed import ClusterError, Diverged, MemoryDisagreement, RunFolder, Trainer, TrainingOptions, WorkerLost
 from framework import SGD, AdamW, BudgetExceeded, Chain, CrossEntropy, Linear, ReLU, Spec, build, weights
 from framework.data import clusters
 from framework.models import Model
+from framework.parameters import Constant
 
 
 @pytest.mark.parametrize(
@@ -245,6 +248,72 @@ def test_a_run_that_diverges_stops_with_its_step_and_readable_metrics(tmp_path: 
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert 0 < len(rows) < 50
     assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+class _Vast:
+    """A data set whose example 5, in shard 2, is so large that a product with it overflows; that is validation's example 9, too."""
+
+    inputs, targets, nbytes = Spec.of((8,), np.float32), Spec.of((), np.int64), 0
+
+    def __init__(self, split: str = "train", number: int = 5) -> None:
+        self.split, self.number = split, number
+
+    def size(self, split: str) -> int:
+        return 8 if split == "train" else 16
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, split: str, indices: Any, x: np.ndarray, targets: np.ndarray) -> None:
+        x.fill(1)
+        targets.fill(0)
+        for row, index in enumerate(indices):
+            if (split, index) == (self.split, self.number):
+                x[row] = 3e38
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_first_went_bad_is_named_with_its_layer_and_shard(ray_cluster: None, workers: int) -> None:
+    chain = Chain(Linear(6, initializer=Constant(0.5)), ReLU(), Linear(10))  # 8 times 0.5 times 3e38 is too large
+    model = Model("own", chain, CrossEntropy(), lambda paths: None)  # type: ignore[arg-type,return-value]
+    options: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 2, "workers": workers, "validation_examples": 16}
+    with pytest.raises(Diverged) as info:
+        Trainer(model, data=_Vast(), **options).fit()
+    ((rank, finding),) = info.value.findings.items()  # of the rank alone that has it
+    assert finding.shard is not None
+    assert rank == (finding.shard // 2 if workers else 0)
+    assert (finding.what, finding.operation) == ("the output of 0", "forward 0")
+    assert (finding.statistics.size, finding.statistics.nan, finding.statistics.infinite) == (12, 0, 6)
+    assert {what: round(read.largest / 1e30, 9) for what, read in finding.before if read.size} == {
+        "its parameters": 0, "its input": pytest.approx(3e8),
+    }  # fmt: skip
+    message = str(info.value)
+    assert message.startswith("step 0: the loss is nan, so the run is stopped\n")
+    told = f"the output of 0 is the first value that is not finite (forward 0, shard {finding.shard}): of 12 numbers 0 are NaN and 6 infinite"
+    assert f"stopped\n  {f'rank {rank}: ' if workers else ''}{told}" in message
+    assert (
+        "the largest magnitude of its parameters 0.5, of its input 3e+38\n  lower the learning rate (0.001)" in message
+    )
+    assert str(pickle.loads(pickle.dumps(info.value))) == message
+
+    with pytest.raises(Diverged, match=r"(?s)step 1: the validation loss is nan, .*forward 0, shard 0\)") as info:
+        Trainer(model, data=_Vast("validation", 9), **options).fit()
+    assert list(info.value.findings) == [0]
+
+
+def test_a_loss_that_is_finite_when_it_is_computed_again_is_told_so() -> None:
+    error = Diverged(3, "gradient_norm", float("inf"), {0: None, 1: None}, "lower it")
+    assert str(error) == (
+        "step 3: the gradient norm is inf, so the run is stopped\n  all values were finite when the step was run again\n  lower it"
+    )
+    finding = Finding("the output of 0", "forward 0", 3, Statistics(5, 1))
+    told = str(Diverged(3, "loss", float("nan"), dict.fromkeys(range(6), finding), "lower it"))
+    assert told.count("the output of 0") == 4
+    assert (
+        "rank 3: the output of 0 is the first value that is not finite (forward 0, shard 3): of 5 numbers 1 are NaN"
+        in told
+    )
+    assert "(and 2 more ranks)" in told
 
 
 def test_an_error_in_one_worker_is_raised_as_it_is_and_ends_the_others(ray_cluster: None) -> None:
