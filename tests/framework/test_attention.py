@@ -89,6 +89,30 @@ def test_large_scores_do_not_overflow(kind: Kind) -> None:
 
 
 @both
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_nothing_overflows_at_ten_thousand_in_float32(kind: Kind, size: float) -> None:
+    """Scores of 1e4, and inputs of 1e4. Many scores are the largest alike, which half of a sum of four products is in float32, too."""
+    generator, layer = np.random.default_rng(7), kind(2)
+    x = size * generator.choice(np.array([-1, 1], np.float32), (2, 70, 24))
+    x[..., 16:] *= generator.uniform(0.1, 1, (2, 70, 8)).astype(np.float32)
+    cotangent = generator.standard_normal((2, 70, 8)).astype(np.float32)
+    wide = x.astype(np.float64)
+    y, own = layer.forward({}, x, Context(Ledger()))
+    exact, exact_own = layer.forward({}, wide, Context(Ledger()))
+    np.testing.assert_allclose(exact, layer.apply({}, wide, Context(Ledger())), rtol=1e-5)
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-6 * size)
+    np.testing.assert_allclose(own[0], exact_own[0], rtol=1e-6)
+    found = layer.vjp({}, x, y, own, cotangent, {}, Context(Ledger()))
+    expected = layer.vjp({}, wide, exact, exact_own, cotangent.astype(np.float64), {}, Context(Ledger()))
+    assert np.isfinite(found).all() and found.dtype == np.float32
+    # A weight is exp(score - log-sum-exp): of scores of 1e4 float32 keeps 1e-3, of 1e8 not enough for a sum of equal ones.
+    if size == 1e2:
+        for part in (slice(0, 16), slice(16, 24)):  # of queries and keys, which are larger, and of values
+            scale = np.abs(expected[..., part]).max()
+            np.testing.assert_allclose(found[..., part], expected[..., part], rtol=0, atol=1e-3 * scale)
+
+
+@both
 def test_own_is_the_log_sum_exp_of_the_scores(kind: Kind) -> None:
     x = np.random.default_rng(5).standard_normal((2, 70, 12))
     _, (statistic,) = kind(2).forward({}, x, Context(Ledger()))

@@ -561,6 +561,26 @@ def test_nothing_overflows_at_ten_thousand_in_float32(name: str, dtype: str) -> 
     assert_near(y, call.apply(), TOLERANCE[dtype])
     traced = vjp(lambda params, x: call.apply(x, params), call.params, x)[1](call.cotangent)
     assert_near(cotangents[0], traced[1], 1e-4 if dtype == "float32" else 1e-8)
+    wide = Call(name, x.shape, "float64")
+    wide.inputs, wide.cotangent = (x.astype(np.float64),), call.cotangent.astype(np.float64)
+    wide.params = {local: parameter.astype(np.float64) for local, parameter in call.params.items()}
+    (exact, *_), exact_grads = wide.vjp()
+    np.testing.assert_allclose(cotangents[0], exact, rtol=1e-4, atol=1e-6)
+    for local, found in grads.items():
+        np.testing.assert_allclose(found, exact_grads[local], rtol=1e-4, atol=1e-6)
+
+
+def test_group_norm_does_not_overflow_at_ten_thousand_in_float32() -> None:
+    narrow, wide = (Call("group norm", (3, 4, 16), dtype) for dtype in ("float32", "float64"))
+    x = np.stack([np.roll(np.resize(np.array(EXTREMES, np.float32), (4, 16)), n, axis=1) for n in range(3)])
+    narrow.inputs, wide.inputs = (x,), (x.astype(np.float64),)
+    wide.cotangent = narrow.cotangent.astype(np.float64)
+    wide.params = {local: parameter.astype(np.float64) for local, parameter in narrow.params.items()}
+    assert_near(narrow.forward()[0], wide.forward()[0], 1e-5)
+    (cotangents, grads), (exact, exact_grads) = narrow.vjp(), wide.vjp()
+    assert_near(cotangents[0], exact[0], 1e-5)
+    for local, found in grads.items():
+        assert_near(found, exact_grads[local], 1e-5)
 
 
 def test_activations_and_group_norm_say_what_they_do_not_take() -> None:
