@@ -107,7 +107,9 @@ def _comparisons(case: Case, found: dict[Configuration, Measured]) -> Iterator[R
         for shards in shard_counts(case):
             mine = _fastest(found, ours(case, cores, shards))
             assert mine is not None
-            yield from _rows(f"{where}, V = {shards}", mine, other)
+            with_workers = max(how.shards for how in ours(case, cores, shards))  # each has a shard at least
+            told = f"V = {shards}" if with_workers == shards else f"V = {shards}, or {with_workers} with workers"
+            yield from _rows(f"{where}, {told}", mine, other)
         if cores == 1 and case.budget is not None:
             yield from _rows(f"{where}, V = 1, {case.budget}", found[_budgeted(case)], other)
 

@@ -116,6 +116,7 @@ def test_rows_take_each_side_s_fastest_configuration(modules: Any) -> None:
     rows = [row for row in engine._comparisons(case, found) if row.unit == "s" and "time" in row.name]
     assert [(row.ours, row.peer) for row in rows] == [(4.0, 1.0), (9.0, 1.0), (8.0, 1.0), (2.5, 0.5), (7.0, 0.5)]
     assert rows[0].peer_name == "PyTorch, 1 thread, fused AdamW"
+    assert "2 cores, V = 1, or 2 with workers: " in rows[3].name
     assert (rows[3].ours_name, rows[3].peer_name) == ("2 workers, V = 2", "PyTorch, 2 processes")
     assert all(median(each.peaks) == 200 for each in found.values())
 
