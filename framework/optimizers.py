@@ -26,7 +26,7 @@ class Optimizer(ABC):
 
     Attributes:
         slots: Rows of the state.
-        scratch_rows: Rows of scratch of a block.
+        scratch_rows: Rows of scratch of a block: one for a gradient that is clipped, and those that the update takes.
         decays: Which parameters the weight decay is for, as `Layout.select` gives them; None for all.
     """
 
@@ -89,18 +89,26 @@ class Optimizer(ABC):
         name, book = type(self).__name__, ledger or Ledger()
         scratch = book.empty((self.scratch_rows, height), parameters.dtype, "workspace", name)
         for block in kernels.row_blocks(parameters.size, 1):
-            some = scratch[:, : block.stop - block.start]
-            np.multiply(gradient[block], factor, out=some[0])
+            some, g = scratch[:, : block.stop - block.start], gradient[block]
+            if factor != 1:
+                g = np.multiply(g, factor, out=some[0])
             decaying = [slice(None)]
             if self.decays is not None:
                 decaying = list(self.decays.inside(first + block.start, first + block.stop))
-            self._update_block(parameters[block], some, state[:, block], step, learning_rate, decaying)
+            self._update_block(parameters[block], g, some[1:], state[:, block], step, learning_rate, decaying)
 
     @abstractmethod
     def _update_block(
-        self, parameters: Array, scratch: Array, state: Array, step: int, rate: float, decaying: list[slice]
+        self,
+        parameters: Array,
+        gradient: Array,
+        spare: Array,
+        state: Array,
+        step: int,
+        rate: float,
+        decaying: list[slice],
     ) -> None:
-        """Updates one block, of which some slices decay; scratch[0] holds the gradient and may be overwritten."""
+        """Updates one block, of which some slices decay; the gradient is only read."""
 
     def _require_own(self, layout: Layout) -> None:
         if self.decays is None:
@@ -143,28 +151,35 @@ class SGD(Optimizer):
     def slots(self) -> int:  # type: ignore[override]
         return 1 if self.momentum else 0
 
-    scratch_rows = 2
+    scratch_rows = 3
 
     def _update_block(
-        self, parameters: Array, scratch: Array, state: Array, step: int, rate: float, decaying: list[slice]
+        self,
+        parameters: Array,
+        gradient: Array,
+        spare: Array,
+        state: Array,
+        step: int,
+        rate: float,
+        decaying: list[slice],
     ) -> None:
-        gradient, spare = scratch
+        along, other = spare
         if self.weight_decay:
+            along[...] = gradient
             for some in decaying:
-                np.multiply(parameters[some], self.weight_decay, out=spare[some])
-                gradient[some] += spare[some]
+                np.multiply(parameters[some], self.weight_decay, out=other[some])
+                along[some] += other[some]
+            gradient = along
         if self.momentum:
             state[0] *= self.momentum
             state[0] += gradient
             if self.nesterov:
-                np.multiply(state[0], self.momentum, out=spare)
-                gradient += spare
-                gradient *= rate
+                np.multiply(state[0], self.momentum, out=other)
+                other += gradient
+                gradient = other
             else:
-                np.multiply(state[0], rate, out=gradient)
-        else:
-            gradient *= rate
-        parameters -= gradient
+                gradient = state[0]
+        parameters -= np.multiply(gradient, rate, out=along)
 
 
 @dataclass(frozen=True)
@@ -172,6 +187,9 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101).
 
     p = p·(1 - rate·weight_decay) - rate·m̂/(√v̂ + epsilon), m̂ and v̂ corrected for their start at zero.
+
+    The state is m/(1 - beta1) and v/(1 - beta2): then a step m = beta1·m + g has two passes over memory instead of three, v likewise,
+    and the factors go into two numbers.
 
     Attributes:
         beta1: Decay of the mean m.
@@ -202,25 +220,30 @@ class AdamW(Optimizer):
     scratch_rows = 2
 
     def _update_block(
-        self, parameters: Array, scratch: Array, state: Array, step: int, rate: float, decaying: list[slice]
+        self,
+        parameters: Array,
+        gradient: Array,
+        spare: Array,
+        state: Array,
+        step: int,
+        rate: float,
+        decaying: list[slice],
     ) -> None:
-        (gradient, spare), (mean, square) = scratch, state
-        np.multiply(gradient, gradient, out=spare)
-        spare *= 1 - self.beta2
-        square *= self.beta2
-        square += spare
-        gradient *= 1 - self.beta1
+        (mean, square), along = state, spare[0]
+        of_mean = (1 - self.beta1) / (1 - self.beta1 ** (step + 1))
+        of_root = math.sqrt((1 - self.beta2) / (1 - self.beta2 ** (step + 1)))
         mean *= self.beta1
         mean += gradient
-        np.sqrt(square, out=spare)
-        spare *= 1 / math.sqrt(1 - self.beta2 ** (step + 1))
-        spare += self.epsilon
-        np.divide(mean, spare, out=spare)
-        spare *= rate / (1 - self.beta1 ** (step + 1))
+        square *= self.beta2
+        square += np.multiply(gradient, gradient, out=along)
+        np.sqrt(square, out=along)
+        along += self.epsilon / of_root
+        np.divide(mean, along, out=along)
+        along *= rate * of_mean / of_root
         if self.weight_decay:
             for some in decaying:
                 parameters[some] *= 1 - rate * self.weight_decay
-        parameters -= spare
+        parameters -= along
 
 
 def global_norm(flat: Array, ledger: Ledger) -> float:
@@ -235,11 +258,11 @@ def global_norm(flat: Array, ledger: Ledger) -> float:
     scratch = ledger.empty((height, NORM_BLOCK), np.float64, "workspace", "norm")
     for first in range(0, blocks, _NORM_ROWS):
         some = flat[first * NORM_BLOCK : (first + height) * NORM_BLOCK]
-        whole = scratch.reshape(-1)
+        rows = min(height, blocks - first)
+        whole = scratch[:rows].reshape(-1)
         whole[: some.size] = some
         whole[some.size :] = 0
-        rows = min(height, blocks - first)
-        np.einsum("ij,ij->i", scratch[:rows], scratch[:rows], out=sums[first : first + rows])
+        np.vecdot(scratch[:rows], scratch[:rows], out=sums[first : first + rows])
     return math.sqrt(tree_sum(sums.tolist()))
 
 

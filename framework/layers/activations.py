@@ -18,9 +18,7 @@ from framework.special import ERF_ROWS, erf, write_erf, write_sigmoid
 class Tanh(Elementwise):
     """y = tanh x, any shape. The VJP needs the output alone: x̄ = ȳ·(1 - y²)."""
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, slope_flops=3)
+    scheme = Scheme(reads_output=True, slope_flops=3)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.tanh(x)
@@ -40,9 +38,7 @@ class Tanh(Elementwise):
 class Sigmoid(Elementwise):
     """y = 1 / (1 + exp(-x)), any shape. The VJP needs the output alone: x̄ = ȳ·y·(1 - y)."""
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, slope_flops=3)
+    scheme = Scheme(reads_output=True, slope_flops=3)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return _sigmoid(x)
@@ -61,9 +57,7 @@ class SiLU(Elementwise):
     The VJP needs x and computes σ again: x̄ = ȳ·σ·(1 + x·(1 - σ)).
     """
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(value_rows=1, slope_rows=1, slope_flops=15)
+    scheme = Scheme(value_rows=1, slope_rows=1, slope_flops=15)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return x * _sigmoid(x)
@@ -86,6 +80,13 @@ class SiLU(Elementwise):
         slope *= a
         slope += 1
         slope *= share
+
+
+#: By whether the derivative is read off the output.
+_SOFTPLUS = {
+    reads: Scheme(reads_output=reads, value_rows=2, slope_rows=1, value_flops=25, slope_flops=15)
+    for reads in (False, True)
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Softplus(Elementwise):
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(reads_output=self.threshold >= 20, value_rows=2, slope_rows=1, value_flops=25, slope_flops=15)
+        return _SOFTPLUS[self.threshold >= 20]
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         scaled = self.beta * x
@@ -164,9 +165,7 @@ class Mish(Elementwise):
     With n = exp(x)·(exp(x) + 2) the tanh is t = n/(n + 2). The VJP needs x and computes it again: x̄ = ȳ·(t + x·(1 - t²)·σ(x)).
     """
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(value_rows=2, slope_rows=2, value_flops=20, slope_flops=35)
+    scheme = Scheme(value_rows=2, slope_rows=2, value_flops=20, slope_flops=35)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return x * np.tanh(np.logaddexp(0, x))
@@ -198,6 +197,12 @@ class Mish(Elementwise):
 _C = math.sqrt(2 / math.pi)
 _A = 0.044715
 
+#: By whether it is approximated.
+_GELU = {
+    True: Scheme(slope_rows=2, value_flops=20, slope_flops=30, in_place=False),
+    False: Scheme(value_rows=1 + ERF_ROWS, slope_rows=ERF_ROWS, value_flops=90, slope_flops=105),
+}
+
 
 @dataclass(frozen=True)
 class GELU(Elementwise):
@@ -214,9 +219,7 @@ class GELU(Elementwise):
 
     @property
     def scheme(self) -> Scheme:
-        if self.approximate:
-            return Scheme(slope_rows=2, value_flops=20, slope_flops=30, in_place=False)
-        return Scheme(value_rows=1 + ERF_ROWS, slope_rows=ERF_ROWS, value_flops=90, slope_flops=105)
+        return _GELU[self.approximate]
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         if self.approximate:

@@ -48,7 +48,7 @@ class Elementwise(Layer, ABC):
     @property
     @abstractmethod
     def scheme(self) -> Scheme:
-        """What the formulas take."""
+        """What the formulas take: made once, since it is read several times a call; a class attribute where no field decides it."""
 
     @abstractmethod
     def write_value(self, x: Array, out: Array, spare: Array) -> None:
@@ -79,22 +79,23 @@ class Elementwise(Layer, ABC):
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         if not context.wanted[0]:
             return None
-        read = y if self.scheme.reads_output else x
-        return self._scaled(read, cotangent, context.like(cotangent, "cotangents"), context)
+        scheme = self.scheme
+        read = y if scheme.reads_output else x
+        return self._scaled(scheme, read, cotangent, context.like(cotangent, "cotangents"), context)
 
     def jvp(
         self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
     ) -> tuple[Array, Array]:
         y, _ = self.forward(params, x, context)
-        read = y if self.scheme.reads_output else x
-        return y, self._scaled(read, x_tangent, context.like(x_tangent, "activations"), context)
+        scheme = self.scheme
+        read = y if scheme.reads_output else x
+        return y, self._scaled(scheme, read, x_tangent, context.like(x_tangent, "activations"), context)
 
-    def _scaled(self, read: Array, direction: Array, target: Array, context: Context) -> Array:
+    def _scaled(self, scheme: Scheme, read: Array, direction: Array, target: Array, context: Context) -> Array:
         """Writes the slope at what it reads times the direction into `target`, which may be the direction."""
         values, directions, out = (kernels.as_view(a, (-1,)) for a in (read, direction, target))
-        scratch = context.empty(
-            (1 + self.scheme.slope_rows, kernels.block_rows(out.size, 1)), values.dtype, "workspace"
-        )
+        height = kernels.block_rows(out.size, 1)
+        scratch = context.empty((1 + scheme.slope_rows, height), values.dtype, "workspace")
         for block in kernels.row_blocks(out.size, 1):
             slope, spare = scratch[0, : block.stop - block.start], scratch[1:, : block.stop - block.start]
             self.write_slope(values[block], slope, None, spare)

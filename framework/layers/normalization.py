@@ -34,16 +34,18 @@ class _RowNorm(Layer):
         own = tuple(context.empty(x.shape[:-1], x.dtype, "residuals") for _ in range(1 + self.centered))
         rows, out, scales = kernels.as_rows(x), kernels.as_rows(y), own[-1].reshape(-1)
         width = rows.shape[1]
-        for block in kernels.row_blocks(*rows.shape):
+        ones = context.empty((width,), x.dtype, "workspace")
+        ones.fill(1)
+        for block in kernels.row_blocks(len(rows), width, kernels.LARGE_BLOCK):
             some, r = out[block], scales[block]
             if self.centered:
                 m = own[0].reshape(-1)[block]
-                np.add.reduce(rows[block], axis=1, out=m)
+                kernels.matmul(rows[block], ones, out=m)
                 m /= width
                 np.subtract(rows[block], m[:, None], out=some)
-                np.einsum("ij,ij->i", some, some, out=r)
+                np.vecdot(some, some, out=r)
             else:
-                np.einsum("ij,ij->i", rows[block], rows[block], out=r)
+                np.vecdot(rows[block], rows[block], out=r)
             r /= width
             r += self.epsilon
             np.sqrt(r, out=r)
@@ -55,31 +57,46 @@ class _RowNorm(Layer):
         return y, own
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
+        """With c = ȳ·r row by row, sums are matrix products: the weight's cotangent is Σ c·x - Σ mean·c over rows, and
+        x̄ = c·weight - a·(x - mean) - Σ c·weight / features, where a = r²·Σ c·weight·(x - mean) / features, both sums over a row.
+        """
         rows, cotangents = kernels.as_rows(x), kernels.as_rows(cotangent)
-        width = rows.shape[1]
-        height = kernels.block_rows(*rows.shape)
-        normalized = context.empty((height, width), x.dtype, "workspace")
-        product = context.empty((height, width), x.dtype, "workspace")
-        row_sum = context.empty((height,), x.dtype, "workspace")
+        width, weight = rows.shape[1], params["weight"]
+        height = kernels.block_rows(len(rows), width, kernels.LARGE_BLOCK)
+        scratch = context.empty((2, height, width), x.dtype, "workspace")
+        columns = context.empty((4, height), x.dtype, "workspace")
         part = context.empty((width,), x.dtype, "workspace")
         x_cotangent = context.like(cotangent, "cotangents") if context.wanted[0] else None
+        columns[0] = 1
         for grad in grads.values():
             grad.fill(0)
-        for block in kernels.row_blocks(*rows.shape):
-            count = block.stop - block.start
-            hat, prod, total, c = normalized[:count], product[:count], row_sum[:count], cotangents[block]
-            r = self._normalize(rows, own, block, hat)
-            np.multiply(c, hat, out=prod)
-            np.add.reduce(prod, axis=0, out=part)
-            grads["weight"] += part
+        for block in kernels.row_blocks(len(rows), width, kernels.LARGE_BLOCK):
+            some, c = rows[block], cotangents[block]
+            (scaled, product), (ones, slope, total, spare) = scratch[:, : len(some)], columns[:, : len(some)]
+            r = own[-1].reshape(-1)[block]
+            np.multiply(c, r[:, None], out=scaled)
+            np.multiply(scaled, some, out=product)
+            grads["weight"] += kernels.matmul(ones, product, out=part)
             if self.centered:
-                np.add.reduce(c, axis=0, out=part)
-                grads["bias"] += part
+                mean = own[0].reshape(-1)[block]
+                grads["weight"] -= kernels.matmul(mean, scaled, out=part)
+                grads["bias"] += kernels.matmul(ones, c, out=part)
             if x_cotangent is None:
                 continue
+            kernels.matmul(product, weight, out=slope)
+            if self.centered:
+                kernels.matmul(scaled, weight, out=total)
+                slope -= np.multiply(mean, total, out=spare)
+            for factor in (r, r, 1 / width):
+                slope *= factor
             out = kernels.as_rows(x_cotangent)[block]
-            np.multiply(c, params["weight"], out=out)
-            project(out, hat, r, prod, total, self.centered)
+            np.multiply(scaled, weight, out=out)
+            out -= np.multiply(some, slope[:, None], out=product)
+            if self.centered:
+                np.multiply(mean, slope, out=spare)
+                total *= 1 / width
+                spare -= total
+                out += spare[:, None]
         return x_cotangent
 
     def jvp(
@@ -119,13 +136,14 @@ class _RowNorm(Layer):
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
         rows, width = x.rows, x.shape[-1]
-        height = kernels.block_rows(rows, width)
+        height, large = kernels.block_rows(rows, width), kernels.block_rows(rows, width, kernels.LARGE_BLOCK)
         own = (Spec(x.shape[:-1], x.dtype),) * (1 + self.centered)
         return Footprint(
             output=x,
             own=own,
             needs_input=(True,),
-            backward_workspace=(2 * height * width + height + width) * x.dtype.itemsize,
+            forward_workspace=width * x.dtype.itemsize,
+            backward_workspace=(2 * large * width + 4 * large + width) * x.dtype.itemsize,
             jvp_workspace=sum(spec.nbytes for spec in own) + (2 * height * width + height) * x.dtype.itemsize,
             forward_flops=(7 if self.centered else 5) * x.size,
             backward_flops=(12 if self.centered else 9) * x.size,

@@ -19,9 +19,7 @@ class ReLU(Elementwise):
 
     piecewise_linear = True
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, value_flops=1, slope_flops=2)
+    scheme = Scheme(reads_output=True, value_flops=1, slope_flops=2)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.maximum(x, 0)
@@ -51,9 +49,7 @@ class LeakyReLU(Elementwise):
         if not 0 < self.slope < math.inf:
             raise ValueError(f"LeakyReLU takes a finite slope above 0, but got {self.slope}; a slope of 0 is ReLU")
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, value_rows=1, value_flops=2, slope_flops=3)
+    scheme = Scheme(reads_output=True, value_rows=1, value_flops=2, slope_flops=3)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.where(x > 0, x, self.slope * x)
@@ -90,9 +86,7 @@ class ELU(Elementwise):
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"ELU takes a finite alpha above 0, but got {self.alpha}")
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, value_rows=1, slope_rows=1, value_flops=14, slope_flops=6)
+    scheme = Scheme(reads_output=True, value_rows=1, slope_rows=1, value_flops=14, slope_flops=6)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.where(x > 0, x, self.alpha * np.expm1(np.where(x > 0, 0, x)))
@@ -138,9 +132,7 @@ class Hardtanh(Elementwise):
         if not self.low < self.high:
             raise ValueError(f"Hardtanh takes a low below its high, but got {self.low} and {self.high}")
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(reads_output=True, slope_rows=1, value_flops=2, slope_flops=5)
+    scheme = Scheme(reads_output=True, slope_rows=1, value_flops=2, slope_flops=5)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return np.clip(x, self.low, self.high)
@@ -159,9 +151,7 @@ class Hardswish(Elementwise):
     The VJP needs x: x̄ is 0 up to -3, ȳ·(2x + 3)/6 up to 3, then ȳ.
     """
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(value_rows=1, slope_rows=2, value_flops=5, slope_flops=10)
+    scheme = Scheme(value_rows=1, slope_rows=2, value_flops=5, slope_flops=10)
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         return x * np.clip(x / 6 + 0.5, 0, 1)
