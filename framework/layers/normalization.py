@@ -57,46 +57,43 @@ class _RowNorm(Layer):
         return y, own
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
-        """With c = ȳ·r row by row, sums are matrix products: the weight's cotangent is Σ c·x - Σ mean·c over rows, and
+        """With c = ȳ·r row by row, sums are matrix products: the weight's cotangent is Σ c·(x - mean) over rows, and
         x̄ = c·weight - a·(x - mean) - Σ c·weight / features, where a = r²·Σ c·weight·(x - mean) / features, both sums over a row.
         """
         rows, cotangents = kernels.as_rows(x), kernels.as_rows(cotangent)
         width, weight = rows.shape[1], params["weight"]
         height = kernels.block_rows(len(rows), width, kernels.LARGE_BLOCK)
-        scratch = context.empty((2, height, width), x.dtype, "workspace")
-        columns = context.empty((4, height), x.dtype, "workspace")
+        scratch = context.empty((1 + self.centered, height, width), x.dtype, "workspace")
+        columns = context.empty((3, height), x.dtype, "workspace")
         part = context.empty((width,), x.dtype, "workspace")
         x_cotangent = context.like(cotangent, "cotangents") if context.wanted[0] else None
         columns[0] = 1
         for grad in grads.values():
             grad.fill(0)
         for block in kernels.row_blocks(len(rows), width, kernels.LARGE_BLOCK):
-            some, c = rows[block], cotangents[block]
-            (scaled, product), (ones, slope, total, spare) = scratch[:, : len(some)], columns[:, : len(some)]
+            some, c, product = rows[block], cotangents[block], scratch[0, : block.stop - block.start]
+            ones, slope, total = columns[:, : len(some)]
             r = own[-1].reshape(-1)[block]
-            np.multiply(c, r[:, None], out=scaled)
-            np.multiply(scaled, some, out=product)
-            grads["weight"] += kernels.matmul(ones, product, out=part)
             if self.centered:
-                mean = own[0].reshape(-1)[block]
-                grads["weight"] -= kernels.matmul(mean, scaled, out=part)
                 grads["bias"] += kernels.matmul(ones, c, out=part)
+                some = np.subtract(some, own[0].reshape(-1)[block][:, None], out=scratch[1, : len(some)])
+            # From here on the cotangent may be overwritten.
+            out = product if x_cotangent is None else kernels.as_rows(x_cotangent)[block]
+            np.multiply(c, r[:, None], out=out)
+            np.multiply(out, some, out=product)
+            grads["weight"] += kernels.matmul(ones, product, out=part)
             if x_cotangent is None:
                 continue
             kernels.matmul(product, weight, out=slope)
-            if self.centered:
-                kernels.matmul(scaled, weight, out=total)
-                slope -= np.multiply(mean, total, out=spare)
             for factor in (r, r, 1 / width):
                 slope *= factor
-            out = kernels.as_rows(x_cotangent)[block]
-            np.multiply(scaled, weight, out=out)
+            if self.centered:
+                kernels.matmul(out, weight, out=total)
+                total *= 1 / width
+            out *= weight
             out -= np.multiply(some, slope[:, None], out=product)
             if self.centered:
-                np.multiply(mean, slope, out=spare)
-                total *= 1 / width
-                spare -= total
-                out += spare[:, None]
+                out -= total[:, None]
         return x_cotangent
 
     def jvp(
@@ -143,7 +140,7 @@ class _RowNorm(Layer):
             own=own,
             needs_input=(True,),
             forward_workspace=width * x.dtype.itemsize,
-            backward_workspace=(2 * large * width + 4 * large + width) * x.dtype.itemsize,
+            backward_workspace=((1 + self.centered) * large * width + 3 * large + width) * x.dtype.itemsize,
             jvp_workspace=sum(spec.nbytes for spec in own) + (2 * height * width + height) * x.dtype.itemsize,
             forward_flops=(7 if self.centered else 5) * x.size,
             backward_flops=(12 if self.centered else 9) * x.size,
