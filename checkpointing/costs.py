@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from checkpointing.probing import Question, measure
-from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs, layout_of
+from framework.layers import BATCH, Extent, Footprint, Layer, Spec, Step, flatten, input_specs, layout_of
 from framework.losses import Loss, LossFootprint
 from framework.optimizers import Optimizer, norm_workspace_nbytes
 
@@ -76,6 +76,11 @@ class Costs:
     def output(self, step: int) -> Spec:
         """Spec of the output of a step, or of the batch."""
         return self.batch if step == BATCH else self.steps[step].footprint.output
+
+    def cotangent(self, step: int, number: int) -> Spec:
+        """Spec of what the Backward of a step makes for one of its inputs: the cotangent or the part of it that is not zero."""
+        cost = self.steps[step]
+        return cost.footprint.cotangent(number, self.output(cost.inputs[number]))
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-ready dict; a spec is written as its shape and dtype."""
@@ -194,7 +199,9 @@ def _spec(data: Mapping[str, Any]) -> Spec:
 
 def _step_cost(data: Mapping[str, Any]) -> StepCost:
     fields = _tuples(data["footprint"])
-    footprint = Footprint(**{**fields, "output": _spec(fields["output"]), "own": tuple(map(_spec, fields["own"]))})
+    extents = tuple(None if each is None else Extent(*each) for each in fields["cotangent_extents"])
+    read = {"output": _spec(fields["output"]), "own": tuple(map(_spec, fields["own"])), "cotangent_extents": extents}
+    footprint = Footprint(**{**fields, **read})
     return StepCost(**{**_tuples(data), "footprint": footprint})
 
 

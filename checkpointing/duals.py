@@ -137,14 +137,21 @@ class Dual(Layer):
             if not isinstance(each[0], tuple):
                 return halves.joined(each[0], each[1], over=cotangent)
             return tuple(halves.joined(a, b, over=cotangent) for a, b in zip(*each, strict=True))
-        made: Array | None = None
-        if context.wanted[0]:
-            made = cotangent if context.in_place else context.empty(x.shape, x.dtype, "cotangents")
-        input_targets = None if made is None else (made[0], made[1])
+        several = isinstance(x, tuple)
+        footprint = self.layer.footprint(_specs(values), context.training)
+        made: list[Array | None] = []
+        for number, (value, wanted) in enumerate(zip(values if several else (values,), context.wanted, strict=True)):
+            if wanted and not context.in_place:
+                spec = pair(footprint.cotangent(number, _specs(value)))
+                made.append(context.empty(spec.shape, spec.dtype, "cotangents"))
+            else:
+                made.append(cotangent if wanted else None)
+        into = tuple(None if each is None else (each[0], each[1]) for each in made)
         self.layer.vjp_with_tangent(
-            (weights, moves), (values, tangents), (cotangent[0], cotangent[1]), targets, input_targets, context
-        )
-        return made
+            (weights, moves), (values, tangents), (cotangent[0], cotangent[1]), targets,
+            into if several else into[0], context,
+        )  # fmt: skip
+        return tuple(made) if several else made[0]
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         plain = self.layer.footprint(_unpaired(x), training)
@@ -162,7 +169,7 @@ class Dual(Layer):
         return Footprint(
             output=pair(plain.output),
             own=plain.own if flat else (),
-            needs_input=plain.needs_input if flat else (True,),
+            needs_input=plain.needs_input if flat else tuple(True for _ in plain.needs_input),
             needs_output=flat and plain.needs_output,
             forward_workspace=forward,
             # What a layer takes that is traced over small blocks is little.
@@ -171,7 +178,8 @@ class Dual(Layer):
             forward_flops=3 * plain.forward_flops,
             backward_flops=2 * plain.backward_flops if flat else 3 * (plain.forward_flops + plain.backward_flops),
             output_aliases_input=plain.output_aliases_input,
-            cotangent_aliases=plain.cotangent_aliases if flat else (False,),
+            cotangent_aliases=plain.cotangent_aliases if flat else tuple(False for _ in plain.needs_input),
+            cotangent_extents=tuple(e and e._replace(axis=e.axis + 1) for e in plain.cotangent_extents),
             # Both halves of an output may lie over those of the input where the value's own half tells all that the tangent needs.
             forward_in_place=plain.forward_in_place and self.layer.piecewise_linear,
             backward_in_place=plain.backward_in_place,

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from checkpointing.block import Block
 from checkpointing.operations import (
     TARGETS,
@@ -37,9 +35,10 @@ from checkpointing.plan import Plan
 from checkpointing.reduction_tree import Node
 from checkpointing.simulation import Merge
 from checkpointing.witness import Witness
+from framework import kernels
 from framework.keys import Key
 from framework.layers import BATCH, Context, Layer, flatten
-from framework.layers.layer import require_output
+from framework.layers.layer import Extent, require_output
 from framework.losses import Loss as LossFunction
 from framework.memory import Allocation, Allocator, Array, Ledger, Moment
 from framework.optimizers import global_norm, tree_sum
@@ -205,6 +204,16 @@ def _clear_frames(error: BaseException) -> None:
             waiting += [each.__cause__, each.__context__]
 
 
+def add_part(whole: Array, part: Array, extent: Extent | None) -> None:
+    """Adds to a part of an array, or to all of it, in place."""
+    if extent is None:
+        whole += part
+    else:
+        with kernels.small_buffers():
+            target = extent.of(whole)
+            target += part
+
+
 class NotAsPlanned(RuntimeError):  # noqa: N818  (the name that callers act on)
     """Not what the plan holds is alive, so places in the block cannot be given to others."""
 
@@ -358,8 +367,9 @@ class Run:
         )
         del heap
         each = cotangents if len(step.inputs) > 1 else (cotangents,)
-        for source, merge, new in zip(step.inputs, self.plan.simulation.merges[self.place], each, strict=True):
-            self.merge(cotangent(source), merge, new)
+        merges = zip(step.inputs, self.plan.simulation.merges[self.place], each, strict=True)
+        for i, (source, merge, new) in enumerate(merges):
+            self.merge(source, merge, new, footprint.extent(i))
 
     def on_heap(self, path: str) -> Allocation | None:
         """Counts what the operation's rule will take from plain NumPy, for as long as the entry lives.
@@ -370,20 +380,23 @@ class Run:
         nbytes = self.plan.simulation.heap.get(self.place)
         return self.ledger.count(nbytes, "workspace", path) if nbytes else None
 
-    def merge(self, value: Value, merge: Merge, new: Array) -> None:
-        """Puts a cotangent into the table, or adds it to the one that is there, as the simulator decided."""
+    def merge(self, source: int, merge: Merge, new: Array, extent: Extent | None) -> None:
+        """Puts a cotangent or a part of one into the table, or adds it to what is there, as the simulator decided."""
+        value, table = cotangent(source), self.table
         match merge:
             case Merge.BIND:
-                self.table[value] = new
-            case Merge.INTO_OLD:
-                self.table[value] += new
+                table[value] = new
             case Merge.INTO_NEW:
-                new += self.table[value]
-                self.table[value] = new
-            case Merge.FRESH:
-                fresh = self.ledger.empty(new.shape, new.dtype, "cotangents", "sum")
-                np.add(self.table[value], new, out=fresh)
-                self.table[value] = fresh
+                new += table[value]
+                table[value] = new
+            case Merge.INTO_OLD:
+                add_part(table[value], new, extent)
+            case Merge.SPREAD | Merge.FRESH:
+                spec = self.costs.output(source)
+                fresh = self.ledger.empty(spec.shape, spec.dtype, "cotangents", "sum")
+                fresh[...] = 0 if merge is Merge.SPREAD else table[value]
+                add_part(fresh, new, extent)
+                table[value] = fresh
 
     def drop(self, operation: Drop) -> None:
         del self.table[operation.value]

@@ -45,6 +45,7 @@ class Merge(Enum):
 
     NONE = "nobody reads it"
     BIND = "it is the first for this value"
+    SPREAD = "it is the first for this value and only a part of it, and is added to zeros"
     INTO_OLD = "it is added into the buffer of the earlier ones"
     INTO_NEW = "the earlier ones are added into its buffer"
     FRESH = "both are added into a fresh buffer, since others name theirs"
@@ -241,50 +242,55 @@ class _Simulator:
         self.flops += footprint.backward_flops
         made: list[int | None] = []  # the new cotangents' buffers
         over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(cotangent(step))
-        new = [0 if aliases or over else self.costs.output(source).nbytes for source, aliases in self._cotangents(step)]
+        new = [0 if aliases or over else nbytes for nbytes, aliases in self._cotangents(step)]
         self.peak_at(sum(new) + footprint.backward_workspace + self.on_heap(footprint.backward_heap))
         self.scratch(cost.path, footprint.backward_workspace)
-        for wanted, aliases, source in zip(cost.wanted, footprint.cotangent_aliases, cost.inputs, strict=True):
+        for number, (wanted, aliases) in enumerate(zip(cost.wanted, footprint.cotangent_aliases, strict=True)):
             if not wanted:
                 made.append(None)
             elif aliases or over:
                 made.append(self.buffer_of[cotangent(step)])
             else:
-                made.append(self.allocate(self.costs.output(source).nbytes, "cotangents", cost.path))
+                made.append(self.allocate(self.costs.cotangent(step, number).nbytes, "cotangents", cost.path))
         # Each new cotangent is a name of its own until it is merged.
         for buffer in made:
             if buffer is not None:
                 self.names[buffer] += 1
         # What was overwritten is still named by the value that is dropped next, which does not count.
-        return tuple(self.merge(source, buffer, int(over)) for source, buffer in zip(cost.inputs, made, strict=True))
+        return tuple(
+            self.merge(source, buffer, int(over), footprint.extent(number) is not None)
+            for number, (source, buffer) in enumerate(zip(cost.inputs, made, strict=True))
+        )
 
     def _cotangents(self, step: int) -> list[tuple[int, bool]]:
-        """The inputs whose cotangents are wanted, and whether each is the output's cotangent itself."""
+        """The bytes of the inputs' cotangents that are wanted, and whether each is the output's cotangent itself."""
         cost = self.costs.steps[step]
-        each = zip(cost.inputs, cost.footprint.cotangent_aliases, cost.wanted, strict=True)
-        return [(source, aliases) for source, aliases, wanted in each if wanted]
+        each = enumerate(zip(cost.footprint.cotangent_aliases, cost.wanted, strict=True))
+        return [(self.costs.cotangent(step, number).nbytes, aliases) for number, (aliases, wanted) in each if wanted]
 
-    def merge(self, source: int, new: int | None, stale: int) -> Merge:
-        """Makes buffer `new` the cotangent of a[source], or adds it to the earlier one."""
+    def merge(self, source: int, new: int | None, stale: int, partial: bool) -> Merge:
+        """Makes buffer `new` the cotangent of a[source] or, if it holds only a part, of that; or adds it to the earlier one."""
         if new is None:
             return Merge.NONE
         value = cotangent(source)
         old = self.buffer_of.get(value)
-        if old is None:
+        if old is None and not partial:
             self.buffer_of[value] = new
             return Merge.BIND
-        if self.names[old] == 1:
+        if old is not None and self.names[old] == 1:
             self.forget(new)
             return Merge.INTO_OLD
-        if self.names[new] - stale == 1:
+        if old is not None and not partial and self.names[new] - stale == 1:
             self.forget(old)
             self.buffer_of[value] = new
             return Merge.INTO_NEW
         fresh = self.allocate(self.costs.output(source).nbytes, "cotangents", "sum")
         self.names[fresh] += 1
         self.forget(new)
-        self.forget(old)
         self.buffer_of[value] = fresh
+        if old is None:
+            return Merge.SPREAD
+        self.forget(old)
         return Merge.FRESH
 
     def reduce(self) -> None:

@@ -21,6 +21,7 @@ from framework.keys import Key
 from framework.layers import (
     ELU,
     GELU,
+    LSTM,
     Attention,
     AveragePool2d,
     BatchNorm,
@@ -67,6 +68,7 @@ __all__ = [
     "ELU",
     "GELU",
     "L1",
+    "LSTM",
     "SGD",
     "AdamW",
     "ArrayDataset",

@@ -7,6 +7,7 @@ it exists. An array counts until its Python death: as long as any view of it liv
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,11 +72,15 @@ class _OwningArray(np.ndarray):
     allocation: Allocation
 
 
+_NOTHING = bytearray(1)
+
+
 class Heap:
     """The default allocator: NumPy's own memory, one piece an array."""
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], allocation: Allocation) -> Array:
-        owner = _OwningArray(shape, dtype)
+        # For an array of no bytes NumPy would take one.
+        owner = _OwningArray(shape, dtype, None if math.prod(shape) else _NOTHING)
         owner.allocation = allocation
         return owner.view(np.ndarray)
 

@@ -127,7 +127,8 @@ def _horner(x: Array, coefficients: list[float], out: Array) -> None:
 
 def write_sigmoid(x: Array, out: Array) -> None:
     """Writes 1 / (1 + exp(-x)) into `out`, which may be x."""
-    np.negative(x, out=out)
+    # np.negative gives wrong numbers (NumPy 2.4) where it writes over a column of a matrix of four columns of float32, or eight of float64.
+    np.multiply(x, -1, out=out)
     with np.errstate(over="ignore"):  # of infinity the reciprocal is right
         np.exp(out, out=out)
     out += 1

@@ -3,25 +3,16 @@
 from framework.layers.activations import GELU, Mish, Sigmoid, SiLU, Softplus, Tanh
 from framework.layers.attention import Attention, CausalAttention
 from framework.layers.batch_norm import BatchNorm
-from framework.layers.chain import (
-    BATCH,
-    Add,
-    Chain,
-    Composite,
-    Residual,
-    Step,
-    advance_state,
-    flatten,
-    input_specs,
-    layout_of,
-)
+from framework.layers.chain import Add, Chain, Composite, Residual, advance_state, flatten
 from framework.layers.concat import Concat, Join
 from framework.layers.convolution import Conv2d, Upsample2d
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
 from framework.layers.group_norm import GroupNorm
-from framework.layers.layer import Context, Footprint, Layer, Spec
+from framework.layers.layer import Context, Extent, Footprint, Layer, Spec
 from framework.layers.linear import Linear
+from framework.layers.lstm import LSTM, LSTMOutput
+from framework.layers.lstm_chunk import LSTMChunk
 from framework.layers.normalization import LayerNorm, RMSNorm
 from framework.layers.pooling import AveragePool2d, GlobalAveragePool, MaxPool2d
 from framework.layers.rectifiers import ELU, Hardswish, Hardtanh, LeakyReLU, ReLU
@@ -29,11 +20,13 @@ from framework.layers.shapes import Flatten, Reshape
 from framework.layers.shared import Shared
 from framework.layers.sharing import Adding
 from framework.layers.softmax import LogSoftmax, Softmax
+from framework.layers.steps import BATCH, Step, input_specs, layout_of
 
 __all__ = [
     "BATCH",
     "ELU",
     "GELU",
+    "LSTM",
     "Add",
     "Adding",
     "Attention",
@@ -47,6 +40,7 @@ __all__ = [
     "Conv2d",
     "Dropout",
     "Embedding",
+    "Extent",
     "Flatten",
     "Footprint",
     "GlobalAveragePool",
@@ -54,6 +48,8 @@ __all__ = [
     "Hardswish",
     "Hardtanh",
     "Join",
+    "LSTMChunk",
+    "LSTMOutput",
     "Layer",
     "LayerNorm",
     "LeakyReLU",

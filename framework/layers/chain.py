@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from framework.layers.layer import Context, Footprint, Layer, Own, Params, Spec
-from framework.layers.sharing import parameters_of, under_own_names, with_shared
+from framework.layers.sharing import under_own_names, with_shared
+from framework.layers.steps import BATCH, Step, input_specs, layout_of, next_stage
 from framework.memory import Array
 from framework.parameters import Layout, Parameters, ParameterSpec
 
-#: The number by which a step's inputs name the batch.
-BATCH = -1
-
-
-@dataclass(frozen=True)
-class Step:
-    """A leaf layer at its place in the flattened chain.
-
-    Attributes:
-        path: Its name, "block0.attention.qkv".
-        layer: The leaf layer.
-        inputs: For each input, the step that makes it, or `BATCH`.
-        stage: The element of the outermost chain it belongs to.
-        shared: Parameters that are another step's, by local name: that one's name, in full once `flatten` has found it.
-        names: Full names of parameters that are no step's alone but a composite's, by local name.
-    """
-
-    path: str
-    layer: Layer
-    inputs: tuple[int, ...]
-    stage: int
-    shared: Mapping[str, str] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-
 
 class Composite(Layer, ABC):
-    """A layer that is made of others and flattens to them."""
+    """A layer that is made of others and flattens to them.
+
+    Attributes:
+        has_stages: Whether it counts as several stages as an element of the outermost chain; else it is one.
+    """
+
+    has_stages: ClassVar[bool] = False
 
     @abstractmethod
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
@@ -50,7 +32,8 @@ class Composite(Layer, ABC):
             steps: The steps so far.
             path: This layer's name, "" for the outermost chain.
             source: The step that makes the input.
-            stage: The stage that contains this layer; None for the outermost chain, which counts them itself.
+            stage: The stage that contains this layer; None for the outermost chain, and in it for what `has_stages`, which count
+                them by `next_stage`.
         """
 
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
@@ -137,9 +120,11 @@ class Chain(Composite):
         return x, x_tangent
 
     def flatten_onto(self, steps: list[Step], path: str, source: int, stage: int | None) -> int:
-        for number, (name, layer) in enumerate(self.layers.items()):
+        for name, layer in self.layers.items():
             inner = f"{path}.{name}" if path else name
-            source = _append(layer, steps, inner, source, number if stage is None else stage)
+            counts = isinstance(layer, Composite) and layer.has_stages
+            within = next_stage(steps) if stage is None and not counts else stage
+            source = _append(layer, steps, inner, source, within)
         return source
 
 
@@ -274,40 +259,6 @@ def flatten(layer: Layer) -> tuple[Step, ...]:
             f"two steps are named {repeated[0]!r}; name the layers of a Residual's chain other than 'add', of a Concat's other than 'join'"
         )
     return with_shared(tuple(steps))
-
-
-def input_specs(steps: tuple[Step, ...], x: Spec, training: bool = True) -> list[Any]:
-    """Returns the input spec of each step (a tuple of specs where it has several inputs).
-
-    Raises:
-        ValueError: A step does not take its input; the message names its path.
-    """
-    outputs: dict[int, Spec] = {BATCH: x}
-    found: list[Any] = []
-    for number, step in enumerate(steps):
-        specs = tuple(outputs[source] for source in step.inputs)
-        found.append(specs[0] if len(specs) == 1 else specs)
-        try:
-            outputs[number] = step.layer.footprint(found[-1], training).output
-        except ValueError as error:
-            raise ValueError(f"step {step.path or step.layer.kind!r}: {error}") from error
-    return found
-
-
-def layout_of(steps: tuple[Step, ...], specs: Sequence[Any]) -> Layout:
-    """Returns the layout of the parameters, statistics and state of leaf steps, given their inputs' specs.
-
-    Raises:
-        ValueError: A step shares a parameter that is not there, or that has another shape or dtype.
-    """
-    each = list(zip(steps, specs, strict=True))
-    parameters, aliases = parameters_of(steps, specs)
-    return Layout(
-        parameters,
-        {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.statistics(x).items()},
-        {f"{step.path}.{name}": spec for step, x in each for name, spec in step.layer.state(x).items()},
-        aliases,
-    )
 
 
 def advance_state(layer: Layer, parameters: Parameters, statistics: Array) -> None:

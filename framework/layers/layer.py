@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -47,6 +47,22 @@ class Spec:
         return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
 
 
+class Extent(NamedTuple):
+    """A part of an array: the elements start..stop-1 of one axis."""
+
+    axis: int
+    start: int
+    stop: int
+
+    def of(self, a: Array) -> Array:
+        """Returns the part of an array, a view of it."""
+        return a[(*[slice(None)] * self.axis, slice(self.start, self.stop))]
+
+    def spec(self, x: Spec) -> Spec:
+        """Returns the spec of the part of an array of spec `x`."""
+        return Spec((*x.shape[: self.axis], self.stop - self.start, *x.shape[self.axis + 1 :]), x.dtype)
+
+
 @dataclass(frozen=True)
 class Footprint:
     """The bytes and FLOPs of one leaf step, computed without running it.
@@ -72,6 +88,8 @@ class Footprint:
         backward_flops: The same of the VJP.
         output_aliases_input: Whether the output is a view of the (first) input.
         cotangent_aliases: For each input, whether its cotangent is the output's cotangent itself.
+        cotangent_extents: For each input, outside of which part its cotangent is zero, so that the VJP returns that part alone; None for
+            all of it. Empty where that is so of all inputs.
         forward_in_place: Whether the forward takes its output from `Context.like` of its (first) input, and so can overwrite it.
         backward_in_place: Whether the VJP takes the input's cotangent from `Context.like` of the output's.
     """
@@ -92,12 +110,22 @@ class Footprint:
     backward_flops: int = 0
     output_aliases_input: bool = False
     cotangent_aliases: tuple[bool, ...] = (False,)
+    cotangent_extents: tuple[Extent | None, ...] = ()
     forward_in_place: bool = False
     backward_in_place: bool = False
 
     @property
     def own_nbytes(self) -> int:
         return sum(spec.nbytes for spec in self.own)
+
+    def extent(self, number: int) -> Extent | None:
+        """Of which part of an input the VJP returns the cotangent; None for all of it."""
+        return self.cotangent_extents[number] if self.cotangent_extents else None
+
+    def cotangent(self, number: int, x: Spec) -> Spec:
+        """The spec of what the VJP returns for an input of spec `x`."""
+        extent = self.extent(number)
+        return x if extent is None else extent.spec(x)
 
 
 class Context:
@@ -243,7 +271,7 @@ class Layer:
         """Writes each parameter's cotangent into its view in `grads` and returns the input's cotangent.
 
         It overwrites (zeroing and then adding would turn -0.0 into +0.0). It returns None where x holds integers or
-        `context.wanted` says that nobody reads x's cotangent.
+        `context.wanted` says that nobody reads x's cotangent, and a part of the cotangent where the footprint names an extent.
 
         By default `apply` is traced at x, and so computed once more.
         """
@@ -269,7 +297,7 @@ class Layer:
         x: Pair[Any],
         cotangent: Pair[Array],
         grads: Pair[Params],
-        x_cotangent: Pair[Array] | None,
+        x_cotangent: Any,
         context: Context,
     ) -> None:
         """Writes the VJP and its tangent: how the VJP moves when parameters, input and cotangent do. By default from `apply`.
@@ -281,11 +309,15 @@ class Layer:
             x: The input, and its tangent (None for integers).
             cotangent: The output's cotangent, and its tangent.
             grads: Where the parameters' cotangents go, and where their tangents; both are overwritten.
-            x_cotangent: The same for the input's cotangent; None where nobody reads it, and then the input does not move. Where the
-                footprint says that the backward may run in place, these may be the arrays of `cotangent`.
+            x_cotangent: The same for the input's cotangent (of the footprint's extent), for several inputs a tuple; None where nobody
+                reads it, and then the input does not move. Where the footprint says that the backward may run in place, these may be
+                the arrays of `cotangent`.
             context: Gives scratch.
         """
-        traced_vjp_with_tangent(self, params, x, cotangent, grads, x_cotangent, context)
+        extents: tuple[Extent | None, ...] = ()
+        if type(self).footprint is not Layer.footprint:
+            extents = self.footprint(_specs(x[0]), context.training).cotangent_extents
+        traced_vjp_with_tangent(self, params, x, cotangent, grads, x_cotangent, context, extents)
 
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         """Returns bytes and FLOPs for an input of spec `x`.
@@ -343,6 +375,10 @@ def _output_of(layer: Layer, x: Spec, training: bool) -> Spec:
 
 
 _cached_output_of = functools.lru_cache(maxsize=1024)(_output_of)
+
+
+def _specs(x: Any) -> Any:
+    return tuple(map(_specs, x)) if isinstance(x, tuple) else Spec.of(x.shape, x.dtype)
 
 
 def require_output(layer: Layer, y: Any, told: Spec | None) -> None:

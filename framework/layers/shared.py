@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from framework.layers.chain import Composite, Step, context_of
+from framework.layers.chain import Composite, context_of
 from framework.layers.layer import Context, Layer, Params
+from framework.layers.steps import Step
 from framework.memory import Array
 
 

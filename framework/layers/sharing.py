@@ -16,7 +16,7 @@ from framework.memory import Array
 from framework.parameters import ParameterSpec
 
 if TYPE_CHECKING:
-    from framework.layers.chain import Step
+    from framework.layers.steps import Step
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Adding(Layer):
         x: Pair[Any],
         cotangent: Pair[Array],
         grads: Pair[Params],
-        x_cotangent: Pair[Array] | None,
+        x_cotangent: Any,
         context: Context,
     ) -> None:
         values, tangents = self._parts(*grads, context=context)

@@ -7,7 +7,7 @@ ledger's, and lives no longer than a call; a layer that says its `core_axes` is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from framework.differentiation.reverse import vjp
 from framework.memory import Array
 
 if TYPE_CHECKING:
-    from framework.layers.layer import Context, Layer, Pair, Params
+    from framework.layers.layer import Context, Extent, Layer, Pair, Params
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,17 @@ def traced_vjp_with_tangent(
     x: Pair[Any],
     cotangent: Pair[Array],
     grads: Pair[Params],
-    x_cotangent: Pair[Array] | None,
+    x_cotangent: Any,
     context: Context,
+    extents: Sequence[Extent | None] = (),
 ) -> None:
-    """Writes the VJP of `apply` and its tangent, by forward mode over reverse mode; see `Layer.vjp_with_tangent`."""
-    wanted = x_cotangent is not None
+    """Writes the VJP of `apply` and its tangent, by forward mode over reverse mode; see `Layer.vjp_with_tangent`.
+
+    Args:
+        extents: Which part of each input's cotangent is written; none for all of all.
+    """
+    several = isinstance(x[0], tuple)
+    wanted = any(each is not None for each in x_cotangent) if several else x_cotangent is not None
     cut = Cut.of(layer, x[0])
     for number, block in enumerate(cut.blocks()):
         some, some_tangent, g, g_tangent = (cut.part(a, block) for a in (*x, *cotangent))
@@ -130,8 +136,18 @@ def traced_vjp_with_tangent(
         each = jvp(pull, (g, *primals), (g_tangent, *tangents))
         for place, found in enumerate(each):
             _write(grads[place], found[0], add=number > 0)
-            if x_cotangent is not None:
+            if wanted and (several or extents):
+                into, parts = (x_cotangent, found[1]) if several else ((x_cotangent,), found[1:])
+                _write_parts([to and to[place] for to in into], parts, extents)
+            elif wanted:
                 cut.part(x_cotangent[place], block)[...] = found[1]
+
+
+def _write_parts(into: list[Any], found: tuple[Array, ...], extents: Sequence[Extent | None]) -> None:
+    """Writes the cotangents of inputs, or parts of them, where they are asked for."""
+    for target, whole, extent in zip(into, found, extents or [None] * len(into), strict=True):
+        if target is not None:
+            target[...] = whole if extent is None else extent.of(whole)
 
 
 def _require_shape(layer: Layer, value: Any, told: Any) -> None:

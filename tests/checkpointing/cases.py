@@ -13,6 +13,7 @@ import numpy as np
 from checkpointing import Engine, Plan, RunPlans, parse_policy, run_plans
 from framework import (
     GELU,
+    LSTM,
     AdamW,
     AveragePool2d,
     BatchNorm,
@@ -208,8 +209,28 @@ def tied(dtype: str = "float64", batch: int = 8, length: int = 6) -> Case:
     return Case(f"tied-{dtype}", chain, CrossEntropy(), x, np.roll(x, -1, axis=1))
 
 
+def recurrent(dtype: str = "float64", batch: int = 8, length: int = 11) -> Case:
+    """LSTMs whose chunks are stages and such inside of one, with chunks that are short or empty, and an input with several readers."""
+    generator = _generator("recurrent")
+    chain = Chain(
+        embedding=Embedding(7, length, 4, dtype=dtype),
+        first=LSTM(6, 4),
+        norm=LayerNorm(),
+        inside=Residual(Chain(LSTM(6, 3), Dropout(0.2))),
+        joined=Concat(LSTM(5, 7), axis=2),
+        single=LSTM(5, 1),
+        head=Linear(7),
+    )
+    x = generator.integers(7, size=(batch, length)).astype(np.uint8)
+    return Case(f"recurrent-{dtype}", chain, CrossEntropy(), x, np.roll(x, -1, axis=1))
+
+
 def all_cases() -> list[Case]:
-    return [make(dtype) for make in (mlp, tokens, nested, smooth, images, tied) for dtype in ("float32", "float64")]
+    return [
+        make(dtype)
+        for make in (mlp, tokens, nested, smooth, images, tied, recurrent)
+        for dtype in ("float32", "float64")
+    ]
 
 
 #: Layers without parameters whose VJPs read their input, and their output; and those that work on rows.

@@ -17,6 +17,7 @@ from checkpointing.operations import Backward, Loss
 from checkpointing.plan import Plan
 from checkpointing.schedules import Schedule, backwards, forwards, make_plan
 from framework import (
+    LSTM,
     BudgetExceeded,
     CausalAttention,
     Chain,
@@ -38,7 +39,7 @@ PLANS = 20  # of each chain
 
 
 def random_case(seed: int) -> Case:
-    """A chain of random layers on tiny arrays: vectors, or tokens with attention."""
+    """A chain of random layers on tiny arrays: vectors, or tokens with attention or an LSTM."""
     draw = random.Random(seed)
     generator, dtype = Key(seed).generator(), draw.choice(("float32", "float64"))
     width, rows = draw.choice((3, 4)), draw.choice((2, 4))
@@ -47,7 +48,10 @@ def random_case(seed: int) -> Case:
         body[0] = Shared(Linear(width), weight="last.weight", bias="last.bias")
     if draw.random() < 0.3:
         x = generator.integers(5, size=(rows, 3)).astype(np.uint8)
-        attention = Residual(Chain(Linear(3 * width), CausalAttention(1)))
+        mixing = (
+            Chain(Linear(3 * width), CausalAttention(1)) if draw.random() < 0.5 else LSTM(width, draw.randint(1, 4))
+        )
+        attention = Residual(mixing)
         chain = Chain(Embedding(5, 3, width, dtype=dtype), attention, *body[:-1], last=body[-1])
         return Case(f"tokens {seed}", chain, CrossEntropy(), x, generator.integers(width, size=(rows, 3)))
     x, targets = generator.standard_normal((rows, 5)), generator.standard_normal((rows, width))

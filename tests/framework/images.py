@@ -96,9 +96,7 @@ class ImageCall(Moving):
     def __init__(self, layer: Layer, shape: Shape, dtype: str = "float64") -> None:
         generator = np.random.default_rng([len(shape), *shape])
         self.dtype, self.training, self.layer = dtype, True, layer
-        shapes = [shape]
-        if isinstance(layer, Join):
-            shapes.append(tuple(n + (axis == layer.axis % len(shape)) for axis, n in enumerate(shape)))
+        shapes = self.shapes(shape)
         self.inputs = tuple(numbers(generator, shape, dtype) for shape in shapes)
         self.spec = self.joined([spec_of(x) for x in self.inputs])
         self.footprint = layer.footprint(self.spec)
@@ -109,6 +107,13 @@ class ImageCall(Moving):
         self.tangents = tuple(numbers(generator, x.shape, dtype) for x in self.inputs)
         self.params_tangent = {local: numbers(generator, p.shape, dtype) for local, p in self.params.items()}
         self.cotangent_tangent = numbers(generator, self.cotangent.shape, dtype)
+
+    def shapes(self, first: Shape) -> list[Shape]:
+        """The shapes of all inputs, given that of the first."""
+        if not isinstance(self.layer, Join):
+            return [first]
+        axis = self.layer.axis % len(first)
+        return [first, (*first[:axis], first[axis] + 1, *first[axis + 1 :])]
 
 
 def assert_bytes_are_exact(call: ImageCall) -> None:
@@ -127,8 +132,9 @@ def assert_bytes_are_exact(call: ImageCall) -> None:
     for wanted in (True, False):
         ledger = Ledger()
         kept: Any = call.vjp(ledger, wanted=wanted)
-        aliases = zip(call.inputs, footprint.cotangent_aliases, strict=True)
-        new = sum(x.nbytes for x, alias in aliases if not alias) if wanted else 0
+        aliases = enumerate(zip(call.inputs, footprint.cotangent_aliases, strict=True))
+        sizes = [footprint.cotangent(i, spec_of(x)).nbytes for i, (x, alias) in aliases if not alias]
+        new = sum(sizes) if wanted else 0
         has_work = wanted or bool(call.params)
         assert (ledger.live, ledger.peak) == (new, new + footprint.backward_workspace * has_work)
         assert ledger.by_category() == ({"cotangents": new} if new else {})

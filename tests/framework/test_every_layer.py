@@ -5,11 +5,11 @@ from __future__ import annotations
 import framework
 from framework import Layer, Loss, layers, losses
 from framework.layers import Adding
-from tests.framework import images, test_layers, test_losses
+from tests.framework import images, recurrent, test_layers, test_losses
 from tests.framework.every import concrete
 
 TRIED = {type(family.make("float64")) for family in test_layers.FAMILIES.values()}
-TRIED |= {type(layer) for layer, _ in images.LAYERS.values()}
+TRIED |= {type(layer) for layer, _ in (*images.LAYERS.values(), *recurrent.STEPS.values())}
 TRIED.add(Adding)  # another layer that does not overwrite: see test_shared
 
 
@@ -24,7 +24,7 @@ def test_every_loss_is_tried_by_the_laws() -> None:
 def test_layers_and_losses_are_exported() -> None:
     assert {kind.__name__ for kind in concrete(Layer)} - set(layers.__all__) == set()
     assert {kind.__name__ for kind in concrete(Loss)} - set(losses.__all__) == set()
-    inner = {"Add", "Join", "Adding"}  # Residual, Concat and Shared make them
+    inner = {"Add", "Join", "Adding", "LSTMChunk", "LSTMOutput"}  # composites make them
     assert {kind.__name__ for kind in concrete(Layer) | concrete(Loss)} - set(framework.__all__) == inner
 
 

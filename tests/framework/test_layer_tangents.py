@@ -38,6 +38,7 @@ from tests.framework.test_layers import (
     locked,
     numbers,
     same_bits,
+    spread,
 )
 
 TOLERANCE = 1e-12
@@ -108,7 +109,7 @@ def assert_vjp_is_the_traced_one(call: Moving) -> None:
     else:
         _, pull = vjp(lambda params, *x: call.apply(call.joined(x), params), call.params, *call.inputs)
         expected, *others = pull(call.cotangent)
-        for found, one in zip(cotangents, others, strict=True):
+        for found, one in zip(spread(call, cotangents), others, strict=True):
             assert_near(found, one, TOLERANCE)
     for name, one in expected.items():
         assert_near(grads[name], one, TOLERANCE)
@@ -130,6 +131,7 @@ def assert_adjoint(call: Moving) -> None:
     """⟨ȳ, ẏ⟩ = ⟨x̄, ẋ⟩ + ⟨p̄, ṗ⟩ with the hand-written VJP."""
     left = call.cotangent * call.jvp()[1]
     cotangents, grads = call.vjp()
+    cotangents = spread(call, cotangents)
     right = [c * t for c, t in zip(cotangents, call.tangents, strict=True) if c is not None]
     right += [grads[local] * call.params_tangent[local] for local in grads]
     scale = 1 + float(np.abs(left).sum()) + sum(float(np.abs(part).sum()) for part in right)

@@ -245,6 +245,18 @@ class Call:
         return found if len(self.inputs) > 1 else (found,), grads
 
 
+def spread(call: Call, cotangents: Any) -> list[Any]:
+    """Cotangents of the inputs with zeros around those that are a part."""
+    found = []
+    for number, (x, cotangent) in enumerate(zip(call.inputs, cotangents, strict=True)):
+        extent = call.footprint.extent(number)
+        if extent is not None and cotangent is not None:
+            part, cotangent = cotangent, np.zeros_like(x)
+            extent.of(cotangent)[...] = part
+        found.append(cotangent)
+    return found
+
+
 def drawn(name: str, data: st.DataObject, dtype: str | None = None) -> Call:
     shape = data.draw(FAMILIES[name].small, "shape")
     return Call(name, shape, dtype or data.draw(st.sampled_from(["float32", "float64"]), "dtype"))
@@ -283,6 +295,7 @@ def assert_vjp_is_the_derivative(call: Call) -> None:
     """⟨x̄, v⟩ = ⟨ȳ, (f(x + h v) - f(x - h v)) / 2h⟩ for a random v, for each input and each parameter."""
     generator = np.random.default_rng(7)
     cotangents, grads = call.vjp()
+    cotangents = spread(call, cotangents)
 
     def check(cotangent: np.ndarray, start: np.ndarray, definition: Callable[[np.ndarray], np.ndarray]) -> None:
         direction = generator.standard_normal(start.shape)

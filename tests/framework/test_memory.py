@@ -125,7 +125,13 @@ def test_arrays_of_no_bytes_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None
     errors: list[Any] = []  # errors inside a death, which Python swallows
     monkeypatch.setattr(sys, "unraisablehook", lambda death: errors.append(death.exc_value))
     ledger = Ledger()
-    arrays = [ledger.empty((0, 3), "float32", "residuals", "norm") for _ in range(2)]
+    tracemalloc.start()
+    try:
+        before = numpy_bytes()
+        arrays = [ledger.empty((0, 3), "float32", "residuals", "norm") for _ in range(2)]
+        assert numpy_bytes() == before  # NumPy alone would take a byte each
+    finally:
+        tracemalloc.stop()
     assert ledger.holders() == []
     arrays.clear()
     assert errors == []

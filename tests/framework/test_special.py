@@ -9,7 +9,7 @@ import pytest
 
 from framework import Key, kernels
 from framework.differentiation import grad, jvp
-from framework.special import erf
+from framework.special import erf, write_sigmoid
 
 #: Both sides of where another formula is taken (0.46875 and 6), tiny numbers and huge ones.
 X = np.concatenate(
@@ -59,3 +59,14 @@ def test_erf_has_derivatives_of_every_order() -> None:
     np.testing.assert_allclose(jvp(erf, (x,), (np.ones(7),))[1], slope, rtol=1e-15)
     np.testing.assert_allclose(grad(lambda x: np.sum(first(x)))(x), -2 * x * slope, rtol=1e-14)
     np.testing.assert_allclose(jvp(first, (x,), (np.ones(7),))[1], -2 * x * slope, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("columns", range(1, 18))
+def test_a_sigmoid_is_written_over_a_column_of_a_matrix(columns: int, dtype: str) -> None:
+    x = Key(columns).generator().standard_normal((40, columns)).astype(dtype)
+    for width in {1, 2, columns}:
+        over = x.copy()
+        write_sigmoid(over[:, :width], over[:, :width])
+        np.testing.assert_allclose(over[:, :width], 1 / (1 + np.exp(-x[:, :width].astype(float))), rtol=1e-6)
+        np.testing.assert_array_equal(over[:, width:], x[:, width:])
