@@ -31,6 +31,8 @@ from framework.layers import (
     LeakyReLU,
     Linear,
     LogSoftmax,
+    LSTMChunk,
+    LSTMOutput,
     MaxPool2d,
     Mish,
     ReLU,
@@ -52,6 +54,7 @@ _ROWS = Spec.of((64, 256), "float32")
 _TOKENS = Spec.of((8, 128), "int64")
 _QKV = Spec.of((8, 128, 192), "float32")
 _IMAGES = Spec.of((8, 16, 32, 32), "float32")
+_TIME = Spec.of((8, 128, 64), "float32")
 _LABELS = Spec.of((64,), "int64")
 
 #: Layers and losses as one writes them, with the specs of their inputs; a loss takes outputs and targets.
@@ -85,6 +88,8 @@ EXAMPLES: dict[str, tuple[Layer | Loss, Spec | tuple[Spec, Spec]]] = {
     "Softmax()": (Softmax(), _ROWS),
     "LogSoftmax()": (LogSoftmax(), _ROWS),
     "Dropout(0.1)": (Dropout(0.1), _ROWS),
+    "LSTMChunk(64, 0, 1)": (LSTMChunk(64, 0, 1), _TIME),
+    "LSTMOutput(1)": (LSTMOutput(1), Spec.of((130, 8, 64), "float32")),
     "Flatten()": (Flatten(), _IMAGES),
     "Reshape((32, 16, 32))": (Reshape((32, 16, 32)), _IMAGES),
     "Add()": (Add(), (_ROWS, _ROWS)),

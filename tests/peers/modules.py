@@ -46,6 +46,7 @@ from framework import (
     Softplus,
     Tanh,
 )
+from framework.layers import LSTMChunk, LSTMOutput
 from tests.peers.ours import each_of, run, total_of
 
 
@@ -246,6 +247,27 @@ def encoder(m: Any) -> Function:
     return function
 
 
+def lstm(m: Any) -> Function:
+    """Outputs of one chunk of time a layer; our one bias is the sum of both. Backwards in time is forwards over a view turned around."""
+    unless(not m.proj_size, "projections")
+
+    def function(p: Any, x: Any) -> Any:
+        y = x[None] if x.ndim == 2 else x if m.batch_first else np.swapaxes(x, 0, 1)
+        for number in range(m.num_layers):
+            each = [over_time(p, y, f"l{number}")]
+            if m.bidirectional:
+                each.append(over_time(p, y[:, ::-1], f"l{number}_reverse")[:, ::-1])
+            y = np.concatenate(each, axis=-1)
+        return y[0] if x.ndim == 2 else y if m.batch_first else np.swapaxes(y, 0, 1)
+
+    def over_time(p: Any, x: Any, end: str) -> Any:
+        bias = p[f"bias_ih_{end}"] + p[f"bias_hh_{end}"] if m.bias else np.zeros(4 * m.hidden_size)
+        given = {name: p[f"{name}_{end}"] for name in ("weight_ih", "weight_hh")} | {"bias": bias}
+        return run(LSTMOutput(1), {}, run(LSTMChunk(m.hidden_size, 0, 1), given, x))
+
+    return function
+
+
 def batch_norm(m: Any) -> Function:
     """Without a bias it is 0. How running statistics move is compared elsewhere: they are no output."""
     tracked = m.track_running_stats
@@ -393,6 +415,7 @@ ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "MultiheadAttention": attention,
     "TransformerEncoderLayer": encoder_layer,
     "TransformerEncoder": encoder,
+    "LSTM": lstm,
     "MSELoss": of_numbers(lambda m: MeanSquaredError()),
     "L1Loss": of_numbers(lambda m: L1()),
     "HuberLoss": of_numbers(lambda m: Huber(m.delta)),

@@ -70,23 +70,6 @@ def test_output_and_vjps_are_those_of_pytorchs_lstm(
         np.testing.assert_allclose(gradient[name], other.numpy(), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def saved_by_pytorch(torch: Any, module: Any, x: Any) -> int:
-    """Bytes of distinct memory that a forward pass saves for the backward, parameters and input left out."""
-    known = {p.untyped_storage().data_ptr() for p in module.parameters()} | {x.untyped_storage().data_ptr()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = module(x)
-    del kept
-    return sum(saved.values())
-
-
 @pytest.mark.parametrize(("chunks", "sizes"), [(1, (4, 32, 16, 32)), (8, (8, 128, 64, 96)), (16, (8, 128, 128, 256))])
 def test_an_lstm_keeps_less_than_pytorchs(torch: Any, chunks: int, sizes: tuple[int, ...]) -> None:
     batch, length, width, features = sizes
@@ -94,6 +77,8 @@ def test_an_lstm_keeps_less_than_pytorchs(torch: Any, chunks: int, sizes: tuple[
     steps = flatten(layer)
     ours = sum(s.layer.footprint(spec).own_nbytes for s, spec in zip(steps, input_specs(steps, x), strict=True))
     ours += batch * length * features * 4  # the output, which who reads it keeps; PyTorch's saves it, too
+    from tests.peers.residuals import saved_bytes
+
     module = torch.nn.LSTM(width, features, batch_first=True)
-    theirs = saved_by_pytorch(torch, module, torch.zeros(x.shape, requires_grad=True))
-    assert 0 < ours <= theirs
+    theirs = saved_bytes(module, [torch.zeros(x.shape, requires_grad=True)])
+    assert 0 < x.nbytes + ours <= theirs
