@@ -56,7 +56,16 @@ from framework.layers import (
     Tanh,
     Upsample2d,
 )
-from framework.losses import L1, BinaryCrossEntropy, CrossEntropy, Huber, Loss, MeanSquaredError
+from framework.losses import (
+    L1,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Huber,
+    Loss,
+    MeanSquaredError,
+    NegativeLogLikelihood,
+    SoftTargetCrossEntropy,
+)
 from framework.memory import BudgetExceeded, Ledger
 from framework.models import Model, build
 from framework.optimizers import SGD, AdamW, Optimizer
@@ -106,6 +115,7 @@ __all__ = [
     "MeanSquaredError",
     "Mish",
     "Model",
+    "NegativeLogLikelihood",
     "Optimizer",
     "Parameters",
     "RMSNorm",
@@ -115,6 +125,7 @@ __all__ = [
     "Shared",
     "SiLU",
     "Sigmoid",
+    "SoftTargetCrossEntropy",
     "Softmax",
     "Softplus",
     "Spec",

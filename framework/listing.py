@@ -46,7 +46,16 @@ from framework.layers import (
     Tanh,
     Upsample2d,
 )
-from framework.losses import L1, BinaryCrossEntropy, CrossEntropy, Huber, Loss, MeanSquaredError
+from framework.losses import (
+    L1,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Huber,
+    Loss,
+    MeanSquaredError,
+    NegativeLogLikelihood,
+    SoftTargetCrossEntropy,
+)
 
 _BEGIN, _END = "<!-- residuals: begin -->", "<!-- residuals: end -->"
 
@@ -95,6 +104,8 @@ EXAMPLES: dict[str, tuple[Layer | Loss, Spec | tuple[Spec, Spec]]] = {
     "Add()": (Add(), (_ROWS, _ROWS)),
     "Join()": (Join(), (_IMAGES, _IMAGES)),
     "CrossEntropy()": (CrossEntropy(), (_ROWS, _LABELS)),
+    "NegativeLogLikelihood()": (NegativeLogLikelihood(), (_ROWS, _LABELS)),
+    "SoftTargetCrossEntropy()": (SoftTargetCrossEntropy(), (_ROWS, _ROWS)),
     "MeanSquaredError()": (MeanSquaredError(), (_ROWS, _ROWS)),
     "L1()": (L1(), (_ROWS, _ROWS)),
     "Huber()": (Huber(), (_ROWS, _ROWS)),

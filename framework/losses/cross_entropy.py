@@ -1,4 +1,4 @@
-"""Cross-entropy over classes."""
+"""Cross-entropy and negative log-likelihood of integer targets over classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,58 @@ from framework.losses.loss import Loss, LossFootprint, count_of, require_weights
 from framework.memory import Array
 
 
+class OverClasses(Loss):
+    """What losses of integer targets over classes have in common.
+
+    Attributes:
+        ignore: A target that counts nothing, neither in the sum nor in the count, in or outside of [0, classes); None for none.
+    """
+
+    ignore: int | None
+
+    def __post_init__(self) -> None:
+        if self.ignore is not None and (isinstance(self.ignore, bool) or not isinstance(self.ignore, int)):
+            raise ValueError(f"ignore is a whole number or None, but got {self.ignore!r}")
+
+    def _require(self, y: Spec, targets: Spec) -> None:
+        if targets.dtype.kind not in "iu" or y.dtype.kind != "f" or y.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"{type(self).__name__} takes outputs (..., classes) of floats and integer targets (...), but got outputs {y} and "
+                f"targets {targets}"
+            )
+
+    def _picked(self, y: Any, targets: Array) -> tuple[Any, Array]:
+        """The output of each target, and which are ignored, both with an axis of one class: for definitions."""
+        labels = targets[..., None].astype(np.intp)
+        ignored = np.zeros(labels.shape, bool) if self.ignore is None else labels == self.ignore
+        return np.take_along_axis(y, np.where(ignored, 0, labels), axis=-1), ignored
+
+    def _room_for_ignored(self, height: int, context: Context) -> Array | None:
+        """Room for a mask of a block's ignored targets, if any are."""
+        return None if self.ignore is None else context.empty((height,), np.bool_, "workspace")
+
+    def _places(self, labels: Array, classes: int, out: Array, ignored: Array | None) -> None:
+        """Writes where each row's label lies in the flattened rows, and which rows are ignored: of these, where the row begins."""
+        out.fill(classes)
+        out[:1] = 0
+        np.cumsum(out, out=out)
+        if ignored is None:
+            out += labels
+            return
+        mask = ignored[: labels.size]
+        self._mark(labels, mask, np.not_equal)
+        _require_labels(labels, classes, mask, f", or be {self.ignore}, which is ignored")
+        np.add(out, labels, out=out, where=mask)
+        np.logical_not(mask, out=mask)
+
+    def _mark(self, labels: Array, out: Array, compare: np.ufunc) -> None:
+        """Writes how each label compares with what is ignored."""
+        assert self.ignore is not None
+        compare(labels, self.ignore, out=out)
+
+
 @dataclass(frozen=True)
-class CrossEntropy(Loss):
+class CrossEntropy(OverClasses):
     """Σ (log Σ exp y - y[target]) over integer targets, in nats.
 
     Shapes: y (B, ..., classes), targets (B, ...) integers in [0, classes). Own residual: the log-sum-exp of each row;
@@ -34,14 +84,11 @@ class CrossEntropy(Loss):
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing lies in [0, 1], but got {self.label_smoothing}")
-        if self.ignore is not None and (isinstance(self.ignore, bool) or not isinstance(self.ignore, int)):
-            raise ValueError(f"ignore is a whole number or None, but got {self.ignore!r}")
+        super().__post_init__()
 
     def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
         top = stop_gradient(np.max(y, axis=-1, keepdims=True))  # any number would do: it takes away what it adds
-        labels = targets[..., None].astype(np.intp)
-        ignored = np.zeros(labels.shape, bool) if self.ignore is None else labels == self.ignore
-        picked = np.take_along_axis(y, np.where(ignored, 0, labels), axis=-1)
+        picked, ignored = self._picked(y, targets)
         if self.label_smoothing:
             mean = np.mean(y, axis=-1, keepdims=True)
             picked = (1 - self.label_smoothing) * picked + self.label_smoothing * mean
@@ -136,11 +183,7 @@ class CrossEntropy(Loss):
         return product
 
     def footprint(self, y: Spec, targets: Spec) -> LossFootprint:
-        if targets.dtype.kind not in "iu" or y.dtype.kind != "f" or y.shape[:-1] != targets.shape:
-            raise ValueError(
-                f"CrossEntropy takes outputs (..., classes) of floats and integer targets (...), but got outputs {y} and "
-                f"targets {targets}"
-            )
+        self._require(y, targets)
         classes, item, index = y.shape[-1], y.dtype.itemsize, np.dtype(np.intp).itemsize
         height, ignored = kernels.block_rows(y.rows, classes), int(self.ignore is not None)
         return LossFootprint(
@@ -153,28 +196,81 @@ class CrossEntropy(Loss):
             in_place=True,
         )
 
-    def _room_for_ignored(self, height: int, context: Context) -> Array | None:
-        """Room for a mask of a block's ignored targets, if any are."""
-        return None if self.ignore is None else context.empty((height,), np.bool_, "workspace")
 
-    def _places(self, labels: Array, classes: int, out: Array, ignored: Array | None) -> None:
-        """Writes where each row's label lies in the flattened rows, and which rows are ignored: of these, where the row begins."""
-        out.fill(classes)
-        out[:1] = 0
-        np.cumsum(out, out=out)
+@dataclass(frozen=True)
+class NegativeLogLikelihood(OverClasses):
+    """-Σ y[target] over integer targets, of outputs that are log-probabilities, in nats: what follows a LogSoftmax.
+
+    Shapes: y (B, ..., classes), targets (B, ...) integers in [0, classes). ȳ is -1 at the target, else 0; the Hessian is zero.
+
+    Attributes:
+        ignore: A target that counts nothing, neither in the sum nor in the count, in or outside of [0, classes); None for none.
+    """
+
+    ignore: int | None = None
+
+    def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
+        picked, ignored = self._picked(y, targets)
+        return np.sum(weighted(np.where(ignored, 0, -picked), weights))
+
+    def forward(
+        self, y: Array, targets: Array, weights: Array | None, context: Context
+    ) -> tuple[float, float, tuple[Array, ...]]:
+        require_weights(weights, y)
+        rows, labels = kernels.as_rows(y), targets.reshape(-1)
+        classes, height = rows.shape[1], kernels.block_rows(*rows.shape)
+        picked = context.empty((height,), y.dtype, "workspace")
+        index = context.empty((height,), np.intp, "workspace")
+        losses = context.empty((height,), np.float64, "workspace")
+        ignored = self._room_for_ignored(height, context)
+        total = count = 0.0
         if ignored is None:
-            out += labels
-            return
-        mask = ignored[: labels.size]
-        self._mark(labels, mask, np.not_equal)
-        _require_labels(labels, classes, mask, f", or be {self.ignore}, which is ignored")
-        np.add(out, labels, out=out, where=mask)
-        np.logical_not(mask, out=mask)
+            _require_labels(labels, classes)
+        for block in kernels.row_blocks(*rows.shape):
+            size = block.stop - block.start
+            some, i = losses[:size], index[:size]
+            self._places(labels[block], classes, i, ignored)
+            np.take(rows[block].reshape(-1), i, out=picked[:size], mode="clip")
+            np.copyto(some, picked[:size])
+            np.negative(some, out=some)
+            total += _sum(some, ignored, weights, block, labels.size)
+            if ignored is not None:
+                some.fill(1)
+                count += _sum(some, ignored, weights, block, labels.size)
+        return total, count if ignored is not None else count_of(weights, labels.size), ()
 
-    def _mark(self, labels: Array, out: Array, compare: np.ufunc) -> None:
-        """Writes how each label compares with what is ignored."""
-        assert self.ignore is not None
-        compare(labels, self.ignore, out=out)
+    def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
+        rows, labels = kernels.as_rows(y), targets.reshape(-1)
+        cotangent = context.like(y, "cotangents")
+        height = kernels.block_rows(*rows.shape)
+        index = context.empty((height,), np.intp, "workspace")
+        ignored = self._room_for_ignored(height, context)
+        cotangent.fill(0)
+        for block in kernels.row_blocks(*rows.shape):
+            out, i = kernels.as_rows(cotangent)[block], index[: block.stop - block.start]
+            self._places(labels[block], rows.shape[1], i, ignored)
+            np.put(out.reshape(-1), i, -1)
+            _finish(out, ignored, weights, block, labels.size)
+        return cotangent
+
+    def hvp(
+        self, y: Array, tangent: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context
+    ) -> Array:
+        product = context.like(tangent, "cotangents")
+        product.fill(0)
+        return product
+
+    def footprint(self, y: Spec, targets: Spec) -> LossFootprint:
+        self._require(y, targets)
+        item, index = y.dtype.itemsize, np.dtype(np.intp).itemsize
+        height, ignored = kernels.block_rows(y.rows, y.shape[-1]), int(self.ignore is not None)
+        return LossFootprint(
+            forward_workspace=height * (item + index + np.dtype(np.float64).itemsize + ignored),
+            backward_workspace=height * (index + ignored),
+            forward_flops=2 * y.rows,
+            backward_flops=y.size,
+            in_place=True,
+        )
 
 
 def _require_labels(labels: Array, classes: int, where: Any = True, more: str = "") -> None:

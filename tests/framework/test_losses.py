@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework import L1, BinaryCrossEntropy, CrossEntropy, Huber, Ledger, Loss, MeanSquaredError, Spec, kernels
+from framework import (
+    L1,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Huber,
+    Ledger,
+    Loss,
+    MeanSquaredError,
+    NegativeLogLikelihood,
+    SoftTargetCrossEntropy,
+    Spec,
+    kernels,
+)
 from framework.differentiation import value_and_grad
 from framework.layers import Context
 
@@ -27,11 +39,17 @@ LOSSES: dict[str, Loss] = {
     "smoothed cross-entropy": CrossEntropy(label_smoothing=0.1),
     "cross-entropy that ignores a number": CrossEntropy(ignore=-100),
     "smoothed cross-entropy that ignores a class": CrossEntropy(label_smoothing=0.3, ignore=0),
+    "negative log-likelihood": NegativeLogLikelihood(),
+    "negative log-likelihood that ignores a class": NegativeLogLikelihood(ignore=1),
+    "cross-entropy of soft targets": SoftTargetCrossEntropy(),
+    "cross-entropy of smoothed soft targets": SoftTargetCrossEntropy(label_smoothing=0.2),
     "mean squared error": MeanSquaredError(),
     "l1": L1(),
     "huber": Huber(0.7),
     "binary cross-entropy": BinaryCrossEntropy(),
 }
+
+OF_CLASSES = CrossEntropy | NegativeLogLikelihood
 
 each_loss = pytest.mark.parametrize("name", LOSSES)
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -56,11 +74,11 @@ class Case:
         generator = np.random.default_rng([len(shape), *shape])
         self.loss = LOSSES[name]
         self.y = generator.standard_normal(shape).astype(dtype)
-        if isinstance(self.loss, CrossEntropy):
+        if isinstance(self.loss, OF_CLASSES):
             self.targets: np.ndarray = generator.integers(0, shape[-1], shape[:-1])
             if self.loss.ignore is not None:
                 self.targets[generator.random(shape[:-1]) < 0.3] = self.loss.ignore
-        elif isinstance(self.loss, BinaryCrossEntropy):
+        elif isinstance(self.loss, BinaryCrossEntropy | SoftTargetCrossEntropy):
             self.targets = generator.random(shape).astype(dtype)
         else:
             away = generator.standard_normal(shape)
@@ -94,6 +112,15 @@ class Case:
             hit = np.take_along_axis(goal, places, axis=-1) + 1 - loss.label_smoothing
             np.put_along_axis(goal, places, hit, axis=-1)
             return -(goal * np.log(shares)).sum(axis=-1) * counts, (shares - goal) * counts[..., None], counts
+        if isinstance(loss, NegativeLogLikelihood):
+            counts = t != loss.ignore
+            hit = -np.eye(y.shape[-1])[np.where(counts, t, 0)] * counts[..., None]
+            return (hit * y).sum(axis=-1), hit, counts
+        if isinstance(loss, SoftTargetCrossEntropy):
+            shares = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
+            goal = (1 - loss.label_smoothing) * t.astype(np.float64) + loss.label_smoothing / y.shape[-1]
+            slope = shares * goal.sum(axis=-1, keepdims=True) - goal
+            return -(goal * np.log(shares)).sum(axis=-1), slope, np.full(t.shape[:-1], True)
         d = y - t.astype(np.float64)
         if isinstance(loss, BinaryCrossEntropy):
             p = 1 / (1 + np.exp(-y))
@@ -320,6 +347,9 @@ def test_targets_may_be_integers_of_any_size(dtype: str) -> None:
         ("cross-entropy", ((2, 3), "int64"), ((2,), "int64")),
         ("cross-entropy", ((2, 3), "float32"), ((3,), "int64")),
         ("cross-entropy", ((2, 3), "float32"), ((2, 1), "int64")),
+        ("negative log-likelihood", ((2, 3), "float32"), ((2,), "float32")),
+        ("cross-entropy of soft targets", ((2, 3), "float32"), ((2,), "int64")),
+        ("cross-entropy of soft targets", ((2, 3), "float32"), ((2, 3), "float64")),
         ("mean squared error", ((2, 3), "float32"), ((2, 1), "float32")),
         ("mean squared error", ((2, 3), "float32"), ((2, 3), "float64")),
         ("mean squared error", ((2, 3), "int64"), ((2, 3), "int64")),
@@ -397,7 +427,7 @@ def test_nothing_overflows_at_ten_thousand_in_float32(name: str, dtype: str) -> 
     values = np.array([-1e4, 1e4, -100, 100, 0, 1], dtype)
     case = Case(name, (6, 6), dtype, False)
     case.y = np.array([np.roll(values, n) for n in range(6)])
-    if not isinstance(case.loss, CrossEntropy):
+    if not isinstance(case.loss, OF_CLASSES):
         case.targets = np.resize(np.array([0, 1, 0.5], dtype), (6, 6))
     total, _, own = case.forward()
     product = hvp(case, np.ones((6, 6), dtype))
@@ -437,11 +467,13 @@ def test_what_is_ignored_counts_nothing_whatever_the_outputs_are() -> None:
 
 def test_options_of_losses_that_make_no_sense_are_clear_errors() -> None:
     for smoothing in (-0.1, 1.1, np.nan):
-        with pytest.raises(ValueError, match=r"label_smoothing lies in \[0, 1\]"):
-            CrossEntropy(label_smoothing=smoothing)
+        for kind in (CrossEntropy, SoftTargetCrossEntropy):
+            with pytest.raises(ValueError, match=r"label_smoothing lies in \[0, 1\]"):
+                kind(label_smoothing=smoothing)
     for ignore in (True, 1.5):
-        with pytest.raises(ValueError, match="ignore is a whole number or None"):
-            CrossEntropy(ignore=ignore)  # type: ignore[arg-type]
+        for of_classes in (CrossEntropy, NegativeLogLikelihood):
+            with pytest.raises(ValueError, match="ignore is a whole number or None"):
+                of_classes(ignore=ignore)  # type: ignore[arg-type]
     for delta in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="delta above 0"):
             Huber(delta)
@@ -460,3 +492,22 @@ def test_a_loss_without_apply_says_what_to_write_when_it_is_asked_for_second_der
     y = np.ones((2, 3))
     with pytest.raises(NotImplementedError, match=r"Plain has no apply: write apply\(self, y, targets, weights\)"):
         Plain().hvp(y, y, y, None, (), Context(Ledger()))
+
+
+@pytest.mark.parametrize("target", [-0.1, np.nan])
+def test_a_soft_target_below_zero_is_an_error(target: float) -> None:
+    with pytest.raises(ValueError, match="SoftTargetCrossEntropy are probabilities, from 0 on"):
+        SoftTargetCrossEntropy().forward(np.zeros((1, 2)), np.array([[0.5, target]]), None, Context(Ledger()))
+
+
+def test_likelihoods_of_log_softmax_and_one_hot_targets_are_cross_entropies() -> None:
+    generator = np.random.default_rng(2)
+    y, targets = generator.standard_normal((6, 4)), generator.integers(0, 4, 6)
+    logs = y - np.logaddexp.reduce(y, axis=-1, keepdims=True)
+    one_hot = np.eye(4)[targets]
+    for smoothing in (0.0, 0.3):
+        expected = CrossEntropy(smoothing).forward(y, targets, None, Context(Ledger()))
+        found = SoftTargetCrossEntropy(smoothing).forward(y, one_hot, None, Context(Ledger()))
+        assert found[:2] == pytest.approx(expected[:2], rel=1e-14)
+    found = NegativeLogLikelihood().forward(logs, targets, None, Context(Ledger()))
+    assert found[:2] == pytest.approx(CrossEntropy().forward(y, targets, None, Context(Ledger()))[:2], rel=1e-14)

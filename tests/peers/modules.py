@@ -2,7 +2,8 @@
 
 An adapter gets a module and returns a function (p, *inputs), p holding the module's parameters and buffers by name. It reads
 options from the module's attributes, and raises `Unsupported` with a reason for what ours lack; an option overlooked here would
-fail the comparison. Around our layers it only takes views: axes in another order, joined, or of length one.
+fail the comparison. Around our layers it only takes views (axes in another order, joined, or of length one), and of a loss's data
+the weights of examples.
 """
 
 from __future__ import annotations
@@ -16,27 +17,21 @@ import numpy as np
 from framework import (
     ELU,
     GELU,
-    L1,
     Attention,
     AveragePool2d,
     BatchNorm,
-    BinaryCrossEntropy,
     Conv2d,
-    CrossEntropy,
     Embedding,
     GlobalAveragePool,
     GroupNorm,
     Hardswish,
     Hardtanh,
-    Huber,
     Layer,
     LayerNorm,
     LeakyReLU,
     Linear,
     LogSoftmax,
-    Loss,
     MaxPool2d,
-    MeanSquaredError,
     Mish,
     ReLU,
     RMSNorm,
@@ -47,22 +42,8 @@ from framework import (
     Tanh,
 )
 from framework.layers import LSTMChunk, LSTMOutput
-from tests.peers.ours import each_of, run, total_of
-
-
-class Unsupported(Exception):  # noqa: N818 - it is no error: it says why a sample is not compared
-    """Ours have no such function; the message says what is missing."""
-
-
-Function = Callable[..., Any]
-
-
-def unless(condition: bool, reason: str) -> None:
-    if not condition:
-        raise Unsupported(reason)
-
-
-# -- layers ------------------------------------------------------------------------------------------------------------------------
+from tests.peers.losses import LOSSES
+from tests.peers.ours import Function, run, unless
 
 
 def elementwise(layer: Layer) -> Function:
@@ -310,68 +291,6 @@ def instance_norm(axes: int) -> Callable[[Any], Function]:
     return adapter
 
 
-# -- losses ------------------------------------------------------------------------------------------------------------------------
-
-
-def reduced(m: Any, loss: Loss, y: Any, targets: Any, weights: Any = None, count: int | None = None) -> Any:
-    """PyTorch's reduction of the losses of examples: our sum, our mean, or each; the mean is by a count, by default ours."""
-    if m.reduction == "none":
-        return each_of(loss, y, targets, weights)
-    total, counted = total_of(loss, y, targets, weights)
-    if m.reduction == "sum":
-        return total
-    divisor = counted if count is None else count
-    unless(divisor > 0, "a mean of no targets")
-    return total / divisor
-
-
-def of_numbers(make: Callable[[Any], Loss], scale: Callable[[Any], float] = lambda m: 1.0) -> Callable[[Any], Function]:
-    """Losses of single numbers: each is an example."""
-
-    def adapter(m: Any) -> Function:
-        loss = make(m)
-        unless(getattr(m, "pos_weight", None) is None, "weights of the positive targets")
-
-        def function(p: Any, y: Any, targets: Any) -> Any:
-            weights = np.broadcast_to(p["weight"], np.shape(y)).reshape(-1) if "weight" in p else None
-            flat = np.reshape(y, (-1,)), np.reshape(targets, (-1,))
-            losses = scale(m) * reduced(m, loss, *flat, weights, np.size(targets))
-            return np.reshape(losses, np.shape(y)) if m.reduction == "none" else losses
-
-        return function
-
-    return adapter
-
-
-def cross_entropy(m: Any) -> Function:
-    def function(p: Any, y: Any, targets: Any) -> Any:
-        """Each target is an example; a class's weight is that of the examples of it. Classes are the second axis there, the last here."""
-        unless(targets.dtype.kind == "i", "probabilities as targets")
-        unless("weight" not in p or not m.label_smoothing, "weights of classes together with smoothing")
-        ignore = -100 if m.ignore_index is None else m.ignore_index
-        loss = CrossEntropy(m.label_smoothing, ignore)
-        classes = np.shape(y)[1 if y.ndim > 1 else 0]
-        rows, labels = np.reshape(np.moveaxis(y, min(1, y.ndim - 1), -1), (-1, classes)), targets.reshape(-1)
-        weights = np.take(p["weight"], labels, mode="clip") if "weight" in p else None
-        losses = reduced(m, loss, rows, labels, weights)
-        return np.reshape(losses, targets.shape) if m.reduction == "none" else losses
-
-    return function
-
-
-def linear_cross_entropy(m: Any) -> Function:
-    """A Linear to the classes of each place, and cross-entropy."""
-
-    def function(p: Any, x: Any, targets: Any) -> Any:
-        width, features = m.num_classes * math.prod(m.out_features), x.shape[-1]
-        given = {"weight": p["linear.weight"]} | ({"bias": p["linear.bias"]} if "linear.bias" in p else {})
-        y = run(Linear(width, bias="bias" in given), given, np.reshape(x, (-1, features)))
-        y = np.reshape(y, (*x.shape[:-1], m.num_classes, *m.out_features))
-        return cross_entropy(m)(p, y, targets)
-
-    return function
-
-
 #: PyTorch's module → the adapter. Modules that are not here have no counterpart.
 ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "ReLU": lambda m: elementwise(ReLU()),
@@ -416,11 +335,4 @@ ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "TransformerEncoderLayer": encoder_layer,
     "TransformerEncoder": encoder,
     "LSTM": lstm,
-    "MSELoss": of_numbers(lambda m: MeanSquaredError()),
-    "L1Loss": of_numbers(lambda m: L1()),
-    "HuberLoss": of_numbers(lambda m: Huber(m.delta)),
-    "SmoothL1Loss": of_numbers(lambda m: Huber(m.beta), lambda m: 1 / m.beta),
-    "BCEWithLogitsLoss": of_numbers(lambda m: BinaryCrossEntropy()),
-    "CrossEntropyLoss": cross_entropy,
-    "LinearCrossEntropyLoss": linear_cross_entropy,
-}
+} | LOSSES

@@ -5,6 +5,7 @@ What an adapter does around them (a view with other axes, parts of a parameter j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,19 @@ import numpy as np
 from framework import Key, Layer, Ledger, Loss
 from framework.differentiation import custom_rule, jvp
 from framework.layers import Context, Spec
+
+
+class Unsupported(Exception):  # noqa: N818 - it is no error: it says why a sample is not compared
+    """Ours have no such function; the message says what is missing."""
+
+
+Function = Callable[..., Any]
+
+
+def unless(condition: bool, reason: str) -> None:
+    if not condition:
+        raise Unsupported(reason)
+
 
 #: The kinds of layers and losses that were run.
 RUN: set[type] = set()

@@ -75,6 +75,8 @@ TWINS: dict[str, Callable[..., Any]] = {
     "Add()": torch.add,
     "Join()": lambda a, b: torch.cat((a, b), 1),
     "CrossEntropy()": nn.CrossEntropyLoss(),
+    "NegativeLogLikelihood()": nn.NLLLoss(),
+    "SoftTargetCrossEntropy()": nn.CrossEntropyLoss(),
     "MeanSquaredError()": nn.MSELoss(),
     "L1()": nn.L1Loss(),
     "Huber()": nn.HuberLoss(),

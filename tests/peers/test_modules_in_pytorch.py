@@ -5,7 +5,7 @@ things can become of one:
 
 - passed: value, VJPs of inputs and parameters with random cotangents, and JVP with random tangents of all of them agree to 1e-9
   relative;
-- unsupported: ours have no such module or not this option, for the reason that is printed (`tests/peers/modules.py`);
+- unsupported: ours have no such module or not this option, for the reason that is printed (`tests/peers/modules.py` and `losses.py`);
 - failed: all else, an exception of ours included.
 
 Run `make test-peers`, or `pytest -m peers -s tests/peers/test_modules_in_pytorch.py` for the table of counts and reasons.
@@ -27,8 +27,8 @@ from framework.differentiation import jvp, vjp
 from framework.layers import Add, Adding, Join
 from tests.framework.every import concrete
 from tests.peers.database import agree, mapped, print_counts, pulled, pushed, quiet, seed, shown, variables
-from tests.peers.modules import ADAPTERS, Unsupported
-from tests.peers.ours import RUN
+from tests.peers.modules import ADAPTERS
+from tests.peers.ours import RUN, Unsupported
 
 pytestmark = pytest.mark.peers
 
