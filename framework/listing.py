@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.layers import (
+    BATCH,
     ELU,
     GELU,
+    LSTM,
     Add,
     Attention,
     AveragePool2d,
     BatchNorm,
     CausalAttention,
+    Composite,
     Conv2d,
     Dropout,
     Embedding,
@@ -31,8 +34,6 @@ from framework.layers import (
     LeakyReLU,
     Linear,
     LogSoftmax,
-    LSTMChunk,
-    LSTMOutput,
     MaxPool2d,
     Mish,
     ReLU,
@@ -45,6 +46,8 @@ from framework.layers import (
     Spec,
     Tanh,
     Upsample2d,
+    flatten,
+    input_specs,
 )
 from framework.losses import (
     L1,
@@ -62,8 +65,8 @@ _BEGIN, _END = "<!-- residuals: begin -->", "<!-- residuals: end -->"
 _ROWS = Spec.of((64, 256), "float32")
 _TOKENS = Spec.of((8, 128), "int64")
 _QKV = Spec.of((8, 128, 192), "float32")
+_SEQUENCES = Spec.of((8, 128, 64), "float32")
 _IMAGES = Spec.of((8, 16, 32, 32), "float32")
-_TIME = Spec.of((8, 128, 64), "float32")
 _LABELS = Spec.of((64,), "int64")
 
 #: Layers and losses as one writes them, with the specs of their inputs; a loss takes outputs and targets.
@@ -72,6 +75,7 @@ EXAMPLES: dict[str, tuple[Layer | Loss, Spec | tuple[Spec, Spec]]] = {
     "Embedding(256, 128, 64)": (Embedding(256, 128, 64), _TOKENS),
     "Attention(4)": (Attention(4), _QKV),
     "CausalAttention(4)": (CausalAttention(4), _QKV),
+    "LSTM(64)": (LSTM(64), _SEQUENCES),
     "Conv2d(32, 3, padding=1)": (Conv2d(32, 3, padding=1), _IMAGES),
     "Conv2d(32, 1)": (Conv2d(32, 1), _IMAGES),
     "Upsample2d(2)": (Upsample2d(2), _IMAGES),
@@ -97,8 +101,6 @@ EXAMPLES: dict[str, tuple[Layer | Loss, Spec | tuple[Spec, Spec]]] = {
     "Softmax()": (Softmax(), _ROWS),
     "LogSoftmax()": (LogSoftmax(), _ROWS),
     "Dropout(0.1)": (Dropout(0.1), _ROWS),
-    "LSTMChunk(64, 0, 1)": (LSTMChunk(64, 0, 1), _TIME),
-    "LSTMOutput(1)": (LSTMOutput(1), Spec.of((130, 8, 64), "float32")),
     "Flatten()": (Flatten(), _IMAGES),
     "Reshape((32, 16, 32))": (Reshape((32, 16, 32)), _IMAGES),
     "Add()": (Add(), (_ROWS, _ROWS)),
@@ -118,7 +120,7 @@ class Kept:
     """Bytes that live from a step's forward to its backward on its behalf.
 
     Attributes:
-        own: Its own residuals.
+        own: Its own residuals; of a composite those of its steps, and what they read of each other.
         inputs: Its inputs, if its VJP reads them.
         output: Its output, if its VJP reads that; of a loss the cotangent, which it makes at once, over the output if it may.
     """
@@ -138,10 +140,26 @@ class Kept:
             y, targets = x
             kind.footprint(y, targets)
             return cls(0, 0, y.nbytes)
+        if isinstance(kind, Composite):
+            return cls._by_steps(kind, x)
         footprint = kind.footprint(x)
         specs = x if isinstance(x, tuple) else (x,)
         read = sum(spec.nbytes for spec, needed in zip(specs, footprint.needs_input, strict=True) if needed)
         return cls(footprint.own_nbytes, read, footprint.output.nbytes * footprint.needs_output)
+
+    @classmethod
+    def _by_steps(cls, kind: Composite, x: Spec) -> Kept:
+        steps = flatten(kind)
+        own, outputs, read = 0, {BATCH: x}, set()
+        for number, (step, spec) in enumerate(zip(steps, input_specs(steps, x), strict=True)):
+            footprint = step.layer.footprint(spec)
+            own += footprint.own_nbytes
+            outputs[number] = footprint.output
+            read |= {source for source, needed in zip(step.inputs, footprint.needs_input, strict=True) if needed}
+            read |= {number} if footprint.needs_output else set()
+        nbytes = {value: outputs[value].nbytes for value in read}
+        inputs, output = nbytes.pop(BATCH, 0), nbytes.pop(len(steps) - 1, 0)
+        return cls(own + sum(nbytes.values()), inputs, output)
 
 
 def residual_table(pytorch: Mapping[str, int]) -> str:

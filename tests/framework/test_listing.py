@@ -9,7 +9,7 @@ import pytest
 
 import framework
 from framework import Layer, Loss, layers
-from framework.layers import Adding
+from framework.layers import Adding, Composite, flatten
 from framework.listing import EXAMPLES, Kept, with_table
 from tests.framework.every import concrete
 
@@ -23,7 +23,10 @@ def test_the_table_is_made_from_the_footprints() -> None:
 
 
 def test_the_table_has_every_layer_and_loss() -> None:
-    there = {type(kind) for kind, _ in EXAMPLES.values()} | {Adding}  # which keeps what its layer does
+    kinds = [kind for kind, _ in EXAMPLES.values()]
+    there = {type(kind) for kind in kinds} | {Adding}  # which keeps what its layer does
+    there |= {type(step.layer) for kind in kinds if isinstance(kind, Composite) for step in flatten(kind)}
+    there -= {type(kind) for kind in kinds if isinstance(kind, Composite)}
     assert concrete(Layer) | concrete(Loss) == there
     assert set(TOLD) == set(EXAMPLES)
 

@@ -229,22 +229,33 @@ def encoder(m: Any) -> Function:
 
 
 def lstm(m: Any) -> Function:
-    """Outputs of one chunk of time a layer; our one bias is the sum of both. Backwards in time is forwards over a view turned around."""
-    unless(not m.proj_size, "projections")
+    """An LSTM of two chunks a layer, whose bias is the sum of both; backwards in time is forwards over a view turned around."""
+    unless(not m.proj_size, "projected outputs")
+    unless(not m.dropout, "dropout between layers")
 
-    def function(p: Any, x: Any) -> Any:
-        y = x[None] if x.ndim == 2 else x if m.batch_first else np.swapaxes(x, 0, 1)
+    def function(p: Any, x: Any, state: Any = None) -> Any:
+        unless(state is None, "a state at the start")
+        single = x.ndim == 2
+        y = x[None] if single else x if m.batch_first else np.swapaxes(x, 0, 1)
+        hidden, memory = [], []
         for number in range(m.num_layers):
-            each = [over_time(p, y, f"l{number}")]
-            if m.bidirectional:
-                each.append(over_time(p, y[:, ::-1], f"l{number}_reverse")[:, ::-1])
-            y = np.concatenate(each, axis=-1)
-        return y[0] if x.ndim == 2 else y if m.batch_first else np.swapaxes(y, 0, 1)
+            ways = []
+            for end, turn in ((f"l{number}", 1), (f"l{number}_reverse", -1))[: 1 + m.bidirectional]:
+                way, last = over_time(p, y[:, ::turn], end)
+                ways.append(way[:, ::turn])
+                hidden.append(last[-2])
+                memory.append(last[-1])
+            y = np.concatenate(ways, axis=-1)
+        y = y[0] if single else y if m.batch_first else np.swapaxes(y, 0, 1)
+        return (y, *(a[:, 0] if single else a for a in (np.stack(hidden), np.stack(memory))))
 
-    def over_time(p: Any, x: Any, end: str) -> Any:
+    def over_time(p: Any, x: Any, end: str) -> tuple[Any, Any]:
+        """The outputs, and those of the last chunk, whose end is the state."""
         bias = p[f"bias_ih_{end}"] + p[f"bias_hh_{end}"] if m.bias else np.zeros(4 * m.hidden_size)
         given = {name: p[f"{name}_{end}"] for name in ("weight_ih", "weight_hh")} | {"bias": bias}
-        return run(LSTMOutput(1), {}, run(LSTMChunk(m.hidden_size, 0, 1), given, x))
+        first = run(LSTMChunk(m.hidden_size, 0, 2), given, x)
+        second = run(LSTMChunk(m.hidden_size, 1, 2), given, x, first)
+        return run(LSTMOutput(2), {}, first, second), second
 
     return function
 
@@ -258,7 +269,7 @@ def batch_norm(m: Any) -> Function:
         unless(x.size > 0 or (tracked and not m.training), "a batch of nothing")
         given = {"weight": p["weight"], "bias": p.get("bias", np.zeros(m.num_features))} if m.affine else {}
         state = {name: p[name] for name in ("running_mean", "running_var")} if tracked else None
-        return run(layer, given, x, m.training, state)
+        return run(layer, given, x, training=m.training, state=state)
 
     return function
 
@@ -331,8 +342,8 @@ ADAPTERS: dict[str, Callable[[Any], Function]] = {
     "InstanceNorm3d": instance_norm(3),
     "LayerNorm": over_rows,
     "RMSNorm": over_rows,
+    "LSTM": lstm,
     "MultiheadAttention": attention,
     "TransformerEncoderLayer": encoder_layer,
     "TransformerEncoder": encoder,
-    "LSTM": lstm,
 } | LOSSES

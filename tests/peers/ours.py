@@ -36,42 +36,61 @@ def spec_of(a: Any) -> Spec:
 
 
 def run(
-    layer: Layer, params: dict[str, Any], x: Any, training: bool = True, state: dict[str, Any] | None = None
+    layer: Layer, params: dict[str, Any], *inputs: Any, training: bool = True, state: dict[str, Any] | None = None
 ) -> Any:
     """Returns a leaf layer's output; its VJP and JVP are those by hand, which get only what the footprint says that they need."""
     RUN.add(type(layer))
-    footprint = layer.footprint(spec_of(x), training)
-    expected = layer.parameters(spec_of(x))
+    count = len(inputs)
+    spec = joined([spec_of(x) for x in inputs])
+    footprint = layer.footprint(spec, training)
+    expected = layer.parameters(spec)
     assert {name: np.shape(p) for name, p in params.items()} == {name: p.shape for name, p in expected.items()}
 
     def context() -> Context:
-        return Context(Ledger(), key=Key(0), training=training, states={"": state or {}})
+        return Context(Ledger(), key=Key(0), training=training, wanted=(True,) * count, states={"": state or {}})
 
-    def arranged(x: Any, weights: Any) -> tuple[dict[str, Any], Any]:
-        return dict(zip(params, map(np.ascontiguousarray, weights), strict=True)), np.ascontiguousarray(x)
+    def arranged(arrays: Any) -> tuple[list[Any], dict[str, Any]]:
+        each = list(map(np.ascontiguousarray, arrays))
+        return each[:count], dict(zip(params, each[count:], strict=True))
 
     @custom_rule
-    def call(x: Any, *weights: Any) -> Any:
-        given, x = arranged(x, weights)
-        return layer.forward(given, x, context())[0]
+    def call(*arrays: Any) -> Any:
+        xs, given = arranged(arrays)
+        return layer.forward(given, joined(xs), context())[0]
 
     @call.vjp
-    def back(cotangent: Any, y: Any, x: Any, *weights: Any) -> Any:
-        given, x = arranged(x, weights)
-        y, own = layer.forward(given, x, context())
+    def back(cotangent: Any, y: Any, *arrays: Any) -> Any:
+        xs, given = arranged(arrays)
+        y, own = layer.forward(given, joined(xs), context())
         grads = {name: np.full_like(p, np.nan) for name, p in given.items()}
-        needed = x if footprint.needs_input[0] else None, y if footprint.needs_output else None
-        found = layer.vjp(given, *needed, own, np.ascontiguousarray(cotangent), grads, context())
-        return (found, *grads.values())
+        needed = joined([x if need else None for x, need in zip(xs, footprint.needs_input, strict=True)])
+        given_y = y if footprint.needs_output else None
+        found = layer.vjp(given, needed, given_y, own, np.ascontiguousarray(cotangent), grads, context())
+        each = found if count > 1 else (found,)
+        return (*(spread(footprint.extent(i), part, xs[i]) for i, part in enumerate(each)), *grads.values())
 
     @call.jvp
-    def forth(tangents: Any, y: Any, x: Any, *weights: Any) -> Any:
-        given, x = arranged(x, weights)
-        moves = [np.zeros_like(a) if t is None else t for a, t in zip((x, *weights), tangents, strict=True)]
-        moving, x_moves = arranged(moves[0], moves[1:])
-        return layer.jvp(given, x, moving, x_moves if x.dtype.kind == "f" else None, context())[1]
+    def forth(tangents: Any, y: Any, *arrays: Any) -> Any:
+        xs, given = arranged(arrays)
+        moves, moving = arranged([np.zeros_like(a) if t is None else t for a, t in zip(arrays, tangents, strict=True)])
+        x_moves = joined([t if x.dtype.kind == "f" else None for x, t in zip(xs, moves, strict=True)])
+        return layer.jvp(given, joined(xs), moving, x_moves, context())[1]
 
-    return call(x, *params.values())
+    return call(*inputs, *params.values())
+
+
+def joined(each: list[Any]) -> Any:
+    """One input as it is, several as a tuple."""
+    return each[0] if len(each) == 1 else tuple(each)
+
+
+def spread(extent: Any, part: Any, x: Any) -> Any:
+    """The cotangent of an input of which a VJP gave the part that is not zero."""
+    if extent is None:
+        return part
+    whole = np.zeros_like(x)
+    extent.of(whole)[...] = part
+    return whole
 
 
 def total_of(loss: Loss, y: Any, targets: Any, weights: Any = None) -> tuple[Any, float]:

@@ -128,7 +128,11 @@ class Comparison:
         buffers = {name: b.clone() for name, b in self.module.named_buffers()}
         args, kwargs = self._with([self.given.args, self.given.kwargs], values[len(self.names) :], lambda x: x)
         result = torch.func.functional_call(self.module, weights | buffers, tuple(args), kwargs)
-        return list(result)[: len(self.values)] if isinstance(result, tuple) else [result]
+        return flat(result)[: len(self.values)]
+
+
+def flat(result: Any) -> list[Any]:
+    return [y for each in result for y in flat(each)] if isinstance(result, tuple) else [result]
 
 
 def pushed_somehow(c: Comparison, tangents: list[Any]) -> list[Any]:
@@ -183,8 +187,10 @@ def test_values_vjps_and_jvps_are_pytorchs(modules: dict[str, Any]) -> None:
         if reasons:
             print(f"{name:<26}{', '.join(f'{reason} ({count})' for reason, count in reasons.items())}")
     assert not failures, f"{len(failures)} of {total.total()} samples; the first: " + "\n".join(failures[:3])
-    assert sum(counts["passed"] > 0 for counts in counted.values()) >= 20
-    assert total["passed"] >= 400
+    passed = sorted(counts["passed"] for counts in counted.values() if counts["passed"])
+    print(f"{total['passed']} samples of {len(passed)} modules were compared")
+    assert len(passed) >= 20
+    assert sum(passed[:-1]) >= 400, "without the module that has most of the samples"
     assert concrete(Layer) | concrete(Loss) == RUN | set(WITHOUT), (
         "a layer or loss is missing in tests/peers/modules.py"
     )
