@@ -15,8 +15,12 @@ from framework.memory import Array
 
 #: Queries that are worked on at once.
 BLOCK = 64
-#: The scratch of each rule: arrays of a number a query and key, arrays of a number a query, and whether products are added.
-_FORWARD, _JVP, _VJP, _HVP = (1, 1, False), (3, 1, False), (2, 1, True), (5, 2, True)
+#: The scratch of each rule: arrays of a number a query and key, arrays of a number a query, whether products are added, and how many
+#: of keys and values are extended.
+_FORWARD, _JVP, _VJP, _HVP = (1, 1, False, 2), (3, 1, False, 2), (2, 0, True, 2), (5, 2, True, 0)
+
+#: exp(score - bound) is no less than exp(-2·bound): up to here a normal number in float32, with room for a sum of many.
+_MOST_BOUND = 40.0
 
 #: Queries, keys and values, each (heads, T, head).
 Split = tuple[Array, Array, Array]
@@ -58,22 +62,29 @@ class Attention(Layer):
         statistic = context.empty((batch, self.heads, length), x.dtype, "residuals")
         rows = min(BLOCK, length)
         scratch = _Scratch(context, x, self, *_FORWARD)
-        for sample in range(batch):
-            queries, keys, values = _split(x[sample], self.heads)
-            out = _heads(y[sample], self.heads)
-            for block in _blocks(length, rows):
-                scores, hidden = self._scores(queries, keys, block, scratch)
-                top = scratch.row(hidden)
-                np.max(scores, axis=-1, out=top)
-                scores -= top[..., None]
-                np.exp(scores, out=scores)
-                total = statistic[sample, :, block]
-                np.add.reduce(scores, axis=-1, out=total)
-                # Not the product, whose rows are far apart: NumPy would take 100 KB of buffers for it.
-                scores /= total[..., None]
-                kernels.matmul(scores, values[:, self._seen(block, length)], out=out[:, block])
-                np.log(total, out=total)
-                total += top
+        with kernels.small_buffers():
+            for sample in range(batch):
+                queries, keys, values = _split(x[sample], self.heads)
+                out, shift = _heads(y[sample], self.heads), statistic[sample]
+                self._write_bounds(queries, keys, shift, scratch)
+                # Columns of ones: a product with the keys subtracts a row's shift on the way, one with the values sums up its weights.
+                keys_1, values_1 = scratch.transposed(keys, 0), scratch.extended(values, 1)
+                for block in _blocks(length, rows):
+                    unbounded = shift[:, block] > _MOST_BOUND
+                    shift[:, block][unbounded] = 0
+                    scores = self._shifted(queries, keys_1, shift, block, scratch)
+                    if unbounded.any():
+                        top = np.max(scores, axis=-1, out=scratch.row(scores.shape[1]))
+                        top[~unbounded] = 0
+                        scores -= top[..., None]
+                        shift[:, block] += top
+                    np.exp(scores, out=scores)
+                    product = scratch.queries(scores.shape[1], 1)
+                    kernels.matmul(scores, values_1[:, self._seen(block, length)], out=product)
+                    np.divide(product[..., :-1], product[..., -1:], out=out[:, block])
+                    total = scratch.row(scores.shape[1])
+                    np.log(product[..., -1], out=total)
+                    shift[:, block] += total
         return y, (statistic,)
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
@@ -89,41 +100,44 @@ class Attention(Layer):
                 queries, keys, values = _split(x[sample], self.heads)
                 q_bar, k_bar, v_bar = _split(x_cotangent[sample], self.heads)
                 out, out_bar = _heads(y[sample], self.heads), _heads(cotangent[sample], self.heads)
+                # As in the forward: products with these subtract a number from each row on the way.
+                keys_1, values_1 = scratch.transposed(keys, 0), scratch.transposed(values, 1)
                 # From the last block on: it reads every key, so its products are written and the others' added.
                 for block in reversed(list(_blocks(length, rows))):
                     first, seen = block.stop == length, self._seen(block, length)
-                    weights, hidden = self._scores(queries, keys, block, scratch)
-                    weights -= statistic[sample, :, block, None]
+                    weights = self._shifted(queries, keys_1, statistic[sample], block, scratch)
                     np.exp(weights, out=weights)
-                    _product(np.swapaxes(weights, -1, -2), out_bar[:, block], v_bar[:, seen], scratch, first)
-                    inner = scratch.row(hidden)
-                    np.einsum("hij,hij->hi", out_bar[:, block], out[:, block], out=inner)
+                    hidden = weights.shape[1]
+                    scaled = scratch.queries(hidden, 1)
+                    given = scratch.queries(hidden, 1, number=1)
+                    given[..., :-1] = out_bar[:, block]
+                    np.einsum("hij,hij->hi", given[..., :-1], out[:, block], out=given[..., -1])
+                    given[..., -1] *= -1  # np.negative in place, over strides, gives wrong numbers in NumPy 2.4
                     scores_bar = scratch.weights(hidden, seen.stop, 1)
-                    kernels.matmul(out_bar[:, block], np.swapaxes(values[:, seen], -1, -2), out=scores_bar)
-                    scores_bar -= inner[..., None]
+                    kernels.matmul(given, values_1[..., seen], out=scores_bar)
                     scores_bar *= weights
+                    _product(np.swapaxes(weights, -1, -2), given[..., :-1], v_bar[:, seen], scratch, first)
                     kernels.matmul(scores_bar, keys[:, seen], out=q_bar[:, block])
                     q_bar[:, block] *= 1 / math.sqrt(queries.shape[-1])
-                    scaled = scratch.queries(hidden)
-                    _product(np.swapaxes(scores_bar, -1, -2), scaled, k_bar[:, seen], scratch, first)
+                    _product(np.swapaxes(scores_bar, -1, -2), scaled[..., :-1], k_bar[:, seen], scratch, first)
         return x_cotangent
 
     def jvp(
         self, params: Params, x: Any, params_tangent: Params, x_tangent: Any, context: Context
     ) -> tuple[Array, Array]:
         """Ẏ = Ṗ V + P V̇ with Ṗ = P·(Ṡ - rowsum(P·Ṡ)) and Ṡ = (Q̇ Kᵀ + Q K̇ᵀ)/√head, a block of queries at a time."""
-        batch, length, width = x.shape
-        y = context.empty((batch, length, width // 3), x.dtype, "activations")
+        batch, length, _ = x.shape
+        y, (statistic,) = self.forward(params, x, context)
         tangent = context.empty(y.shape, x.dtype, "activations")
         scratch = _Scratch(context, x, self, *_JVP)
         with kernels.small_buffers():
             for sample in range(batch):
                 now, moving = _split(x[sample], self.heads), _split(x_tangent[sample], self.heads)
-                out, moved = _heads(y[sample], self.heads), _heads(tangent[sample], self.heads)
+                moved, keys_1 = _heads(tangent[sample], self.heads), scratch.transposed(now[1], 0)
                 for block in _blocks(length, min(BLOCK, length)):
                     seen = self._seen(block, length)
-                    weights = self._weights(now, block, scratch)
-                    kernels.matmul(weights, now[2][:, seen], out=out[:, block])
+                    weights = self._shifted(now[0], keys_1, statistic[sample], block, scratch)
+                    np.exp(weights, out=weights)
                     weights_dot = self._moved(weights, now, moving, block, scratch)
                     kernels.matmul(weights_dot, now[2][:, seen], out=moved[:, block])
                     moved[:, block] += kernels.matmul(
@@ -229,9 +243,50 @@ class Attention(Layer):
         np.multiply(queries[:, block], 1 / math.sqrt(queries.shape[-1]), out=scaled)
         scores = scratch.weights(rows, seen.stop)
         kernels.matmul(scaled, np.swapaxes(keys[:, seen], -1, -2), out=scores)
-        if self.causal:
-            np.copyto(scores[..., block], -np.inf, where=scratch.hidden[:rows, :rows])
+        self._hide(scores, block, scratch)
         return scores, rows
+
+    def _shifted(self, queries: Array, keys: Array, shift: Array, block: slice, scratch: _Scratch) -> Array:
+        """Returns the masked scores of a block of queries over the keys it may see, less each row's shift.
+
+        Args:
+            queries: (heads, T, head).
+            keys: (heads, head + 1, T), a one below each.
+            shift: (heads, T).
+            block: The queries.
+            scratch: Where the scores lie; its queries then hold those of the block, scaled.
+        """
+        rows, seen = block.stop - block.start, self._seen(block, keys.shape[-1])
+        scaled, scores = scratch.queries(rows, 1), scratch.weights(rows, seen.stop)
+        np.multiply(queries[:, block], 1 / math.sqrt(queries.shape[-1]), out=scaled[..., :-1])
+        np.multiply(shift[:, block], -1, out=scaled[..., -1])
+        kernels.matmul(scaled, keys[..., seen], out=scores)
+        self._hide(scores, block, scratch)
+        return scores
+
+    def _write_bounds(self, queries: Array, keys: Array, out: Array, scratch: _Scratch) -> None:
+        """Writes for each query a number that none of its scores passes: |q|·max|k|/√head, over the keys it may see (Cauchy–Schwarz).
+
+        Softmax takes any shift of a row, and this one is known before the scores are, unlike their maximum. Where it is so large that
+        their exponentials could vanish, the maximum serves, row by row, so that no row depends on another one's numbers.
+        """
+        _, length, head = keys.shape
+        norms = scratch.weights(1, length)[:, 0]
+        for a, squares in ((keys, norms), (queries, out)):
+            np.vecdot(a, a, out=squares)
+            np.sqrt(squares, out=squares)
+        if self.causal:
+            np.maximum.accumulate(norms, axis=-1, out=norms)
+        else:
+            norms[...] = np.max(norms, axis=-1, keepdims=True)
+        out *= norms
+        out *= 1 / math.sqrt(head)
+
+    def _hide(self, scores: Array, block: slice, scratch: _Scratch) -> None:
+        """Masks the scores of a block of queries with keys that come after them."""
+        if self.causal:
+            rows = block.stop - block.start
+            np.copyto(scores[..., block], -np.inf, where=scratch.hidden[:rows, :rows])
 
     def _seen(self, block: slice, length: int) -> slice:
         """The keys that some query of a block may see."""
@@ -249,14 +304,18 @@ class Attention(Layer):
         rows = min(BLOCK, length)
         pairs = sum((block.stop - block.start) * self._seen(block, length).stop for block in _blocks(length, rows))
         product = 2 * batch * pairs * features
+        output = Spec((batch, length, features), x.dtype)
+        statistic = Spec((batch, self.heads, length), x.dtype)
         return Footprint(
-            output=Spec((batch, length, features), x.dtype),
-            own=(Spec((batch, self.heads, length), x.dtype),),
+            output=output,
+            own=(statistic,),
             needs_input=(True,),
             needs_output=True,
             forward_workspace=_Scratch.nbytes(x, self, *_FORWARD),
             backward_workspace=_Scratch.nbytes(x, self, *_VJP),
-            jvp_workspace=_Scratch.nbytes(x, self, *_JVP),
+            # The statistic lives; the forward runs before there is a tangent.
+            jvp_workspace=statistic.nbytes
+            + max(_Scratch.nbytes(x, self, *_FORWARD) - output.nbytes, _Scratch.nbytes(x, self, *_JVP)),
             hvp_workspace=_Scratch.nbytes(x, self, *_HVP),
             forward_flops=2 * product + 8 * batch * pairs * self.heads,
             backward_flops=5 * product + 8 * batch * pairs * self.heads,
@@ -286,13 +345,18 @@ class _Scratch:
         weights: How many arrays of a number a query and key.
         rows: How many of a number a query.
         product: Whether there is room for a product that is added.
+        extended: How many copies of keys or values with a further column there are; if any, queries have room for one, too.
     """
 
-    def __init__(self, context: Context, x: Any, layer: Attention, weights: int, rows: int, product: bool) -> None:
+    def __init__(
+        self, context: Context, x: Any, layer: Attention, weights: int, rows: int, product: bool, extended: int
+    ) -> None:
         block, length, self.head = self._sizes(x, layer.heads)
         self.heads = heads = layer.heads
         self._weights = context.empty((weights, heads * block * length), x.dtype, "workspace")
-        self._queries = context.empty((heads * block * self.head,), x.dtype, "workspace")
+        wide = self.head + bool(extended)
+        self._queries = context.empty((max(1, extended), heads * block * wide), x.dtype, "workspace")
+        self._extended = context.empty((extended, heads * length * wide), x.dtype, "workspace")
         self._rows = context.empty((rows, heads * block), x.dtype, "workspace")
         if layer.causal:
             self.hidden = context.empty((block, block), np.bool_, "workspace")
@@ -303,11 +367,14 @@ class _Scratch:
             self._product = context.empty((heads * length * self.head,), x.dtype, "workspace")
 
     @classmethod
-    def nbytes(cls, x: Any, layer: Attention, weights: int, rows: int, product: bool) -> int:
+    def nbytes(cls, x: Any, layer: Attention, weights: int, rows: int, product: bool, extended: int) -> int:
         """Its bytes."""
         heads = layer.heads
         block, length, head = cls._sizes(x, heads)
-        elements = heads * block * (weights * length + head + rows)
+        wide = head + bool(extended)
+        elements = (
+            heads * block * (weights * length + max(1, extended) * wide + rows) + extended * heads * length * wide
+        )
         if product:
             elements += heads * length * head
         return elements * int(x.dtype.itemsize) + (block * block if layer.causal else 0)
@@ -324,8 +391,23 @@ class _Scratch:
     def product(self, keys: int) -> Array:
         return self._view(self._product, keys, self.head)
 
-    def queries(self, rows: int) -> Array:
-        return self._view(self._queries, rows, self.head)
+    def queries(self, rows: int, more: int = 0, number: int = 0) -> Array:
+        """With so many more columns."""
+        return self._view(self._queries[number], rows, self.head + more)
+
+    def extended(self, a: Array, number: int) -> Array:
+        """Copies values (heads, T, head), a one beside each: (heads, T, head + 1)."""
+        copy = self._view(self._extended[number], a.shape[1], self.head + 1)
+        copy[..., :-1], copy[..., -1] = a, 1
+        return copy
+
+    def transposed(self, a: Array, number: int) -> Array:
+        """Copies keys or values (heads, T, head) as (heads, head + 1, T), a one below each: BLAS is faster on these by half."""
+        copy = self._view(self._extended[number], self.head + 1, a.shape[1])
+        for some in _blocks(a.shape[1], BLOCK):  # which the cache holds
+            copy[:, :-1, some] = np.swapaxes(a[:, some], -1, -2)
+        copy[:, -1] = 1
+        return copy
 
     def row(self, rows: int, number: int = 0) -> Array:
         return self._rows[number, : self.heads * rows].reshape(self.heads, rows)
