@@ -12,6 +12,7 @@ import numpy as np
 
 from checkpointing import Engine, Plan, RunPlans, parse_policy, run_plans
 from framework import (
+    ELU,
     GELU,
     LSTM,
     AdamW,
@@ -26,6 +27,9 @@ from framework import (
     Embedding,
     Flatten,
     GlobalAveragePool,
+    GroupNorm,
+    Hardswish,
+    Hardtanh,
     Key,
     LayerNorm,
     LeakyReLU,
@@ -34,6 +38,8 @@ from framework import (
     LogSoftmax,
     MaxPool2d,
     MeanSquaredError,
+    Mish,
+    NegativeLogLikelihood,
     ReLU,
     Reshape,
     Residual,
@@ -164,6 +170,19 @@ def smooth(dtype: str = "float64", batch: int = 8) -> Case:
     return Case(f"smooth-{dtype}", chain, CrossEntropy(label_smoothing=0.1, ignore=3), x, targets)
 
 
+def bent(dtype: str = "float64", batch: int = 8) -> Case:
+    """Activations with bends and edges, groups of channels, and log-probabilities at the end."""
+    generator = _generator("bent")
+    inside = Chain(GroupNorm(4, affine=False), Mish(), Linear(6))
+    chain = Chain(
+        Linear(6), GroupNorm(2), ELU(0.7), Linear(6), Hardswish(), Residual(inside), Hardtanh(-0.8, 2.0), Flatten(), Linear(5), LogSoftmax()
+    )  # fmt: skip
+    targets = generator.integers(5, size=batch)
+    targets[::3] = 3
+    x = generator.standard_normal((batch, 4, 3)).astype(dtype)
+    return Case(f"bent-{dtype}", chain, NegativeLogLikelihood(ignore=3), x, targets)
+
+
 def images(dtype: str = "float64", batch: int = 8) -> Case:
     """A small U-Net on images: convolutions of all kinds, pools, views, shortcuts, and inputs joined to outputs two deep."""
     generator = _generator("images")
@@ -228,7 +247,7 @@ def recurrent(dtype: str = "float64", batch: int = 8, length: int = 11) -> Case:
 def all_cases() -> list[Case]:
     return [
         make(dtype)
-        for make in (mlp, tokens, nested, smooth, images, tied, recurrent)
+        for make in (mlp, tokens, nested, smooth, bent, images, tied, recurrent)
         for dtype in ("float32", "float64")
     ]
 
