@@ -11,7 +11,7 @@ import numpy as np
 
 from checkpointing.duals import DualChain, DualLoss, DualParameters, pair
 from checkpointing.engine import PlannedGradient, require_parameters
-from checkpointing.executor import total_of
+from checkpointing.executor import Totals, total_of
 from checkpointing.policies import Policy
 from checkpointing.reduction_tree import require_shards
 from framework.keys import Key
@@ -83,13 +83,13 @@ class ChainJvp:
             slopes.append(slope)
             moved.append(tangent)
         del held
-        loss, count = total_of(sums)
+        loss, count, _ = total_of(sums)
         return Slope(loss / count, tree_sum(slopes) / count, np.concatenate(moved) if len(moved) > 1 else moved[0])
 
     def _shard(
         self, parameters: Parameters, x: Array, targets: Array, direction: Parameters, key: Key
-    ) -> tuple[tuple[float, float], float, Array]:
-        """Returns a shard's sum of losses and count, its sum of slopes, and the tangent of its output."""
+    ) -> tuple[Totals, float, Array]:
+        """Returns the totals of a shard, its sum of slopes, and the tangent of its output."""
         still: Array | None = None
         if x.dtype.kind == "f":
             still = self.ledger.empty(x.shape, x.dtype, "batch", "tangent")
@@ -99,7 +99,7 @@ class ChainJvp:
         total, count, own = self._loss.forward(y, targets, None, context)
         cotangent = self._loss.vjp(y, targets, None, own, context)
         cotangent *= tangent
-        return (total, count), float(np.sum(cotangent, dtype=np.float64)), tangent
+        return Totals(total, count), float(np.sum(cotangent, dtype=np.float64)), tangent
 
 
 class CurvatureProduct(PlannedGradient):

@@ -11,7 +11,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from checkpointing.block import Block
 from checkpointing.operations import (
@@ -44,8 +44,23 @@ from framework.memory import Allocation, Allocator, Array, Ledger, Moment
 from framework.optimizers import global_norm, tree_sum
 from framework.parameters import Layout
 
-#: For each shard its sum of losses and its count of targets.
-Sums = dict[int, tuple[float, float]]
+
+class Totals(NamedTuple):
+    """Sums over the targets of a shard or of many.
+
+    Attributes:
+        loss: The sum of losses.
+        targets: The count of targets.
+        score: The sum of what the loss's metric is the mean of; 0 in training.
+    """
+
+    loss: float
+    targets: float
+    score: float = 0.0
+
+
+#: The totals of each shard.
+Sums = dict[int, Totals]
 
 
 class LayerParameters(Protocol):
@@ -76,15 +91,14 @@ class LocalReduction:
 
     def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, float, float]:
         (total,) = roots.values()
-        loss, count = total_of(sums)
+        loss, count, _ = total_of(sums)
         total /= count
         return total, loss, count
 
 
-def total_of(sums: Sums) -> tuple[float, float]:
+def total_of(sums: Sums) -> Totals:
     """Returns the sums over all shards, added in the canonical tree."""
-    ordered = [sums[shard] for shard in sorted(sums)]
-    return tree_sum([loss for loss, _ in ordered]), tree_sum([count for _, count in ordered])
+    return Totals(*(tree_sum(list(column)) for column in zip(*(sums[shard] for shard in sorted(sums)), strict=True)))
 
 
 @dataclass
@@ -108,7 +122,7 @@ class Outcome:
     """What a run of a plan gave.
 
     Attributes:
-        sums: The rank's own sums of losses and counts of targets, by shard.
+        sums: The rank's own totals by shard; in an evaluation with the score.
         loss: The mean loss over all shards; NaN in an evaluation, whose sums the caller adds.
         gradient_norm: The norm of the mean gradient; NaN where no Norm ran.
         gradient: The mean gradient, where the plan's purpose is that.
@@ -345,9 +359,10 @@ class Run:
         y, targets = self.table[output(last)], self.table[TARGETS]
         context = Context(self.ledger, "loss", in_place=self.place in self.plan.simulation.in_place)
         total, count, own = loss.forward(y, targets, None, context)
-        self.sums[self.shard] = (total, count)
         if self.training:
             self.table[cotangent(last)] = loss.vjp(y, targets, None, own, context)
+        score = 0.0 if self.training or loss.metric is None else loss.score(y, targets, None, context)
+        self.sums[self.shard] = Totals(total, count, score)
 
     def backward(self, operation: Backward) -> None:
         number = operation.step

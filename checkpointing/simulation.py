@@ -220,7 +220,9 @@ class _Simulator:
         if loss.own:
             pieces = tuple(spec.nbytes for spec in loss.own)
             self.lives.append(Buffer("residuals", "loss", pieces, self.place, self.place))
-        self.scratch("loss", max(loss.forward_workspace, loss.backward_workspace))
+        score = loss.score_workspace if self.purpose == "evaluate" else 0
+        self.peak_at(loss.own_nbytes + score)
+        self.scratch("loss", max(loss.forward_workspace, loss.backward_workspace, score))
         self.flops += loss.forward_flops
         if self.purpose != "evaluate":
             over = loss.in_place and self.may_overwrite(output(last))

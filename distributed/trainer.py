@@ -142,7 +142,7 @@ class Trainer:
         Args:
             on_step: Called after each step with ``step, loss, learning_rate, gradient_norm, tokens_per_second,
                 step_seconds, live_bytes, peak_bytes, rss_peak_bytes`` (bytes of the worker with the most), and with ``validation_loss``
-                after a validation.
+                after a validation, and the loss's metric if it has one, as ``validation_accuracy``.
             on_validation: Called during a validation with the batches done and all batches.
 
         Raises:
@@ -166,7 +166,7 @@ class Trainer:
                 row = self._step(group, step)
                 last = step + 1 == options.steps
                 if last or (options.validate_every and (step + 1) % options.validate_every == 0):
-                    row["validation_loss"] = self._validate(group, step, on_validation)
+                    row |= self._validate(group, step, on_validation)
                 history.append(row)
                 if self.run_folder is not None:
                     self.run_folder.add_metrics(row)
@@ -370,19 +370,23 @@ class Trainer:
     def _targets_per_batch(self) -> int:
         return self.options.batch * max(1, self.data.targets.size)
 
-    def _validate(self, group: Group, step: int, progress: Callable[[int, int], None] | None) -> float:
+    def _validate(self, group: Group, step: int, progress: Callable[[int, int], None] | None) -> dict[str, float]:
+        """Returns the validation loss, and the loss's metric if it has one."""
         batches = len(self._validation) // self.options.batch
-        loss = count = 0.0
+        loss = count = score = 0.0
         for first in range(0, batches, _VALIDATION_CALL):
             some = min(_VALIDATION_CALL, batches - first)
-            for number, (batch_loss, batch_count) in enumerate(group.call("validate", first, some)[0], first):
-                if not math.isfinite(batch_loss):
-                    found = group.call("inspect_validation", number)
-                    raise self._diverged(step, "validation loss", batch_loss / batch_count, found)
-                loss, count = loss + batch_loss, count + batch_count
+            for number, totals in enumerate(group.call("validate", first, some)[0], first):
+                if not math.isfinite(totals.loss):
+                    bad = group.call("inspect_validation", number)
+                    raise self._diverged(step, "validation loss", totals.loss / totals.targets, bad)
+                loss, count, score = loss + totals.loss, count + totals.targets, score + totals.score
             if progress is not None:
                 progress(first + some, batches)
-        return loss / count
+        found = {"validation_loss": loss / count}
+        if self.model.loss.metric is not None:
+            found[f"validation_{self.model.loss.metric}"] = score / count
+        return found
 
     def _diverged(self, step: int, name: str, value: float, found: list[Finding | None]) -> Diverged:
         options, folder = self.options, self.run_folder
@@ -422,6 +426,7 @@ class Trainer:
             "loss_first": history[0]["loss"],
             "loss_last": history[-1]["loss"],
             "validation_loss": history[-1]["validation_loss"],
+            "validation_accuracy": history[-1].get("validation_accuracy"),
             "unigram_entropy": None,
             "bigram_cross_entropy": None,
             "tokens_per_second": self._targets_per_batch / seconds,

@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from checkpointing.engine import Engine
-from checkpointing.executor import LocalReduction, total_of
+from checkpointing.executor import LocalReduction, Totals, total_of
 from checkpointing.inspector import Finding
 from checkpointing.plan import Plan
 from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
@@ -254,8 +254,8 @@ class Worker:
         with np.errstate(all="ignore"):
             return self._engine.inspect(self._task.evaluate, self._loader("validation", batch), 0)
 
-    def validate(self, first: int, count: int) -> list[tuple[float, float]]:
-        """Returns the sums of losses and counts of some validation batches."""
+    def validate(self, first: int, count: int) -> list[Totals]:
+        """Returns the totals of some validation batches."""
         totals = []
         indices = validation_windows(self._task.data, self._task.batch, self._task.validation_examples)
         try:

@@ -6,7 +6,7 @@ be sent. To reduce, each rank adds its slice of all roots up the canonical tree,
 
 Barriers publish by plain stores to counters with one writer each, which x86 keeps in order.
 
-A segment: a header (a counter for barriers, a flag, the sums of losses and the slots of roots by shard), then the slots.
+A segment: a header (a counter for barriers, a flag, the totals and the slots of roots by shard), then the slots.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from checkpointing.executor import Sums, total_of
+from checkpointing.executor import Sums, Totals, total_of
 from checkpointing.reduction_tree import Node, additions_across, roots_of, shards_of
 from framework import kernels
 from framework.memory import Allocation, Array
 from framework.optimizers import NORM_BLOCK
 
 _PAGE = 4096
+_SUMS = len(Totals._fields)
 _FIXED = 64  # bytes: counter, flag, and padding to a cache line
 #: Polls of the counters before a waiting rank begins to sleep, and its shortest and longest sleep in seconds.
 _SPINS, _SHORTEST, _LONGEST = 200, 2e-5, 1e-3
@@ -48,7 +49,7 @@ class SegmentAddress:
 
 def header_nbytes(shards: int) -> int:
     """Bytes of a segment's header."""
-    needed = _FIXED + shards * (2 * np.dtype(np.float64).itemsize + np.dtype(np.int64).itemsize)
+    needed = _FIXED + shards * (_SUMS * np.dtype(np.float64).itemsize + np.dtype(np.int64).itemsize)
     return -(-needed // _PAGE) * _PAGE
 
 
@@ -59,8 +60,8 @@ class Segment:
         self._map = mmap.mmap(descriptor, nbytes)
         control = np.frombuffer(self._map, np.int64, 2)
         self.counter, self.flag = control[:1], control[1:]
-        sums = np.frombuffer(self._map, np.float64, 2 * shards, _FIXED)
-        self.sums = sums.reshape(shards, 2)
+        sums = np.frombuffer(self._map, np.float64, _SUMS * shards, _FIXED)
+        self.sums = sums.reshape(shards, _SUMS)
         self.root_slots = np.frombuffer(self._map, np.int64, shards, _FIXED + sums.nbytes)
         self._start = header_nbytes(shards)
 
@@ -163,7 +164,7 @@ class SharedMemory:
         """
         for (first, _), root in roots.items():
             self._own.root_slots[first] = self._slot_at[_address(root)]
-        loss, count = self._exchange(sums)
+        loss, count, _ = self._exchange(sums)
         nodes = [
             (rank, node) for rank in range(self.world) for node in roots_of(shards_of(self.shards, self.world, rank))
         ]
@@ -177,21 +178,20 @@ class SharedMemory:
         self.barrier("all-reduce")
         return roots[min(roots)] if self.rank == 0 else places[0], loss, count
 
-    def total(self, sums: Sums) -> tuple[float, float]:
-        """Returns the sums of losses and counts over all ranks' shards, added in the tree."""
+    def total(self, sums: Sums) -> Totals:
+        """Returns the totals over all ranks' shards, added in the tree."""
         total = self._exchange(sums)
         self.barrier("exchange of losses")  # nobody writes the next sums before all have read these
         return total
 
-    def _exchange(self, sums: Sums) -> tuple[float, float]:
-        for shard, pair in sums.items():
-            self._own.sums[shard] = pair
+    def _exchange(self, sums: Sums) -> Totals:
+        for shard, totals in sums.items():
+            self._own.sums[shard] = tuple(totals)
         self.barrier("exchange of losses")
         everyone: Sums = {}
         for rank, segment in enumerate(self._segments):
             for shard in shards_of(self.shards, self.world, rank):
-                loss, count = segment.sums[shard].tolist()
-                everyone[shard] = (loss, count)
+                everyone[shard] = Totals(*segment.sums[shard].tolist())
         return total_of(everyone)
 
     def barrier(self, what: str = "barrier") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -78,6 +78,8 @@ class CrossEntropy(OverClasses):
         ignore: A target that counts nothing, neither in the sum nor in the count, in or outside of [0, classes); None for none.
     """
 
+    metric: ClassVar[str | None] = "accuracy"
+
     label_smoothing: float = 0.0
     ignore: int | None = None
 
@@ -136,6 +138,23 @@ class CrossEntropy(OverClasses):
                 count += _sum(losses[some], ignored, weights, block, labels.size)
         return total, count if ignored is not None else count_of(weights, labels.size), (statistic,)
 
+    def score(self, y: Array, targets: Array, weights: Array | None, context: Context) -> float:
+        """Returns how many targets have the largest output, the first of equal ones."""
+        rows, labels = kernels.as_rows(y), targets.reshape(-1)
+        height = kernels.block_rows(*rows.shape)
+        largest = context.empty((height,), np.intp, "workspace")
+        right = context.empty((height,), np.float64, "workspace")
+        ignored = self._room_for_ignored(height, context)
+        total = 0.0
+        for block in kernels.row_blocks(*rows.shape):
+            some = slice(0, block.stop - block.start)
+            np.argmax(rows[block], axis=1, out=largest[some])
+            np.equal(largest[some], labels[block], out=right[some])
+            if ignored is not None:
+                self._mark(labels[block], ignored[some], np.equal)
+            total += _sum(right[some], ignored, weights, block, labels.size)
+        return total
+
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
         rows, labels, logsumexp = kernels.as_rows(y), targets.reshape(-1), own[0].reshape(-1)
         classes = rows.shape[1]
@@ -190,6 +209,7 @@ class CrossEntropy(OverClasses):
             own=(Spec(targets.shape, y.dtype),),
             forward_workspace=height * (classes * item + item + index + np.dtype(np.float64).itemsize + ignored),
             backward_workspace=height * (item + index + ignored),
+            score_workspace=height * (index + np.dtype(np.float64).itemsize + ignored),
             hvp_workspace=height * ((classes + 1) * item + ignored),
             forward_flops=6 * y.size,
             backward_flops=4 * y.size,

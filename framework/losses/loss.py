@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,12 +17,16 @@ from framework.memory import Array
 
 @dataclass(frozen=True)
 class LossFootprint:
-    """Bytes and FLOPs of a loss; see `Footprint`. The VJP's cotangent has the spec of y, and lies over it if `in_place`."""
+    """Bytes and FLOPs of a loss; see `Footprint`. The VJP's cotangent has the spec of y, and lies over it if `in_place`.
+
+    `score_workspace` is the scratch of `Loss.score`, beside which y, the targets and the own residuals live.
+    """
 
     own: tuple[Spec, ...] = ()
     forward_workspace: int = 0
     backward_workspace: int = 0
     hvp_workspace: int = 0
+    score_workspace: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
     in_place: bool = False
@@ -36,7 +40,12 @@ class Loss(ABC):
     """A sum of losses over targets, and how many targets it summed.
 
     `weights` of shape (B,), or None for all ones, weigh the examples: an example of weight 0 counts nothing.
+
+    Attributes:
+        metric: What the mean of `score` over the targets is called, as "accuracy"; None for a loss that has none. Validations report it.
     """
+
+    metric: ClassVar[str | None] = None
 
     def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
         """Returns the sum of losses by the definition, in plain NumPy: the oracle of the rules, and the source of `hvp`."""
@@ -50,6 +59,10 @@ class Loss(ABC):
         self, y: Array, targets: Array, weights: Array | None, context: Context
     ) -> tuple[float, float, tuple[Array, ...]]:
         """Returns the float64 sum of losses, the (weighted) count of targets, and own residuals."""
+
+    def score(self, y: Array, targets: Array, weights: Array | None, context: Context) -> float:
+        """Returns the (weighted) sum over targets of what `metric` is the mean of: for accuracy, how many are right."""
+        return 0.0
 
     @abstractmethod
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpointing.executor import Totals
 from checkpointing.reduction_tree import additions_after, shards_of
 from distributed.collectives.shared_memory import CollectiveError, SharedMemory, header_nbytes
 from framework import Key, Ledger
@@ -50,7 +51,10 @@ def all_reduce(rank: SharedMemory, parts: list[np.ndarray], steps: int = 1) -> l
             roots.append((shard, 1))
             for first, count in additions_after(roots):
                 held[first] += held.pop(first + count)
-        sums = {shard: (float(shard) + 0.1, 2.0) for shard in shards_of(rank.shards, rank.world, rank.rank)}
+        sums = {
+            shard: Totals(float(shard) + 0.1, 2.0, shard + 0.5)
+            for shard in shards_of(rank.shards, rank.world, rank.rank)
+        }
         total, loss, count = rank.reduce({root: held[root[0]] for root in roots}, sums)
         results.append((total.tobytes(), loss, count))
         rank.barrier()
@@ -93,8 +97,8 @@ def test_the_result_lies_in_the_buffer_of_shard_0_and_no_name_is_left_in_shared_
     for buffer in buffers:
         buffer.fill(3)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(one.reduce, {(0, 1): buffers[0]}, {0: (1.0, 1.0)})
-        second = pool.submit(two.reduce, {(1, 1): buffers[1]}, {1: (1.0, 2.0)})
+        first = pool.submit(one.reduce, {(0, 1): buffers[0]}, {0: Totals(1.0, 1.0)})
+        second = pool.submit(two.reduce, {(1, 1): buffers[1]}, {1: Totals(1.0, 2.0)})
     assert first.result()[0] is buffers[0]
     np.testing.assert_array_equal(second.result()[0], np.full(10, 2.0, np.float32))
     assert sorted(Path("/dev/shm").iterdir()) == before
@@ -148,9 +152,10 @@ def test_no_rank_leaves_a_barrier_before_all_have_come() -> None:
 
 def test_the_header_holds_the_sums_of_any_number_of_shards() -> None:
     for shards in (1, 8, 256, 4096):
-        assert header_nbytes(shards) >= 64 + 24 * shards
+        assert header_nbytes(shards) >= 64 + 32 * shards
         rank = SharedMemory(0, 1, shards, 3, np.dtype("float64"), slots=1)
-        assert rank.total(dict.fromkeys(range(shards), (0.5, 1.0))) == (0.5 * shards, float(shards))
+        totals = rank.total(dict.fromkeys(range(shards), Totals(0.5, 1.0, 0.25)))
+        assert totals == Totals(0.5 * shards, float(shards), 0.25 * shards)
 
 
 def test_an_owner_that_is_gone_is_a_clear_error() -> None:

@@ -17,11 +17,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointing import Engine, InfeasibleBudget, run_plans
+from checkpointing import Engine, InfeasibleBudget, predict, run_plans
 from checkpointing.executor import NotAsPlanned
 from checkpointing.inspector import Finding, Statistics
 from distributed import ClusterError, Diverged, MemoryDisagreement, RunFolder, Trainer, TrainingOptions, WorkerLost
-from framework import SGD, AdamW, BudgetExceeded, Chain, CrossEntropy, Linear, ReLU, Spec, build, weights
+from distributed.worker import validation_windows
+from framework import (
+    SGD,
+    AdamW,
+    ArrayDataset,
+    BudgetExceeded,
+    Chain,
+    CrossEntropy,
+    Linear,
+    MeanSquaredError,
+    ReLU,
+    Spec,
+    build,
+    weights,
+)
 from framework.data import clusters
 from framework.models import Model
 from framework.parameters import Constant
@@ -132,6 +146,19 @@ def test_the_history_has_the_metrics_of_each_step_and_validations_where_asked() 
         "peak_bytes",
     } <= set(seen[0])
     assert result.summary["loss_first"] == seen[0]["loss"]
+    assert [row["step"] for row in seen if "validation_accuracy" in row] == [1, 3, 4]
+
+
+def test_the_accuracy_is_that_of_predictions_and_none_of_a_loss_that_has_none() -> None:
+    trainer = small(steps=20)
+    result = trainer.fit()
+    x, targets = np.empty((8, 8), np.float32), np.empty(8, np.int64)  # one batch of the 13 that there are
+    trainer.data.load("validation", validation_windows(trainer.data, 8, 16), x, targets)
+    right = np.argmax(predict(trainer.model.chain, result.parameters, x), axis=1) == targets
+    assert result.summary["validation_accuracy"] == right.mean()
+    data = ArrayDataset(np.ones((40, 3)), np.ones((40, 2)), 16)
+    summary = Trainer(Chain(Linear(2)), MeanSquaredError(), data=data, steps=2).fit().summary
+    assert summary["validation_accuracy"] is None
 
 
 def test_a_run_folder_holds_what_was_told_and_done(tmp_path: Path) -> None:

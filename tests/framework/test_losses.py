@@ -181,6 +181,38 @@ def test_forward_is_the_formula_over_several_blocks(name: str, dtype: str, weigh
     assert_forward_is_the_formula(Case(name, shape, dtype, weighted))
 
 
+def assert_score_is_the_formula(case: Case) -> None:
+    ledger = Ledger()
+    own = case.forward()[2]
+    found = case.loss.score(case.y, case.targets, case.weights, Context(ledger, "loss"))
+    assert type(found) is float
+    assert (ledger.live, ledger.peak) == (0, case.footprint.score_workspace)
+    if not isinstance(case.loss, CrossEntropy):
+        assert (case.loss.metric, found, case.footprint.score_workspace) == (None, 0.0, 0)
+        return
+    assert case.loss.metric == "accuracy"
+    right = (np.argmax(case.y, axis=-1) == case.targets) & (case.targets != case.loss.ignore)
+    assert found == pytest.approx(float((case.each_weight(right.ndim) * right).sum()), rel=1e-6)
+    del own
+
+
+@each_weighting
+@each_dtype
+@each_loss
+@few
+@given(data=st.data())
+def test_the_score_counts_the_targets_with_the_largest_output(
+    name: str, dtype: str, weighted: bool, data: st.DataObject
+) -> None:
+    assert_score_is_the_formula(drawn(name, data, dtype, weighted))
+
+
+@each_large
+@each_weighting
+def test_the_score_over_several_blocks(name: str, weighted: bool, shape: Shape) -> None:
+    assert_score_is_the_formula(Case(name, shape, "float32", weighted))
+
+
 @each_weighting
 @each_loss
 def test_vjp_is_the_derivative_element_by_element(name: str, weighted: bool) -> None:
