@@ -48,7 +48,7 @@ clean:
 	touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test,datasets]'
 	touch $@
 
 .venv/.installed-peers: .venv/.installed-test

@@ -113,8 +113,9 @@ class Trainer:
                     "a chain says neither its loss nor its data: pass both, Trainer(chain, loss, data=...)"
                 )
             model = Model("chain", model, loss, lambda paths: data)
+        self.data = data if data is not None else model.dataset(())
+        model = model.fitted(self.data)
         self.model = replace(model, loss=loss) if loss is not None else model
-        self.data = data if data is not None else self.model.dataset(())
         self.optimizer = optimizer or AdamW()
         self.run_folder = run_folder
         self.layout = self._layout()

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from framework.data import ByteText, Dataset, clusters
+from framework.architectures import lenet, mlp, resnet, unet
+from framework.data import Dataset, Examples, Form, Task, clusters, open_examples, open_text, pictures, prepare
 from framework.layers import (
     GELU,
     CausalAttention,
@@ -21,11 +22,10 @@ from framework.layers import (
     Layer,
     LayerNorm,
     Linear,
-    ReLU,
     Residual,
     Shared,
 )
-from framework.losses import CrossEntropy, Loss
+from framework.losses import CrossEntropy, Loss, MeanSquaredError
 from framework.parameters import Normal
 
 Paths = Sequence[str]
@@ -41,6 +41,8 @@ class Model:
         loss: The last step.
         dataset: Makes the data set from the paths that the user named (none: the default).
         arguments: What `build` was called with, so that the model can be built again; empty if it was not.
+        training: Options of `TrainingOptions` that suit the model, where a person names none.
+        resize: Makes the model anew, given the keywords `outputs` and `loss`; None if its sizes are fixed.
     """
 
     name: str
@@ -48,6 +50,35 @@ class Model:
     loss: Loss
     dataset: Callable[[Paths], Dataset]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    resize: Callable[..., Model] | None = None
+
+    def fitted(self, data: Dataset) -> Model:
+        """Returns the model with as many outputs as the data have classes or numbers to predict, and with the loss for them.
+
+        That is cross-entropy for integer targets, and the mean squared error for others. A model of fixed sizes is returned as it is.
+
+        Raises:
+            ValueError: The data do not tell their number of classes.
+        """
+        if self.resize is None:
+            return self
+        whole = data.targets.dtype.kind in "iu"
+        classes = getattr(data, "classes", None)
+        if whole and classes is None:
+            raise ValueError(
+                f"{self.name} takes its number of outputs from the data, but {type(data).__name__} has whole numbers as targets and does not "
+                "say how many classes they tell apart; give it an attribute `classes`"
+            )
+        if not whole and not data.targets.shape:
+            raise ValueError(
+                f"{self.name} predicts numbers of shape (n, ...), one or more an example, but {type(data).__name__} has targets of shape (n,); "
+                "give them another axis: targets[:, None]"
+            )
+        outputs = classes if whole else data.targets.shape[0]
+        sizes = {"outputs": outputs, "regression": not whole}
+        made = self.resize(outputs=outputs, loss=CrossEntropy() if whole else MeanSquaredError())
+        return replace(made, arguments={**self.arguments, **sizes} if self.arguments else {})
 
 
 def byte_gpt(
@@ -93,21 +124,98 @@ def byte_gpt(
         norm=LayerNorm(),
         head=Shared(head, weight="embedding.token") if tied else head,
     )
-    return Model(name, chain, CrossEntropy(), partial(_text, window))
+    return Model(name, chain, CrossEntropy(), partial(_text, name, window))
 
 
-def mlp_small(name: str, dtype: str = "float32", dropout: float = 0.0) -> Model:
-    """64 → 256 → 256 → 10 with ReLU, on a generated classification set."""
-    layers: list[Layer] = []
-    for _ in range(2):
-        layers += [Linear(256), ReLU()]
-        if dropout:
-            layers.append(Dropout(dropout))
-    return Model(name, Chain(*layers, Linear(10)), CrossEntropy(), partial(_clusters, name, dtype))
+def sized(
+    name: str,
+    form: Form,
+    generated: Callable[[str], Dataset],
+    chain: Callable[[int, float], Chain],
+    training: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    dropout: float = 0.0,
+    outputs: int = 10,
+    loss: Loss | None = None,
+    task: Task | None = None,
+) -> Model:
+    """A model that takes its sizes from the data.
 
+    Args:
+        name: Its name.
+        form: What it takes: features or images.
+        generated: Makes the default data set in a dtype.
+        chain: Makes the chain from the number of outputs and the rate of dropout.
+        training: See `Model.training`.
+        dtype: Of parameters and data.
+        dropout: The rate of Dropout layers.
+        outputs: Classes, or numbers to predict.
+        loss: By default cross-entropy.
+        task: What is learned unless a person says; None is what the data suggest.
+    """
+    again = partial(sized, name, form, generated, chain, training, dtype, dropout, task=task)
+    data = partial(_examples, name, form, dtype, generated, task)
+    return Model(name, chain(outputs, dropout), loss or CrossEntropy(), data, {}, training or {}, again)
+
+
+def _examples(
+    name: str,
+    form: Form,
+    dtype: str,
+    generated: Callable[[str], Dataset],
+    usual: Task | None,
+    paths: Paths,
+    target: str | None = None,
+    task: Task | None = None,
+) -> Dataset:
+    if paths:
+        return open_examples(name, form, dtype, paths, target, task or usual)
+    if target is not None or task is not None:
+        raise ValueError(f"{name} is trained on a generated set unless data are named; name them with --data")
+    return generated(dtype)
+
+
+def _noisy_pictures(dtype: str) -> Dataset:
+    clean = pictures(1024, (1, 16, 16), 10)
+    return prepare(Examples("generated pictures", clean.x, clean.y), "images", dtype, "denoising")
+
+
+#: What suits models of examples on sets of some thousands.
+_OF_FEATURES = {"batch": 32, "shards": 4, "steps": 1000, "learning_rate": 2e-3}
+_OF_IMAGES = {**_OF_FEATURES, "steps": 600}
 
 MODELS: dict[str, Callable[..., Model]] = {
-    "mlp-small": partial(mlp_small, "mlp-small"),
+    "mlp-small": partial(
+        sized, "mlp-small", "features", partial(clusters, 4096, 64, 10), partial(mlp, width=256, depth=2), _OF_FEATURES
+    ),
+    "mlp-deep": partial(
+        sized,
+        "mlp-deep",
+        "features",
+        partial(clusters, 4096, 64, 10),
+        partial(mlp, width=512, depth=8),
+        {**_OF_FEATURES, "steps": 400, "learning_rate": 1e-3},
+    ),
+    "lenet": partial(sized, "lenet", "images", partial(pictures, 2048, (1, 16, 16), 10), lenet, _OF_IMAGES),
+    "resnet-small": partial(
+        sized,
+        "resnet-small",
+        "images",
+        partial(pictures, 1024, (3, 32, 32), 10),
+        partial(resnet, widths=(16, 32, 64), blocks=2),
+        _OF_IMAGES,
+    ),
+    "unet": partial(
+        sized,
+        "unet",
+        "images",
+        _noisy_pictures,
+        partial(unet, widths=(16, 32, 64)),
+        {**_OF_IMAGES, "learning_rate": 5e-3},
+        outputs=1,
+        loss=MeanSquaredError(),
+        task="denoising",
+    ),
     "byte-gpt-tiny": partial(byte_gpt, "byte-gpt-tiny", 4, 128, 4, 128),
     "byte-gpt-small": partial(byte_gpt, "byte-gpt-small", 6, 256, 4, 256),
     "byte-gpt-tiny-tied": partial(byte_gpt, "byte-gpt-tiny-tied", 4, 128, 4, 128, tied=True),
@@ -115,7 +223,9 @@ MODELS: dict[str, Callable[..., Model]] = {
 }
 
 
-def build(name: str, dtype: str = "float32", dropout: float = 0.0) -> Model:
+def build(
+    name: str, dtype: str = "float32", dropout: float = 0.0, *, outputs: int | None = None, regression: bool = False
+) -> Model:
     """Builds a model.
 
     Args:
@@ -123,6 +233,9 @@ def build(name: str, dtype: str = "float32", dropout: float = 0.0) -> Model:
             `dtype` and `dropout`.
         dtype: float32 or float64.
         dropout: The rate of the model's Dropout layers.
+        outputs: Classes, or numbers to predict, of models that take their sizes from the data (see `Model.fitted`); by default as many as
+            their default data set has.
+        regression: Whether the outputs are numbers to predict.
 
     Raises:
         ValueError: The model is unknown, cannot be imported, or does not take an option that was given.
@@ -133,7 +246,13 @@ def build(name: str, dtype: str = "float32", dropout: float = 0.0) -> Model:
         raise ValueError(f"a dropout rate lies in [0, 1), but got {dropout}")
     arguments = {"name": name, "dtype": dtype, "dropout": dropout}
     if name in MODELS:
-        return replace(MODELS[name](dtype=dtype, dropout=dropout), arguments=arguments)
+        model = replace(MODELS[name](dtype=dtype, dropout=dropout), arguments=arguments)
+        if outputs is None:
+            return model
+        if model.resize is None:
+            raise ValueError(f"model {name!r} has outputs of its own, so their number cannot be {outputs}")
+        resized = model.resize(outputs=outputs, loss=MeanSquaredError() if regression else CrossEntropy())
+        return replace(resized, arguments={**arguments, "outputs": outputs, "regression": regression})
     module, _, function = name.partition(":")
     if not function:
         known = ", ".join(MODELS)
@@ -171,11 +290,5 @@ def _build_own(name: str, module: str, function: str, dtype: str, dropout: float
     return model
 
 
-def _text(window: int, paths: Paths) -> Dataset:
-    return ByteText(paths, window)
-
-
-def _clusters(name: str, dtype: str, paths: Paths) -> Dataset:
-    if paths:
-        raise ValueError(f"{name} is trained on a generated set and takes no data, but got {', '.join(paths)}")
-    return clusters(4096, 64, 10, dtype)
+def _text(name: str, window: int, paths: Paths) -> Dataset:
+    return open_text(name, window, paths)

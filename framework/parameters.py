@@ -63,6 +63,17 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class HeNormal:
+    """Independent normal numbers of variance 2/fan-in, which keeps the size of what passes a ReLU (He et al. 2015, arXiv 1502.01852).
+
+    The fan-in is how many inputs an output is a sum over: the product of all axes of a weight but the first.
+    """
+
+    def __call__(self, out: Array, key: Key) -> None:
+        Normal(math.sqrt(2 / max(1, math.prod(out.shape[1:]))))(out, key)
+
+
+@dataclass(frozen=True)
 class ParameterSpec:
     """Shape, dtype and initializer of a parameter: all that is known of it before there is an array."""
 

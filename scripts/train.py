@@ -3,6 +3,8 @@
 Examples:
   python scripts/train.py
   python scripts/train.py --data my_text/ --steps 2000 --memory-budget engine:24MiB
+  python scripts/train.py --model lenet --data digits
+  python scripts/train.py --model mlp-small --data table.csv --target price --task regression
   python scripts/train.py --model byte-gpt-small --batch 16 --policy every-k:1 --workers 2 --json
 """
 
@@ -22,11 +24,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from checkpointing import InfeasibleBudget
 from distributed import RunFolder, Trainer, TrainingOptions
 from distributed.run_folder import new_run_path
-from framework import build, format_size
+from framework import Dataset, Model, build, format_size
 
 #: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
 DEFAULT_BUDGET = "engine:60%"
 _MIB = 2**20
+#: Where neither a person nor the model says otherwise. What was tried for the byte GPT: fewer steps with larger batches reach less in the
+#: same time; half the steps pass the byte pairs, too, but do not write Python yet.
+DEFAULTS = {"shards": 4, "batch": 8, "steps": 960, "learning_rate": 2e-3}
 #: A process whose peak grows by more than this after its second step is said to drift.
 _DRIFT = 2 * _MIB
 
@@ -34,9 +39,21 @@ _DRIFT = 2 * _MIB
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingOptions):
     model: str = "byte-gpt-tiny"
-    """mlp-small, byte-gpt-tiny, byte-gpt-small, the same with tied weights (byte-gpt-tiny-tied), or your own as package.module:build."""
-    data: tuple[Path, ...] = ()
-    """Text files or folders to train on. Default: the sources of Python's standard library."""
+    """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, or your own as package.module:build."""
+    data: tuple[str, ...] = ()
+    """What to train on. Text models: files or folders of text; by default the sources of Python's standard library. Others: a CSV or NPZ file, or digits, iris, wine, breast-cancer or diabetes from scikit-learn; by default a generated set."""
+    target: str | None = None
+    """The column of a CSV file to predict, by its name. Default: the last."""
+    task: Literal["classification", "regression", "denoising"] | None = None
+    """What to learn. Default: a class if targets are words or whole numbers, else numbers; unet takes noise from images."""
+    batch: int | None = None  # type: ignore[assignment]
+    """Examples in a global batch, over all workers; divisible by the shards. Default: what suits the model, at most what the data have for validation."""
+    shards: int | None = None  # type: ignore[assignment]
+    """Virtual shards that a batch is cut into: a power of two, at least one for each worker. Part of the run's identity. Default: 4."""
+    steps: int | None = None  # type: ignore[assignment]
+    """Training steps. Default: what suits the model."""
+    learning_rate: float | None = None  # type: ignore[assignment]
+    """Peak learning rate, after a linear warm-up and before a cosine decay to a tenth. Default: what suits the model."""
     memory_budget: str | None = None
     """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy is named, or with none."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -60,9 +77,6 @@ def main(options: Train) -> dict[str, Any]:
     model = build(options.model, options.dtype, options.dropout)
     path = options.run_dir or new_run_path(model.name)
     folder = RunFolder(path, options.force)
-    for text in options.data:
-        if not text.exists():
-            raise FileNotFoundError(f"there is no text file or folder {text}")
     trainer = make_trainer(options, model)
     trainer.run_folder = folder
     try:
@@ -84,8 +98,8 @@ def main(options: Train) -> dict[str, Any]:
 
 def make_trainer(options: Train, model: Any) -> Trainer:
     """Plans the run; the default budget gives way to the smallest feasible one where a model is too small for it."""
-    data = model.dataset([str(path) for path in options.data])
-    chosen = {field.name: getattr(options, field.name) for field in fields(TrainingOptions)}
+    data = open_data(options, model)
+    chosen = chosen_options(options, model, data)
     if options.policy is None and options.memory_budget is None:
         try:
             return Trainer(model, data=data, **{**chosen, "memory_budget": DEFAULT_BUDGET})
@@ -94,15 +108,37 @@ def make_trainer(options: Train, model: Any) -> Trainer:
     return Trainer(model, data=data, **chosen)
 
 
+def open_data(options: Train, model: Model) -> Dataset:
+    """Opens the data that are named, or the model's own."""
+    more = {"target": options.target, "task": options.task}
+    more = {name: value for name, value in more.items() if value is not None}
+    if more and model.resize is None:
+        raise ValueError(
+            f"--{' and --'.join(more)} say how to read examples, but {options.model} reads its data in its own way; leave them away"
+        )
+    return model.dataset(list(options.data), **more)
+
+
+def chosen_options(options: Train, model: Model, data: Dataset) -> dict[str, Any]:
+    """The options of the Trainer: those that a person gave, and for the others what suits the model and the data."""
+    given = {field.name: getattr(options, field.name) for field in fields(TrainingOptions)}
+    chosen = {**given, **{name: value for name, value in (DEFAULTS | model.training).items() if given[name] is None}}
+    if options.batch is None:
+        fewest = min(data.size(split) for split in ("train", "validation"))
+        while chosen["batch"] > max(fewest, chosen["shards"]):
+            chosen["batch"] //= 2
+    return chosen
+
+
 def introduce(trainer: Trainer, options: Train) -> None:
     """Says what is about to run."""
-    plans, data = trainer.plans, trainer.data.describe()
+    plans, data, chosen = trainer.plans, trainer.data.describe(), trainer.options
     where = f"{options.workers} Ray workers" if options.workers else "in process"
     if "train_bytes" in data:
         source = f"{data['files']:,} files of {', '.join(data['source'])}"
         text = f"{data['train_bytes']:,} bytes in {source}; {data['validation_bytes']:,} for validation"
     else:
-        text = f"{data['train_examples']:,} examples; {data['validation_examples']:,} for validation"
+        text = f"{data['train_examples']:,} examples{told_examples(trainer, data)}; {data['validation_examples']:,} for validation"
     part = plans.activation_nbytes / plans.store_all_activation_nbytes
     budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
     if (whole := trainer.process_budget) is not None and whole.nbytes and trainer.process and trainer.budget:
@@ -118,7 +154,7 @@ def introduce(trainer: Trainer, options: Train) -> None:
         ("data", text),
         (
             "workers",
-            f"{where}, {options.threads_per_worker} thread each; batch {options.batch} in {options.shards} shards",
+            f"{where}, {options.threads_per_worker} thread each; batch {chosen.batch} in {chosen.shards} shards",
         ),
         ("budget", budget),
         ("policy", f"{plans.policy.name}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)"),
@@ -130,9 +166,21 @@ def introduce(trainer: Trainer, options: Train) -> None:
         console.print(f"[bold]{name:>12}[/bold]  {value}")
 
 
+def told_examples(trainer: Trainer, data: dict[str, Any]) -> str:
+    """Says what examples are: their shape, where they come from, and what is learned."""
+    shape = "×".join(map(str, trainer.data.inputs.shape))
+    source = f" of {', '.join(data['source'])}" if "source" in data else ""
+    classes = getattr(trainer.data, "classes", None)
+    learned = f", {classes} classes" if classes else f", {data['task']}" if "task" in data else ""
+    return f"{source}, each {shape}{learned}"
+
+
 def conclude(summary: dict[str, Any], path: Path) -> None:
     """Says what came of it."""
-    loss = f"{summary['validation_loss']:.4f} nats"
+    accuracy = summary["validation_accuracy"]
+    loss = f"{summary['validation_loss']:.4f}"
+    if accuracy is not None:
+        loss += f" nats, {accuracy:.1%} right"
     if summary["bigram_cross_entropy"] is not None:
         loss += (
             f" (byte pairs reach {summary['bigram_cross_entropy']:.4f}, single bytes {summary['unigram_entropy']:.4f})"
@@ -183,7 +231,8 @@ def progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
 
     def told(row: dict[str, Any]) -> str:
         if "validation_loss" in row:
-            return f"loss {row['loss']:.4f} validation {row['validation_loss']:.4f}"
+            right = f" ({row['validation_accuracy']:.1%} right)" if "validation_accuracy" in row else ""
+            return f"loss {row['loss']:.4f} validation {row['validation_loss']:.4f}{right}"
         memory = f"live {row['live_bytes'] / _MIB:.1f} peak {row['peak_bytes'] / _MIB:.1f}{limit} MiB"
         return f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f}/s  {memory}"
 
@@ -221,7 +270,4 @@ def _lines(steps: int, told: Any) -> Any:
 
 
 if __name__ == "__main__":
-    # What was tried: fewer steps with larger batches reach less in the same time; half the steps pass the byte pairs, too,
-    # but do not write Python yet.
-    defaults = Train(workers=2, shards=4, batch=8, steps=960, learning_rate=2e-3)
-    _console.run(main, defaults, __doc__ or "")
+    _console.run(main, Train(workers=2), __doc__ or "")

@@ -45,6 +45,10 @@ from framework.parameters import Constant
     ("name", "batch", "shards", "rate"),
     [
         ("mlp-small", 16, 4, 1e-2),
+        ("mlp-deep", 16, 4, 1e-3),
+        ("lenet", 16, 4, 3e-3),
+        ("resnet-small", 4, 1, 3e-3),
+        ("unet", 4, 2, 5e-3),
         ("byte-gpt-tiny", 4, 2, 3e-3),
         ("byte-gpt-small", 1, 1, 1e-3),
         ("byte-gpt-tiny-tied", 4, 2, 3e-3),

@@ -154,7 +154,7 @@ def test_a_text_of_one_window_for_each_split_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_text_takes_no_memory_and_describes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.data._CHUNK", 37)
+    monkeypatch.setattr("framework.data.text._CHUNK", 37)
     content = noise(2000)
     write(tmp_path, {"a": content[:1200], "b": content[1200:]})
     text = ByteText([tmp_path], 9)
@@ -188,7 +188,7 @@ def test_the_default_text_is_the_standard_library_without_packages_and_tests(
         "lib-dynload/x.so",
     ]
     write(tmp_path, kept | {name: noise(60, seed=99) for name in skipped})
-    monkeypatch.setattr("framework.data.sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr("framework.data.text.sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     text = ByteText(window=5)
     content = b"".join(kept.values())
     assert windows(text, "train") + windows(text, "validation") == cut(content[:-12], 5) + cut(content[-12:], 5)
@@ -208,7 +208,7 @@ def test_the_default_text_is_there_and_long_enough_to_train_on() -> None:
 
 @pytest.mark.parametrize("chunk", [2**20, 37, 1])
 def test_entropies_are_those_of_naive_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("framework.data._CHUNK", chunk)
+    monkeypatch.setattr("framework.data.text._CHUNK", chunk)
     content = (b"the quick brown fox jumps over the lazy dog. " * 20)[:800] + b"pack my box with five dozen jugs"
     write(tmp_path, {"text": content})
     text, window = ByteText([tmp_path / "text"], 5), 5

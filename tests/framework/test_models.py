@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from framework import (
     Layer,
     LayerNorm,
     Linear,
+    MeanSquaredError,
     Model,
     Parameters,
     ReLU,
@@ -28,9 +30,14 @@ from framework import (
 )
 from framework.layers import Add, flatten, input_specs
 from framework.models import MODELS
+from framework.parameters import HeNormal
 
 BATCHES = {
     "mlp-small": Spec.of((4, 64), "float32"),
+    "mlp-deep": Spec.of((4, 64), "float32"),
+    "lenet": Spec.of((4, 1, 16, 16), "float32"),
+    "resnet-small": Spec.of((4, 3, 32, 32), "float32"),
+    "unet": Spec.of((4, 1, 16, 16), "float32"),
     "byte-gpt-tiny": Spec.of((2, 128), "uint8"),
     "byte-gpt-small": Spec.of((2, 256), "uint8"),
     "byte-gpt-tiny-tied": Spec.of((2, 128), "uint8"),
@@ -49,6 +56,22 @@ def gpt_size(layers: int, features: int, window: int) -> int:
     return (256 + window) * features + layers * block + 2 * features + 256 * features
 
 
+def resnet_size(channels: int, widths: tuple[int, ...], blocks: int) -> int:
+    """The stem, two convolutions a block, one of a pixel where the width changes, each with a norm, and the head."""
+    size = 9 * channels * widths[0] + 2 * widths[0]
+    for before, width in zip((widths[0], *widths), widths, strict=False):
+        size += 9 * before * width + (2 * blocks - 1) * 9 * width**2 + 2 * blocks * 2 * width
+        size += (before * width + 2 * width) * (before != width)
+    return size + widths[-1] * 10 + 10
+
+
+def unet_size(channels: int, widths: tuple[int, ...]) -> int:
+    """Two convolutions on the way down of each level, two on the way up of all but the lowest, and one of a pixel."""
+    down = sum(9 * (a + b) * b + 2 * b for a, b in zip((channels, *widths), widths, strict=False))
+    up = sum(9 * (2 * a + b) * a + 2 * a for a, b in pairwise(widths))
+    return down + up + widths[0] * channels + channels
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -57,6 +80,10 @@ def gpt_size(layers: int, features: int, window: int) -> int:
         ("byte-gpt-tiny-tied", 875_264 - 256 * 128),
         ("byte-gpt-small-tied", 4_935_680 - 256 * 256),
         ("mlp-small", 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10),
+        ("mlp-deep", 64 * 512 + 512 + 7 * (512 * 512 + 512) + 512 * 10 + 10),
+        ("lenet", 25 * 16 + 16 + 25 * 16 * 32 + 32 + 512 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10),
+        ("resnet-small", resnet_size(3, (16, 32, 64), 2)),
+        ("unet", unet_size(1, (16, 32, 64))),
     ],
 )
 def test_a_model_has_the_number_of_parameters_of_its_formula(name: str, size: int) -> None:
@@ -83,9 +110,11 @@ def test_the_dtype_reaches_every_parameter_and_the_output(name: str, dtype: str)
     steps = flatten(model.chain)
     output = steps[-1].layer.footprint(input_specs(steps, batch)[-1]).output
     assert output.dtype == dtype
-    assert output.shape == ((4, 10) if name == "mlp-small" else (*batch.shape, 256))
-    targets = Spec.of(output.shape[:-1], "int64")
-    assert model.loss.footprint(output, targets).own[0].dtype == dtype
+    shapes = {"uint8": (*batch.shape, 256), dtype: batch.shape if name == "unet" else (4, 10)}
+    assert output.shape == shapes[batch.dtype.name]
+    data = model.dataset(())
+    targets = Spec((output.shape[0], *data.targets.shape), data.targets.dtype)
+    assert all(own.dtype == dtype for own in model.loss.footprint(output, targets).own)
 
 
 def kinds(dropout: float) -> list[tuple[str, Layer]]:
@@ -140,14 +169,14 @@ def test_weights_that_write_into_the_residual_stream_start_smaller() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_small_mlp_has_dropout_after_each_relu(dropout: float) -> None:
     layers = [step.layer for step in flatten(build("mlp-small", dropout=dropout).chain)]
-    hidden = [Linear(256), ReLU(), *([Dropout(dropout)] if dropout else [])]
+    hidden = [Linear(256, initializer=HeNormal()), ReLU(), *([Dropout(dropout)] if dropout else [])]
     assert layers == [*hidden, *hidden, Linear(10)]
 
 
 @pytest.mark.parametrize("name", ["gpt", "mlp_small", ""])
 def test_an_unknown_model_is_an_error_that_lists_the_known(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"unknown model.*mlp-small, byte-gpt-tiny, byte-gpt-small.*package.module:build"
+        ValueError, match=r"unknown model.*mlp-small, .*, byte-gpt-tiny, byte-gpt-small.*package.module:build"
     ):
         build(name)
 
@@ -170,7 +199,7 @@ def test_a_model_can_be_sent_to_another_process(name: str) -> None:
         (s.path, type(s.layer)) for s in flatten(model.chain)
     ]
     assert copy.chain.layout(batch).slices == model.chain.layout(batch).slices
-    assert copy.loss == model.loss == CrossEntropy()
+    assert copy.loss == model.loss == (MeanSquaredError() if name == "unet" else CrossEntropy())
 
 
 OWN = """
@@ -243,12 +272,12 @@ def test_a_text_model_reads_the_named_files_in_its_window(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_small_mlp_has_a_generated_set_and_refuses_files(dtype: str) -> None:
+def test_a_small_mlp_has_a_generated_set(dtype: str) -> None:
     make = build("mlp-small", dtype).dataset
     dataset = make([])
     assert isinstance(dataset, ArrayDataset)
     assert dataset.inputs == Spec.of((64,), dtype)
     assert dataset.size("train") + dataset.size("validation") == 4096
     assert set(dataset.y.tolist()) == set(range(10))
-    with pytest.raises(ValueError, match=r"mlp-small.*takes no data.*a.txt"):
+    with pytest.raises(FileNotFoundError, match=r"no data a\.txt.*digits, iris"):
         make(["a.txt"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework import Key, Ledger, Parameters
-from framework.parameters import Constant, Layout, Normal, ParameterSpec, Uniform, sha256_of
+from framework.parameters import Constant, HeNormal, Layout, Normal, ParameterSpec, Uniform, sha256_of
 
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), max_size=5)
 
@@ -111,3 +111,14 @@ def test_the_hash_is_that_of_the_little_endian_bytes_whatever_the_order_in_memor
     assert parameters.sha256() == expected
     parameters["layer0.weight"][0] = 0
     assert parameters.sha256() != expected
+
+
+@pytest.mark.parametrize("shape", [(400, 50), (300, 8, 3, 3), (900, 500)])
+def test_he_keeps_the_mean_square_of_what_passes_a_relu(shape: tuple[int, ...]) -> None:
+    weight = np.empty(shape)
+    HeNormal()(weight, Key(1))
+    x = np.maximum(np.random.default_rng(0).standard_normal((2000, weight[0].size)), 0)
+    y = x @ weight.reshape(len(weight), -1).T
+    # The mean square of x is 1/2, that of max(y, 0) half of y's.
+    assert np.square(np.maximum(y, 0)).mean() == pytest.approx(0.5, rel=0.1)
+    assert abs(weight.mean()) < 5 * weight.std() / np.sqrt(weight.size)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from framework import Spec, build
 from tests.scripts.helpers import command, last_json, run
 
 #: A run that takes a moment.
@@ -20,7 +21,7 @@ QUICK = ("--workers", "0", "--model", "mlp-small", "--batch", "8", "--shards", "
 
 SUMMARY = {
     "loss_first", "loss_last", "validation_loss", "unigram_entropy", "bigram_cross_entropy", "tokens_per_second", "workers",
-    "shards", "threads_per_worker", "policy", "budget_bytes", "budget_scope", "store_all_activation_bytes",
+    "validation_accuracy", "shards", "threads_per_worker", "policy", "budget_bytes", "budget_scope", "store_all_activation_bytes",
     "predicted_peak_bytes", "ledger_peak_bytes", "rss_peak_bytes", "parameters_sha256", "losses_sha256", "step_seconds_median",
 }  # fmt: skip
 METRICS = {
@@ -74,7 +75,7 @@ def test_help_names_every_option(tmp_path: Path, option: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "gpt-9"), "unknown model 'gpt-9'; known: mlp-small, byte-gpt-tiny, byte-gpt-small"),
+        (("--model", "gpt-9"), "unknown model 'gpt-9'; known: mlp-small, mlp-deep, lenet"),
         (("--model", "nowhere:build"), "cannot be imported"),
         (("--policy", "keep"), "unknown policy 'keep'; known: store-all"),
         (("--batch", "10"), "does not divide into 4 equal shards"),
@@ -85,10 +86,21 @@ def test_help_names_every_option(tmp_path: Path, option: str) -> None:
         (("--memory-budget", "12 apples"), "is no size in bytes"),
         (("--memory-budget", "20MiB"), "too small for the whole process"),
         (("--memory-budget", "900TiB"), "900"),
-        (("--data", "x.txt"), "there is no text file or folder x.txt"),
+        (("--data", "x.txt"), "there is no data x.txt: name a file, a folder of text, or one of digits, iris"),
+        (("--model", "byte-gpt-tiny", "--data", "t.csv"), "byte-gpt-tiny reads text, but t.csv is a table"),
+        (
+            ("--model", "byte-gpt-tiny", "--data", "digits"),
+            "digits is a set of examples; a folder of that name is ./digits",
+        ),
+        (("--model", "byte-gpt-tiny", "--target", "a"), "--target say how to read examples, but byte-gpt-tiny"),
+        (("--model", "lenet", "--data", "t.csv"), "t.csv holds examples of shape [2], but the model takes images"),
+        (("--data", "t.csv", "--target", "c"), "no column 'c' to predict"),
+        (("--data", "t.csv", "short.txt"), "trained on one set of examples, but got t.csv, short.txt"),
+        (("--data", "gap.csv"), "table gap.csv, line 3, column 2 (b): the cell is empty"),
+        (("--task", "regression"), "trained on a generated set unless data are named"),
         (("--model", "byte-gpt-tiny", "--data", "empty.txt"), "empty.txt is empty"),
         (("--model", "byte-gpt-tiny", "--data", "short.txt"), "shorter than one window of 129"),
-        (("--data", "short.txt"), "takes no data"),
+        (("--data", "short.txt"), "takes examples of numbers, but short.txt is text"),
         (("--run-dir", "there"), "run folder there exists"),
         (("--run-dir", "folder", "--force"), "is no run folder"),
         (("--weights", "other.safetensors"), "there is no weights file"),
@@ -99,6 +111,8 @@ def test_help_names_every_option(tmp_path: Path, option: str) -> None:
 def test_bad_input_is_a_clear_error_before_any_work(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "t.csv").write_text("a,b,kind\n" + "1,2,x\n3,4,y\n" * 20)
+    (tmp_path / "gap.csv").write_text("a,b,kind\n1,2,x\n3,,y\n")
     (tmp_path / "there").mkdir()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("mine")
@@ -125,6 +139,31 @@ def test_an_existing_run_is_overwritten_with_force_alone(tmp_path: Path) -> None
     run("train", *QUICK, "--run-dir", "run", cwd=tmp_path, code=2)
     run("train", *QUICK, "--run-dir", "run", "--force", "--seed", "5", cwd=tmp_path)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "loss"), [("classification", 3, "CrossEntropy"), ("regression", 1, "MeanSquaredError")]
+)
+def test_a_table_is_learned_and_the_record_says_how_it_was_read(
+    tmp_path: Path, task: str, outputs: int, loss: str
+) -> None:
+    rows = [(i % 7, (3 * i) % 11, (i % 7 + (3 * i) % 11) // 6) for i in range(300)]
+    (tmp_path / "t.csv").write_text("a;b;sum\n" + "".join(f"{a};{b};{c}\n" for a, b, c in rows))
+    options = ("--model", "mlp-small", "--data", "t.csv", "--task", task, "--workers", "0", "--steps", "200")
+    summary = last_json(run("train", *options, "--run-dir", "run", "--json", cwd=tmp_path))
+    assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"]
+    assert summary["validation_loss"] < 0.2  # a third of the variance would be 0.33, a guess of three classes 1.1 nats
+    assert (summary["validation_accuracy"] is None) == (task == "regression")
+    if task == "classification":
+        assert summary["validation_accuracy"] > 0.9
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["build"]["outputs"] == outputs
+    assert config["data"]["source"] == ["t.csv"]
+    assert config["data"]["columns"] == ["a", "b"]
+    assert (config["data"]["train_examples"], config["data"]["validation_examples"]) == (240, 60)
+    again = build(**config["build"])
+    assert type(again.loss).__name__ == loss
+    assert again.chain.layout(Spec.of((1, 2), "float32")).size == summary["parameters"]
 
 
 def test_a_model_of_ones_own_from_the_working_directory(tmp_path: Path) -> None:

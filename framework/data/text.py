@@ -1,4 +1,4 @@
-"""Data: windows of bytes from text, arrays, and the order of an epoch."""
+"""Windows of bytes from text files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from framework.keys import Key
+from framework.data.dataset import require_inside
 from framework.layers.layer import Spec
-from framework.memory import Array, Ledger
+from framework.memory import Array
 
 #: One file in so many of a text is for validation.
 VALIDATION_EVERY = 20
@@ -26,31 +26,6 @@ VALIDATION_PART = 0.05
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _TESTS = frozenset({"test", "tests", "idle_test"})
 _CHUNK = 2**16
-
-
-class Dataset(Protocol):
-    """Examples in two splits, "train" and "validation", written into given arrays.
-
-    `inputs` and `targets` are the specs of one example; `nbytes` is what its own arrays hold in memory.
-    """
-
-    inputs: Spec
-    targets: Spec
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def size(self, split: str) -> int:
-        """Number of examples of a split."""
-        ...
-
-    def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
-        """Writes examples into x (n, ...) and targets (n, ...)."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What it is, for the run's records."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -155,7 +130,7 @@ class ByteText:
 
     def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
         text = self._texts[split]
-        _require_inside(split, indices, self.size(split))
+        require_inside(split, indices, self.size(split))
         for row, index in enumerate(indices):
             start = int(index) * (self.window + 1)
             text.read(start, x[row])
@@ -203,118 +178,6 @@ class ByteText:
             self.load("validation", [index], x, targets)
             total += float(surprise[x[0], targets[0]].sum())
         return float(-(shares * np.log(shares)).sum()), total / (self.window * len(windows))
-
-
-class ArrayDataset:
-    """Examples from arrays held in memory.
-
-    Args:
-        x: Inputs, shape (n, ...).
-        targets: Targets, shape (n, ...).
-        validation: The part held out from the end, in (0, 1).
-
-    Raises:
-        ValueError: The lengths differ, or a split would be empty.
-    """
-
-    def __init__(self, x: Array, targets: Array, validation: float = 0.1) -> None:
-        self.x, self.y = np.ascontiguousarray(x), np.ascontiguousarray(targets)
-        if len(self.x) != len(self.y):
-            raise ValueError(f"inputs and targets must have one length, but got {len(self.x)} and {len(self.y)}")
-        held = math.ceil(len(self.x) * validation)
-        self._sizes = {"train": len(self.x) - held, "validation": held}
-        if not 0 < held < len(self.x):
-            raise ValueError(
-                f"{len(self.x)} examples with {validation:.0%} for validation leave a split empty; give more examples"
-            )
-        self.inputs = Spec(self.x.shape[1:], self.x.dtype)
-        self.targets = Spec(self.y.shape[1:], self.y.dtype)
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.x.nbytes + self.y.nbytes)
-
-    def size(self, split: str) -> int:
-        return self._sizes[split]
-
-    def load(self, split: str, indices: Sequence[int], x: Array, targets: Array) -> None:
-        first = 0 if split == "train" else self._sizes["train"]
-        _require_inside(split, indices, self._sizes[split])
-        for row, index in enumerate(indices):
-            x[row] = self.x[first + int(index)]
-            targets[row] = self.y[first + int(index)]
-
-    def describe(self) -> dict[str, Any]:
-        digest = hashlib.sha256(self.x.data)
-        digest.update(self.y.data)
-        return {
-            "kind": "arrays",
-            **{f"{split}_examples": n for split, n in self._sizes.items()},
-            "sha256": digest.hexdigest(),
-        }
-
-
-def clusters(examples: int, features: int, classes: int, dtype: str = "float32", seed: int = 0) -> ArrayDataset:
-    """Generates a classification set: one Gaussian cloud a class, around centres drawn at random.
-
-    Returns:
-        Inputs (examples, features) of unit variance or so and integer targets (examples,).
-    """
-    generator = Key(seed).fold("clusters", examples, features, classes).generator()
-    centres = generator.standard_normal((classes, features))
-    labels = generator.integers(classes, size=examples)
-    x = 0.5 * centres[labels] + generator.standard_normal((examples, features))
-    return ArrayDataset(x.astype(dtype), labels)
-
-
-class EpochOrder:
-    """The order of a split's examples, another in each epoch, a function of (seed, epoch) alone.
-
-    The order is one array of the ledger's category `data`; a new epoch is shuffled in place. An incomplete last batch of
-    an epoch is left out.
-
-    Args:
-        size: Number of examples.
-        batch: Examples of a global batch.
-        seed: The run's seed.
-        ledger: Counts the array.
-    """
-
-    def __init__(self, size: int, batch: int, seed: int, ledger: Ledger) -> None:
-        if size < batch:
-            raise ValueError(f"a batch of {batch} examples is larger than the {size} that there are; lower --batch")
-        self.batch = batch
-        self._key = Key(seed).fold("epoch")
-        self._epoch = -1
-        self._order = ledger.empty((size,), order_dtype(size), "data", "epoch order")
-
-    def indices(self, step: int, first: int, count: int) -> Array:
-        """Returns the examples first..first+count of the batch of a step (a view, valid until the next epoch)."""
-        epoch, number = divmod(step, self._order.size // self.batch)
-        if epoch != self._epoch:
-            self._order.fill(1)
-            self._order[0] = 0
-            np.cumsum(self._order, out=self._order)  # 0, 1, 2, … without another array
-            self._key.fold(epoch).generator().shuffle(self._order)
-            self._epoch = epoch
-        start = number * self.batch + first
-        return self._order[start : start + count]
-
-
-def order_dtype(size: int) -> np.dtype[Any]:
-    """The dtype of the order of `size` examples."""
-    return np.dtype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
-
-
-def _require_inside(split: str, indices: Sequence[int], size: int) -> None:
-    if outside := [int(index) for index in indices if not 0 <= index < size]:
-        raise IndexError(f"the {split} split has examples 0 to {size - 1}, but example {outside[0]} was asked for")
-
-
-def spread(size: int, most: int) -> list[int]:
-    """Returns at most `most` of `size` indices, evenly spaced."""
-    count = min(size, most)
-    return [i * size // count for i in range(count)]
 
 
 def _standard_library() -> list[Path]:
