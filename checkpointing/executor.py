@@ -11,9 +11,11 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from checkpointing.block import Block
+from checkpointing.leaves import Leaf, leaves_of
 from checkpointing.operations import (
     TARGETS,
     Accumulate,
@@ -29,7 +31,6 @@ from checkpointing.operations import (
     cotangent,
     gradient,
     output,
-    residuals,
 )
 from checkpointing.plan import Plan
 from checkpointing.reduction_tree import Node
@@ -166,6 +167,15 @@ class Executor:
         self.reduction: Reduction = reduction or LocalReduction()
         self.gradients = gradients
         self.block = Block() if block else None
+        self._leaves: dict[int, tuple[Plan, list[Leaf]]] = {}
+
+    def leaves(self, plan: Plan) -> list[Leaf]:
+        """What runs of a plan read of each step; made at the first."""
+        known = self._leaves.get(id(plan))
+        if known is None or known[0] is not plan:
+            context = partial(Context, self.ledger, training=plan.purpose != "evaluate", states=self.states)
+            known = self._leaves[id(plan)] = plan, leaves_of(self.steps, plan.costs, self.params, context)
+        return known[1]
 
     def reserve(self, plans: Sequence[Plan]) -> None:
         """Makes the block as large as the largest of some plans needs; does nothing on the heap."""
@@ -237,6 +247,7 @@ class Run:
 
     def __init__(self, executor: Executor, plan: Plan, job: Job, heap: Allocator, witness: Witness | None) -> None:
         self.executor, self.plan, self.job = executor, plan, job
+        self.simulation = plan.simulation
         self.block, self.witness = executor.block, witness
         # A gradient that is handed to the caller outlives the plan.
         self.gradients = executor.gradients or (heap if plan.purpose == "gradient" else None)
@@ -251,13 +262,7 @@ class Run:
         self.key = job.key
         self.sums: Sums = {}
         self.mean = self.gradient_norm = float("nan")
-        self.contexts = [
-            Context(
-                self.ledger, step.path, None, self.training, cost.wanted,
-                output=cost.footprint.output, states=executor.states,
-            )
-            for step, cost in zip(self.steps, self.costs.steps, strict=True)
-        ]  # fmt: skip
+        self.leaves = executor.leaves(plan)
 
     def execute(self) -> Outcome:
         methods: dict[type, Callable[[Any], None]] = {
@@ -272,11 +277,12 @@ class Run:
             Update: self.update,
         }
         ledger, block, witness = self.ledger, self.block, self.witness
-        timeline = self.plan.simulation.timeline
-        held = ledger.live - self.plan.simulation.static  # besides what the plan makes
+        record = ledger.mark if ledger.timeline is not None else None
+        timeline = self.simulation.timeline
+        held = ledger.live - self.simulation.static  # besides what the plan makes
         for place, (operation, label) in enumerate(zip(self.plan.operations, self.plan.labels, strict=True)):
             self.place = place
-            if block is not None:
+            if block is not None and type(operation) is not Drop:
                 block.begin(place)
             try:
                 methods[type(operation)](operation)
@@ -289,7 +295,10 @@ class Run:
                 for fault in witness.found.faults[:10] if witness is not None else ():
                     error.add_note(f"the witness saw: {fault}")
                 raise
-            ledger.mark(label)
+            if record is not None:
+                record(label)
+            else:
+                ledger.begin()
         left = self.table.pop(gradient(0, self.plan.shards), None)
         return Outcome(self.sums, self.mean, self.gradient_norm, left)
 
@@ -339,20 +348,21 @@ class Run:
         self.job.load(shard, x, t)
 
     def forward(self, operation: Forward) -> None:
-        number = operation.step
-        step, inputs, context = self.steps[number], self.inputs(number), self.context(number)
+        leaf = self.leaves[operation.step]
+        inputs, context = self.gathered(leaf.inputs), self.context(leaf)
         if self.witness is not None:
-            self.witness.watch("a parameter", self.params(number))
+            self.witness.watch("a parameter", leaf.params)
             self.witness.watch("its input", () if context.in_place else inputs)
-        heap = self.on_heap(step.path)
-        context.statistics = self.statistics.pop(step.path, None)
-        y, own = step.layer.forward(self.params(number), inputs, context)
+        heap = self.on_heap(leaf.path)
+        if self.statistics:
+            context.statistics = self.statistics.pop(leaf.path, None)
+        y, own = leaf.layer.forward(leaf.params, inputs, context)
         context.statistics = None
         del heap
-        require_output(step.layer, y, context.output)
-        self.table[output(number)] = y
+        require_output(leaf.layer, y, context.output)
+        self.table[leaf.output] = y
         if operation.keep is not None:
-            self.table[residuals(number)] = own
+            self.table[leaf.residuals] = own
 
     def loss(self, operation: Loss) -> None:
         last, loss = len(self.steps) - 1, self.executor.loss
@@ -365,26 +375,27 @@ class Run:
         self.sums[self.shard] = Totals(total, count, score)
 
     def backward(self, operation: Backward) -> None:
-        number = operation.step
-        step, footprint, context = self.steps[number], self.costs.steps[number].footprint, self.context(number)
-        inputs = self.inputs(number, footprint.needs_input)
-        y = self.table[output(number)] if footprint.needs_output else None
-        own = self.table[residuals(number)] if footprint.own else ()
+        leaf = self.leaves[operation.step]
+        footprint, context, given = leaf.footprint, self.context(leaf), self.table[leaf.cotangent]
+        inputs = self.gathered(leaf.read)
+        y = self.table[leaf.output] if footprint.needs_output else None
+        own = self.table[leaf.residuals] if footprint.own else ()
         if self.witness is not None:
-            self.witness.watch("a parameter", self.params(number))
+            self.witness.watch("a parameter", leaf.params)
             self.witness.watch("an input", inputs if footprint.needs_input != (False,) else ())
             self.witness.watch("its output", () if y is None else y)
             self.witness.watch("its residuals", own)
-            self.witness.watch("its output's cotangent", () if context.in_place else self.table[cotangent(number)])
-        heap = self.on_heap(step.path)
-        cotangents = step.layer.vjp(
-            self.params(number), inputs, y, own, self.table[cotangent(number)], self.grads.get(step.path, {}), context
-        )
+            self.witness.watch("its output's cotangent", () if context.in_place else given)
+        heap = self.on_heap(leaf.path)
+        cotangents = leaf.layer.vjp(leaf.params, inputs, y, own, given, self.grads.get(leaf.path, {}), context)
         del heap
-        each = cotangents if len(step.inputs) > 1 else (cotangents,)
-        merges = zip(step.inputs, self.plan.simulation.merges[self.place], each, strict=True)
+        each = cotangents if len(leaf.sources) > 1 else (cotangents,)
+        merges = zip(leaf.sources, self.simulation.merges[self.place], each, strict=True)
         for i, (source, merge, new) in enumerate(merges):
-            self.merge(source, merge, new, footprint.extent(i))
+            if merge is Merge.BIND:  # nearly always
+                self.table[source.cotangent] = new
+            else:
+                self.merge(source.number, merge, new, footprint.extent(i))
 
     def on_heap(self, path: str) -> Allocation | None:
         """Counts what the operation's rule will take from plain NumPy, for as long as the entry lives.
@@ -392,15 +403,15 @@ class Run:
         Raises:
             BudgetExceeded: It would pass the limit.
         """
-        nbytes = self.plan.simulation.heap.get(self.place)
+        if not self.simulation.heap:
+            return None
+        nbytes = self.simulation.heap.get(self.place)
         return self.ledger.count(nbytes, "workspace", path) if nbytes else None
 
     def merge(self, source: int, merge: Merge, new: Array, extent: Extent | None) -> None:
-        """Puts a cotangent or a part of one into the table, or adds it to what is there, as the simulator decided."""
+        """Adds a cotangent, or a part of one, to what is there, as the simulator decided."""
         value, table = cotangent(source), self.table
         match merge:
-            case Merge.BIND:
-                table[value] = new
             case Merge.INTO_NEW:
                 new += table[value]
                 table[value] = new
@@ -444,19 +455,17 @@ class Run:
             return  # the same on all ranks; parameters, optimizer and state stay as they are
         self.job.update(self.table[gradient(0, self.plan.shards)], self.gradient_norm)
 
-    def inputs(self, number: int, needed: tuple[bool, ...] | None = None) -> Any:
-        """The inputs of a step (those that the VJP needs, else None), a tuple where it has several."""
-        sources = self.steps[number].inputs
-        found = [self.table[output(s)] if needed is None or needed[i] else None for i, s in enumerate(sources)]
-        return found[0] if len(found) == 1 else tuple(found)
+    def gathered(self, values: tuple[Value | None, ...]) -> Any:
+        """The arrays of some values, None where there is none, a tuple where there are several values."""
+        if len(values) == 1:
+            (value,) = values
+            return None if value is None else self.table[value]
+        return tuple(None if value is None else self.table[value] for value in values)
 
-    def params(self, number: int) -> dict[str, Array]:
-        return self.executor.params.get(self.steps[number].path, {})
-
-    def context(self, number: int) -> Context:
-        context = self.contexts[number]
-        context.in_place = self.place in self.plan.simulation.in_place
-        context.key = self.key.fold(self.steps[number].path)
+    def context(self, leaf: Leaf) -> Context:
+        context = leaf.context
+        context.in_place = self.place in self.simulation.in_place
+        context.draw_from(self.key)
         return context
 
 

@@ -30,7 +30,6 @@ from checkpointing.operations import (
     gradient,
     label,
     output,
-    residuals,
 )
 from checkpointing.plan import Plan
 from checkpointing.witness import Witness, arrays_of
@@ -152,12 +151,12 @@ class _InspectedRun(Run):
         self.find([("the batch", table[output(BATCH)]), ("the targets", table[TARGETS])], operation)
 
     def forward(self, operation: Forward) -> None:
-        number, path = operation.step, self.steps[operation.step].path
-        self.look("its parameters", self.params(number))
-        self.look("its input", self.inputs(number))
+        leaf = self.leaves[operation.step]
+        self.look("its parameters", leaf.params)
+        self.look("its input", self.gathered(leaf.inputs))
         super().forward(operation)
-        own = self.table.get(residuals(number)) if operation.keep is not None else ()
-        made = [(f"the output of {path}", self.table[output(number)]), (f"the residuals of {path}", own)]
+        own = self.table.get(leaf.residuals) if operation.keep is not None else ()
+        made = [(f"the output of {leaf.path}", self.table[leaf.output]), (f"the residuals of {leaf.path}", own)]
         self.find(made, operation)
 
     def loss(self, operation: Loss) -> None:
@@ -170,19 +169,18 @@ class _InspectedRun(Run):
         self.find(made, operation)
 
     def backward(self, operation: Backward) -> None:
-        number, table = operation.step, self.table
-        step, needs = self.steps[number], self.costs.steps[number].footprint
-        self.look("its parameters", self.params(number))
-        self.look("its input", self.inputs(number, needs.needs_input))
-        self.look("its output", table[output(number)] if needs.needs_output else ())
-        self.look("its residuals", table[residuals(number)] if needs.own else ())
-        self.look("its output's cotangent", table[cotangent(number)])
-        self.look("what that is added to", [table.get(cotangent(source), ()) for source in step.inputs])
+        leaf, table = self.leaves[operation.step], self.table
+        self.look("its parameters", leaf.params)
+        self.look("its input", self.gathered(leaf.read))
+        self.look("its output", table[leaf.output] if leaf.footprint.needs_output else ())
+        self.look("its residuals", table[leaf.residuals] if leaf.footprint.own else ())
+        self.look("its output's cotangent", table[leaf.cotangent])
+        self.look("what that is added to", [table.get(source.cotangent, ()) for source in leaf.sources])
         super().backward(operation)
         self.find(
             [
-                *((f"the cotangent of {step.path}.{name}", a) for name, a in self.grads.get(step.path, {}).items()),
-                *((f"the cotangent of {self.named(each)}", table.get(cotangent(each), ())) for each in step.inputs),
+                *((f"the cotangent of {leaf.path}.{name}", a) for name, a in self.grads.get(leaf.path, {}).items()),
+                *((f"the cotangent of {self.named(n)}", table.get(value, ())) for n, value in leaf.sources),
             ],
             operation,
         )

@@ -37,7 +37,7 @@ def matmul(a: Array, b: Array, out: Array) -> Array:
         ValueError: An operand has a layout that NumPy would copy first, where neither the ledger nor
             `tracemalloc` sees it.
     """
-    if not a.dtype == b.dtype == out.dtype:
+    if not (a.dtype == b.dtype == out.dtype):
         raise ValueError(
             f"matmul takes one dtype, but got {a.dtype} and {b.dtype} for {out.dtype}; NumPy would copy silently"
         )
@@ -52,7 +52,8 @@ def matmul(a: Array, b: Array, out: Array) -> Array:
 
 def _blas_reads(a: Array, transposed: bool) -> bool:
     """Whether BLAS takes the last two axes of `a` as they are (row-major, or column-major if `transposed` may be)."""
-    if a.flags.c_contiguous or a.size == 0:
+    flags = a.flags
+    if flags.c_contiguous or (transposed and flags.f_contiguous and a.ndim == 2) or a.size == 0:
         return True
     (rows, columns), (down, across), item = a.shape[-2:], a.strides[-2:], a.itemsize
     row_major = (across == item or columns == 1) and (down >= columns * item or rows == 1)
@@ -72,8 +73,21 @@ def row_blocks(rows: int, width: int, size: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def flat_blocks(*arrays: Array) -> Iterator[list[Array]]:
+    """Yields blocks of contiguous arrays of one size: views of the same elements of each."""
+    flat = [as_view(a, (-1,)) for a in arrays]
+    size = flat[0].size
+    if 0 < size <= BLOCK:  # small layers are many
+        yield flat
+        return
+    for block in row_blocks(size, 1):
+        yield [a[block] for a in flat]
+
+
 def as_rows(a: Array) -> Array:
     """Returns a view of `a` with all but its last axis merged: shape (rows, width)."""
+    if a.ndim == 2 and a.flags.c_contiguous:
+        return a
     return as_view(a, (math.prod(a.shape[:-1]), a.shape[-1]))
 
 

@@ -33,6 +33,7 @@ CATEGORIES = (
     "workspace",
     "communication",
 )
+_KNOWN = frozenset(CATEGORIES)
 
 
 class BudgetExceeded(MemoryError):  # noqa: N818  (the name that callers act on)
@@ -184,7 +185,8 @@ class Ledger:
         for length in shape:
             nbytes *= length
         array = (allocator or self.allocator).allocate(shape, dtype, self._take(nbytes, category, owner))
-        self._peak_since_mark = max(self._peak_since_mark, self.live)  # only now: an allocation may fail
+        if self.live > self._peak_since_mark:  # only now: an allocation may fail
+            self._peak_since_mark = self.live
         return array
 
     def count(self, nbytes: int, category: str, owner: str = "") -> Allocation:
@@ -215,7 +217,8 @@ class Ledger:
 
     def begin(self) -> None:
         """Begins an operation: what was alive before, and is gone, is not in it."""
-        self._peak = self.peak
+        if self._peak_since_mark > self._peak:
+            self._peak = self._peak_since_mark
         self._peak_since_mark = self.live
 
     def mark(self, label: str) -> None:
@@ -225,7 +228,7 @@ class Ledger:
         self.begin()
 
     def _take(self, nbytes: int, category: str, owner: str) -> Allocation:
-        if category not in CATEGORIES:
+        if category not in _KNOWN:
             raise ValueError(f"unknown memory category {category!r}; known: {', '.join(CATEGORIES)}")
         live = self.live + nbytes
         if self.limit is not None and live > self.limit:

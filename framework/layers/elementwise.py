@@ -68,12 +68,11 @@ class Elementwise(Layer, ABC):
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         scheme = self.scheme
         y = context.like(x, "activations") if scheme.in_place else context.empty(x.shape, x.dtype, "activations")
-        values, out = kernels.as_view(x, (-1,)), kernels.as_view(y, (-1,))
         scratch = _NONE
         if scheme.value_rows:
-            scratch = context.empty((scheme.value_rows, kernels.block_rows(out.size, 1)), y.dtype, "workspace")
-        for block in kernels.row_blocks(out.size, 1):
-            self.write_value(values[block], out[block], scratch[:, : block.stop - block.start])
+            scratch = context.empty((scheme.value_rows, kernels.block_rows(y.size, 1)), y.dtype, "workspace")
+        for values, out in kernels.flat_blocks(x, y):
+            self.write_value(values, out, scratch[:, : out.size])
         return y, ()
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
@@ -93,13 +92,12 @@ class Elementwise(Layer, ABC):
 
     def _scaled(self, scheme: Scheme, read: Array, direction: Array, target: Array, context: Context) -> Array:
         """Writes the slope at what it reads times the direction into `target`, which may be the direction."""
-        values, directions, out = (kernels.as_view(a, (-1,)) for a in (read, direction, target))
-        height = kernels.block_rows(out.size, 1)
-        scratch = context.empty((1 + scheme.slope_rows, height), values.dtype, "workspace")
-        for block in kernels.row_blocks(out.size, 1):
-            slope, spare = scratch[0, : block.stop - block.start], scratch[1:, : block.stop - block.start]
-            self.write_slope(values[block], slope, None, spare)
-            np.multiply(slope, directions[block], out=out[block])
+        height = kernels.block_rows(target.size, 1)
+        scratch = context.empty((1 + scheme.slope_rows, height), read.dtype, "workspace")
+        for values, directions, out in kernels.flat_blocks(read, direction, target):
+            slope, spare = scratch[0, : out.size], scratch[1:, : out.size]
+            self.write_slope(values, slope, None, spare)
+            np.multiply(slope, directions, out=out)
         return target
 
     def vjp_with_tangent(
@@ -113,10 +111,8 @@ class Elementwise(Layer, ABC):
     ) -> None:
         if x_cotangent is None:
             return
-        flat = [kernels.as_view(a, (-1,)) for a in (*x, *cotangent, *x_cotangent)]
-        scratch = context.empty((self._hvp_rows, kernels.block_rows(flat[0].size, 1)), flat[0].dtype, "workspace")
-        for block in kernels.row_blocks(flat[0].size, 1):
-            v, moved, g, g_moved, out, out_moved = (a[block] for a in flat)
+        scratch = context.empty((self._hvp_rows, kernels.block_rows(x[0].size, 1)), x[0].dtype, "workspace")
+        for v, moved, g, g_moved, out, out_moved in kernels.flat_blocks(*x, *cotangent, *x_cotangent):
             rows = scratch[:, : v.size]
             read = v
             if self.scheme.reads_output:

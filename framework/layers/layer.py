@@ -144,7 +144,18 @@ class Context:
             runs again to recompute.
     """
 
-    __slots__ = ("in_place", "key", "ledger", "output", "owner", "states", "statistics", "training", "wanted")
+    __slots__ = (
+        "_key",
+        "_source",
+        "in_place",
+        "ledger",
+        "output",
+        "owner",
+        "states",
+        "statistics",
+        "training",
+        "wanted",
+    )
 
     def __init__(
         self,
@@ -159,13 +170,26 @@ class Context:
     ) -> None:
         self.ledger = ledger
         self.owner = owner
-        self.key = key or Key(0)
+        self._key: Key | None = key or Key(0)
+        self._source: Key | None = None
         self.training = training
         self.wanted = wanted
         self.in_place = in_place
         self.output = output
         self.states = states or {}
         self.statistics: Params | None = None
+
+    @property
+    def key(self) -> Key:
+        """The key for random numbers."""
+        if self._key is None:
+            assert self._source is not None
+            self._key = self._source.fold(self.owner)
+        return self._key
+
+    def draw_from(self, source: Key) -> None:
+        """Takes the key of this owner from that of a shard, when it is asked for: few layers do."""
+        self._key, self._source = None, source
 
     @property
     def state(self) -> Params:
