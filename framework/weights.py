@@ -40,7 +40,8 @@ def load(path: Path, parameters: Parameters, ledger: Ledger | None = None) -> No
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no safetensors file, or not this model's; the message says what differs.
+        ValueError: It is no safetensors file, or not this model's; the message names all that is missing, left over, of another shape, or
+            of another dtype.
     """
     book = ledger or Ledger()
     with _open(path) as file:
@@ -76,15 +77,25 @@ def _require_match(path: Path, file: Any, layout: Layout) -> None:
     # PyTorch's norms of batches also count their steps, which nothing here reads.
     there = {name for name in file.keys() if name.rpartition(".")[2] != "num_batches_tracked"}  # noqa: SIM118
     specs = {**layout.specs, **layout.state.specs}
-    faults = [f"{name} is missing" for name in specs if name not in there]
-    faults += [f"{name} is left over" for name in sorted(there - set(specs))]
+    shapes, dtypes = [], []
     for name, spec in specs.items():
         if name not in there:
             continue
         part = file.get_slice(name)
         shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype())
-        if shape != spec.shape or dtype != spec.dtype.name:
-            faults.append(f"{name} is {dtype}{list(shape)}, but the model has {spec.dtype.name}{list(spec.shape)}")
-    if faults:
-        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise ValueError(f"weights file {path} is of another model: {'; '.join(faults[:5])}{more}")
+        if shape != spec.shape:
+            shapes.append(f"{name} {list(shape)} for {list(spec.shape)}")
+        if dtype != spec.dtype.name:
+            dtypes.append(f"{name} {dtype} for {spec.dtype.name}")
+    faults = {
+        "missing": [name for name in specs if name not in there],
+        "left over": sorted(there - set(specs)),
+        "of another shape": shapes,
+        "of another dtype": dtypes,
+    }
+    if told := [f"{len(names)} {fault}: {', '.join(names)}" for fault, names in faults.items() if names]:
+        raise ValueError(
+            "\n  ".join(
+                [f"weights file {path} is of another model, which has {len(specs)} arrays; of the file's", *told]
+            )
+        )

@@ -15,17 +15,40 @@ from framework.memory import Array
 
 
 class OverClasses(Loss):
-    """What losses of integer targets over classes have in common.
+    """What losses of integer targets over classes have in common; the metric is accuracy.
 
     Attributes:
         ignore: A target that counts nothing, neither in the sum nor in the count, in or outside of [0, classes); None for none.
     """
+
+    metric: ClassVar[str | None] = "accuracy"
 
     ignore: int | None
 
     def __post_init__(self) -> None:
         if self.ignore is not None and (isinstance(self.ignore, bool) or not isinstance(self.ignore, int)):
             raise ValueError(f"ignore is a whole number or None, but got {self.ignore!r}")
+
+    def score(self, y: Array, targets: Array, weights: Array | None, context: Context) -> float:
+        """Returns how many targets have the largest output, the first of equal ones."""
+        rows, labels = kernels.as_rows(y), targets.reshape(-1)
+        height = kernels.block_rows(*rows.shape)
+        largest = context.empty((height,), np.intp, "workspace")
+        right = context.empty((height,), np.float64, "workspace")
+        ignored = self._room_for_ignored(height, context)
+        total = 0.0
+        for block in kernels.row_blocks(*rows.shape):
+            some = slice(0, block.stop - block.start)
+            np.argmax(rows[block], axis=1, out=largest[some])
+            np.equal(largest[some], labels[block], out=right[some])
+            if ignored is not None:
+                self._mark(labels[block], ignored[some], np.equal)
+            total += _sum(right[some], ignored, weights, block, labels.size)
+        return total
+
+    def _score_workspace(self, y: Spec) -> int:
+        each = np.dtype(np.intp).itemsize + np.dtype(np.float64).itemsize + int(self.ignore is not None)
+        return kernels.block_rows(y.rows, y.shape[-1]) * each
 
     def _require(self, y: Spec, targets: Spec) -> None:
         if targets.dtype.kind not in "iu" or y.dtype.kind != "f" or y.shape[:-1] != targets.shape:
@@ -77,8 +100,6 @@ class CrossEntropy(OverClasses):
             log Σ exp y - (1 - ε)·y[target] - ε·mean(y) (Szegedy et al. 2016, arXiv 1512.00567).
         ignore: A target that counts nothing, neither in the sum nor in the count, in or outside of [0, classes); None for none.
     """
-
-    metric: ClassVar[str | None] = "accuracy"
 
     label_smoothing: float = 0.0
     ignore: int | None = None
@@ -138,23 +159,6 @@ class CrossEntropy(OverClasses):
                 count += _sum(losses[some], ignored, weights, block, labels.size)
         return total, count if ignored is not None else count_of(weights, labels.size), (statistic,)
 
-    def score(self, y: Array, targets: Array, weights: Array | None, context: Context) -> float:
-        """Returns how many targets have the largest output, the first of equal ones."""
-        rows, labels = kernels.as_rows(y), targets.reshape(-1)
-        height = kernels.block_rows(*rows.shape)
-        largest = context.empty((height,), np.intp, "workspace")
-        right = context.empty((height,), np.float64, "workspace")
-        ignored = self._room_for_ignored(height, context)
-        total = 0.0
-        for block in kernels.row_blocks(*rows.shape):
-            some = slice(0, block.stop - block.start)
-            np.argmax(rows[block], axis=1, out=largest[some])
-            np.equal(largest[some], labels[block], out=right[some])
-            if ignored is not None:
-                self._mark(labels[block], ignored[some], np.equal)
-            total += _sum(right[some], ignored, weights, block, labels.size)
-        return total
-
     def vjp(self, y: Array, targets: Array, weights: Array | None, own: tuple[Array, ...], context: Context) -> Array:
         rows, labels, logsumexp = kernels.as_rows(y), targets.reshape(-1), own[0].reshape(-1)
         classes = rows.shape[1]
@@ -209,7 +213,7 @@ class CrossEntropy(OverClasses):
             own=(Spec(targets.shape, y.dtype),),
             forward_workspace=height * (classes * item + item + index + np.dtype(np.float64).itemsize + ignored),
             backward_workspace=height * (item + index + ignored),
-            score_workspace=height * (index + np.dtype(np.float64).itemsize + ignored),
+            score_workspace=self._score_workspace(y),
             hvp_workspace=height * ((classes + 1) * item + ignored),
             forward_flops=6 * y.size,
             backward_flops=4 * y.size,
@@ -287,6 +291,7 @@ class NegativeLogLikelihood(OverClasses):
         return LossFootprint(
             forward_workspace=height * (item + index + np.dtype(np.float64).itemsize + ignored),
             backward_workspace=height * (index + ignored),
+            score_workspace=self._score_workspace(y),
             forward_flops=2 * y.rows,
             backward_flops=y.size,
             in_place=True,

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from framework import AdamW, CrossEntropy, Model
+from framework import AdamW, CrossEntropy, MeanSquaredError, Model
 from framework.layers import (
     GELU,
     AveragePool2d,
     BatchNorm,
     CausalAttention,
     Chain,
+    Concat,
     Conv2d,
     Embedding,
     Flatten,
     GlobalAveragePool,
+    Join,
     Layer,
     LayerNorm,
     Linear,
@@ -31,6 +33,7 @@ from framework.layers import (
     Residual,
     Shared,
     Spec,
+    Upsample2d,
 )
 from framework.memory import Array
 from framework.parameters import ParameterSpec
@@ -48,10 +51,12 @@ def twin(model: Model, x: Spec) -> nn.Module:
         x: Spec of a batch of inputs, which tells the sizes that layers take from their inputs.
 
     Raises:
-        TypeError: A layer has no twin, or the loss is not `CrossEntropy`.
+        TypeError: A layer has no twin, or the loss is neither `CrossEntropy` nor `MeanSquaredError`.
     """
-    if not isinstance(model.loss, CrossEntropy):
-        raise TypeError(f"twins are trained with CrossEntropy, but the model's loss is {model.loss!r}")
+    if not isinstance(model.loss, CrossEntropy | MeanSquaredError):
+        raise TypeError(
+            f"twins are trained with CrossEntropy or MeanSquaredError, but the model's loss is {model.loss!r}"
+        )
     layout = model.chain.layout(x)
     module = _module(
         model.chain, "", {**layout.specs, **{own: layout.specs[name] for own, name in layout.aliases.items()}}
@@ -73,6 +78,17 @@ class _Residual(nn.Sequential):
             else:
                 y = module(y)
         return y + skip
+
+
+class _Concat(nn.Sequential):
+    """x beside inner(x)."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, super().forward(x)), self.axis)
 
 
 class _Embedding(nn.Module):
@@ -130,6 +146,11 @@ def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
             if layer.shortcut is not None:
                 module.add_module("shortcut", _module(layer.shortcut, f"{path}.shortcut", specs))
             return module
+        case Concat(end=Join(axis)):
+            inner = layer.inner if isinstance(layer.inner, Chain) else Chain(inner=layer.inner)
+            return _filled(_Concat(axis), inner, path, specs)
+        case Upsample2d(scale):
+            return nn.Upsample(scale_factor=scale, mode="nearest")
         case Linear():
             features, given = shape("weight")
             return nn.Linear(given, features, bias=layer.bias, dtype=dtype())
@@ -192,11 +213,13 @@ def gradients(module: nn.Module) -> dict[str, Array]:
 def tensors(x: Array, targets: Array) -> tuple[Tensor, Tensor]:
     """Returns a batch as PyTorch takes it: it looks nothing up by bytes, so integers become int64."""
     tokens = torch.from_numpy(x.astype(np.int64) if x.dtype.kind in "iu" else x)
-    return tokens, torch.from_numpy(targets.astype(np.int64))
+    return tokens, torch.from_numpy(targets.astype(np.int64) if targets.dtype.kind in "iu" else targets)
 
 
 def mean_loss(module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean cross-entropy over all targets."""
+    """Returns the mean cross-entropy over all targets, or the mean squared error of floats."""
+    if targets.is_floating_point():
+        return functional.mse_loss(module(x), targets)
     return functional.cross_entropy(module(x).flatten(0, -2), targets.flatten())
 
 

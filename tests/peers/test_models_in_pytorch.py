@@ -27,7 +27,17 @@ from framework.memory import Array
 
 pytestmark = pytest.mark.peers
 
-EXAMPLES = {"mlp-small": 16, "byte-gpt-tiny": 4, "byte-gpt-small": 2, "byte-gpt-tiny-tied": 4, "byte-gpt-small-tied": 1}
+EXAMPLES = {
+    "mlp-small": 16,
+    "mlp-deep": 8,
+    "lenet": 8,
+    "resnet-small": 4,
+    "unet": 4,
+    "byte-gpt-tiny": 4,
+    "byte-gpt-small": 2,
+    "byte-gpt-tiny-tied": 4,
+    "byte-gpt-small-tied": 1,
+}
 
 
 @pytest.fixture(scope="module")
