@@ -74,9 +74,9 @@ def load(model: Model, path: Path) -> Parameters:
 def _window(model: Model) -> int:
     """The most bytes that the model reads."""
     first = next(iter(model.chain))
-    window, vocabulary = getattr(first, "positions", None), getattr(first, "vocabulary", None)
+    window, vocabulary = getattr(first, "positions", None) or model.window, getattr(first, "vocabulary", None)
     if window is None or vocabulary != 256:
         raise ValueError(
-            f"model {model.name!r} does not write text: it is no model over bytes; name a run of a byte-gpt"
+            f"model {model.name!r} does not write text: it is no model over bytes; name a run of a byte-gpt or byte-lstm"
         )
     return int(window)

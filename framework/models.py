@@ -15,6 +15,7 @@ from framework.architectures import lenet, mlp, resnet, unet
 from framework.data import Dataset, Examples, Form, Task, clusters, open_examples, open_text, pictures, prepare
 from framework.layers import (
     GELU,
+    LSTM,
     CausalAttention,
     Chain,
     Dropout,
@@ -43,6 +44,7 @@ class Model:
         arguments: What `build` was called with, so that the model can be built again; empty if it was not.
         training: Options of `TrainingOptions` that suit the model, where a person names none.
         resize: Makes the model anew, given the keywords `outputs` and `loss`; None if its sizes are fixed.
+        window: How many tokens it reads at once where none of its layers limits them; None for what reads no text.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Model:
         sizes = {"outputs": outputs, "regression": not whole}
         made = self.resize(outputs=outputs, loss=CrossEntropy() if whole else MeanSquaredError())
         return replace(made, arguments={**self.arguments, **sizes} if self.arguments else {})
+    window: int | None = None
 
 
 def byte_gpt(
@@ -125,6 +128,21 @@ def byte_gpt(
         head=Shared(head, weight="embedding.token") if tied else head,
     )
     return Model(name, chain, CrossEntropy(), partial(_text, name, window))
+
+
+def byte_lstm(
+    name: str, layers: int, features: int, embedded: int, window: int, dtype: str = "float32", dropout: float = 0.0
+) -> Model:
+    """A recurrent network over bytes: an embedding that starts standard normal, LSTMs, and a head.
+
+    With dropout, each LSTM is followed by one (Zaremba et al. 2014, arXiv 1409.2329).
+    """
+    chain: dict[str, Layer] = {"embedding": Embedding(256, None, embedded, dtype=dtype, initializer=Normal(1.0))}
+    for number in range(layers):
+        chain[f"lstm{number}"] = LSTM(features, chunks=8)
+        if dropout:
+            chain[f"dropout{number}"] = Dropout(dropout)
+    return Model(name, Chain(**chain, head=Linear(256)), CrossEntropy(), partial(_text, name, window), window=window)
 
 
 def sized(
@@ -220,6 +238,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "byte-gpt-small": partial(byte_gpt, "byte-gpt-small", 6, 256, 4, 256),
     "byte-gpt-tiny-tied": partial(byte_gpt, "byte-gpt-tiny-tied", 4, 128, 4, 128, tied=True),
     "byte-gpt-small-tied": partial(byte_gpt, "byte-gpt-small-tied", 6, 256, 4, 256, tied=True),
+    "byte-lstm-small": partial(byte_lstm, "byte-lstm-small", 2, 256, 128, 128),
 }
 
 

@@ -1,4 +1,4 @@
-"""Embedding of tokens with learned positions."""
+"""Embedding of tokens, with learned positions or without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from framework.parameters import Initializer, Normal, ParameterSpec
 
 @dataclass(frozen=True)
 class Embedding(Layer):
-    """y[..., t, :] = token[x[..., t]] + position[t].
+    """y[..., t, :] = token[x[..., t]] + position[t]; without positions the token's row alone, for any length.
 
     Shapes: x (..., T) integers in [0, vocabulary), T ≤ positions; token (vocabulary, features), position
     (positions, features), y (..., T, features). The VJP needs x and adds rows in the order of the tokens, so equal
@@ -23,14 +23,14 @@ class Embedding(Layer):
 
     Attributes:
         vocabulary: Number of tokens.
-        positions: Greatest length T.
+        positions: Greatest length T; None for no positions.
         features: Size of the output's last axis.
         dtype: Of the tables and the output.
         initializer: Of both tables.
     """
 
     vocabulary: int
-    positions: int
+    positions: int | None
     features: int
     dtype: str = "float32"
     initializer: Initializer = field(default_factory=lambda: Normal(0.02))
@@ -39,13 +39,12 @@ class Embedding(Layer):
 
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         dtype = np.dtype(self.dtype)
-        return {
-            "token": ParameterSpec((self.vocabulary, self.features), dtype, self.initializer),
-            "position": ParameterSpec((self.positions, self.features), dtype, self.initializer),
-        }
+        rows = {"token": self.vocabulary} | ({} if self.positions is None else {"position": self.positions})
+        return {name: ParameterSpec((n, self.features), dtype, self.initializer) for name, n in rows.items()}
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
-        return params["token"][x] + params["position"][: x.shape[-1]]
+        y = params["token"][x]
+        return y if self.positions is None else y + params["position"][: x.shape[-1]]
 
     def forward(self, params: Params, x: Any, context: Context) -> tuple[Array, Own]:
         if x.size and not 0 <= int(x.min()) <= int(x.max()) < self.vocabulary:
@@ -61,17 +60,20 @@ class Embedding(Layer):
             some[...] = tokens[block]
             # mode="clip" writes straight into `out`; the default would go through a hidden copy.
             np.take(params["token"], some, axis=0, out=rows[block], mode="clip")
-        y += params["position"][: x.shape[-1]]
+        if self.positions is not None:
+            y += params["position"][: x.shape[-1]]
         return y, ()
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
-        token, position = grads["token"], grads["position"]
+        token = grads["token"]
         token.fill(0)
         for index, row in zip(x.reshape(-1).tolist(), kernels.as_rows(cotangent), strict=True):
             token[index] += row
-        length = x.shape[-1]
-        np.add.reduce(cotangent.reshape(x.size // max(1, length), length, self.features), axis=0, out=position[:length])
-        position[length:].fill(0)
+        if self.positions is not None:
+            position, length = grads["position"], x.shape[-1]
+            each = cotangent.reshape(x.size // max(1, length), length, self.features)
+            np.add.reduce(each, axis=0, out=position[:length])
+            position[length:].fill(0)
         return None
 
     def jvp(
@@ -82,7 +84,7 @@ class Embedding(Layer):
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         if x.dtype.kind not in "iu" or not x.shape:
             raise ValueError(f"Embedding takes an array of integer tokens with at least one axis, but got {x}")
-        if x.shape[-1] > self.positions:
+        if self.positions is not None and x.shape[-1] > self.positions:
             raise ValueError(
                 f"Embedding has {self.positions} positions, but got a sequence of {x.shape[-1]} tokens: {x}"
             )

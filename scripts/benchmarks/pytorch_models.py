@@ -15,6 +15,7 @@ from torch.nn import functional
 from framework import AdamW, CrossEntropy, MeanSquaredError, Model
 from framework.layers import (
     GELU,
+    LSTM,
     AveragePool2d,
     BatchNorm,
     CausalAttention,
@@ -34,6 +35,7 @@ from framework.layers import (
     Shared,
     Spec,
     Upsample2d,
+    flatten,
 )
 from framework.memory import Array
 from framework.parameters import ParameterSpec
@@ -61,9 +63,9 @@ def twin(model: Model, x: Spec) -> nn.Module:
     module = _module(
         model.chain, "", {**layout.specs, **{own: layout.specs[name] for own, name in layout.aliases.items()}}
     )
-    for own, name in layout.aliases.items():
-        path, _, local = own.rpartition(".")
-        setattr(module.get_submodule(path), local, module.get_parameter(name))
+    for step in flatten(model.chain):
+        for local, name in step.shared.items():
+            setattr(module.get_submodule(step.path), local, module.get_parameter(name))
     return module
 
 
@@ -92,16 +94,35 @@ class _Concat(nn.Sequential):
 
 
 class _Embedding(nn.Module):
-    """Embedding of tokens with learned positions. Two parameters of one module, since ours have the names of one layer."""
+    """Embedding of tokens, with learned positions if there are any. Two parameters of one module, since ours have the names of one layer."""
 
     def __init__(self, layer: Embedding) -> None:
         super().__init__()
         dtype = getattr(torch, layer.dtype)
         self.token = nn.Parameter(torch.zeros(layer.vocabulary, layer.features, dtype=dtype))
-        self.position = nn.Parameter(torch.zeros(layer.positions, layer.features, dtype=dtype))
+        self.position: nn.Parameter | None = None
+        if layer.positions is not None:
+            self.position = nn.Parameter(torch.zeros(layer.positions, layer.features, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.embedding(x, self.token) + self.position[: x.shape[-1]]
+        y = functional.embedding(x, self.token)
+        return y if self.position is None else y + self.position[: x.shape[-1]]
+
+
+class _LSTM(nn.Module):
+    """One layer over (batch, time, features), by PyTorch's own function; of its two biases the second is zero."""
+
+    def __init__(self, features: int, given: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.zeros(4 * features, given, dtype=dtype))
+        self.weight_hh = nn.Parameter(torch.zeros(4 * features, features, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(4 * features, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = x.new_zeros(1, len(x), self.weight_hh.shape[1])
+        weights = [self.weight_ih, self.weight_hh, self.bias, torch.zeros_like(self.bias)]
+        y: Tensor = torch._VF.lstm(x, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
+        return y
 
 
 class _CausalAttention(nn.Module):
@@ -179,6 +200,9 @@ def _module(layer: Layer, path: str, specs: Specs) -> nn.Module:
             return nn.GELU(approximate="tanh")
         case ReLU():
             return nn.ReLU()
+        case LSTM():
+            _, given = shape("weight_ih")
+            return _LSTM(layer.features, given, getattr(torch, specs[f"{path}.weight_ih"].dtype.name))
         case Shared():
             return _module(layer.layer, path, specs)
     raise TypeError(f"step {path!r}: {layer.kind} has no twin in PyTorch")

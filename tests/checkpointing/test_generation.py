@@ -9,9 +9,9 @@ from framework import Key, Ledger, Parameters, Spec, build
 from tests.checkpointing.cases import nested, tokens
 
 
-@pytest.fixture(scope="module")
-def trained():  # type: ignore[no-untyped-def]
-    model = build("byte-gpt-tiny")
+@pytest.fixture(scope="module", params=["byte-gpt-tiny", "byte-lstm-small"])
+def trained(request):  # type: ignore[no-untyped-def]
+    model = build(request.param)
     return model, Parameters.initialize(model.chain.layout(Spec.of((1, 1), np.uint8)), Key(1))
 
 

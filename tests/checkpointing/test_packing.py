@@ -94,7 +94,9 @@ def test_plans_of_all_kinds_are_packed_soundly(policy: str) -> None:
         assert not any("gradients" in slots for slots in plan.packing.slots)
 
 
-@pytest.mark.parametrize("model", ["mlp-small", "byte-gpt-tiny", "byte-gpt-small"])
+@pytest.mark.parametrize(
+    "model", ["mlp-small", "byte-gpt-tiny", "byte-gpt-small", "byte-gpt-tiny-tied", "byte-lstm-small"]
+)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_the_block_is_at_most_3_percent_larger_than_what_lives_at_once(model: str, shards: int) -> None:
     built = build(model, dropout=0.1)

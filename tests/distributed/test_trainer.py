@@ -53,6 +53,7 @@ from framework.parameters import Constant
         ("byte-gpt-small", 1, 1, 1e-3),
         ("byte-gpt-tiny-tied", 4, 2, 3e-3),
         ("byte-gpt-small-tied", 1, 1, 1e-3),
+        ("byte-lstm-small", 2, 2, 1e-2),
     ],
 )
 def test_overfitting_one_batch_reaches_a_loss_below_0_05_in_200_steps(

@@ -117,6 +117,9 @@ FAMILIES = {
         (2, 3),
         tokens=True,
     ),
+    "embedding without positions": Family(
+        lambda dtype: Embedding(11, None, 5, dtype), shapes(st.integers(0, 20)), ((2, 171, 19),), (2, 3), tokens=True
+    ),
     "layer norm": Family(lambda _: LayerNorm(), ROWS, TABLE, (2, 2, 3)),
     "attention": Family(lambda _: CausalAttention(2), **attention(18)),
     "attention of one head": Family(lambda _: CausalAttention(1), **attention(3)),

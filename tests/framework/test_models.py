@@ -11,6 +11,7 @@ import pytest
 
 from framework import (
     GELU,
+    LSTM,
     ArrayDataset,
     ByteText,
     CausalAttention,
@@ -42,6 +43,7 @@ BATCHES = {
     "byte-gpt-small": Spec.of((2, 256), "uint8"),
     "byte-gpt-tiny-tied": Spec.of((2, 128), "uint8"),
     "byte-gpt-small-tied": Spec.of((2, 256), "uint8"),
+    "byte-lstm-small": Spec.of((2, 128), "uint8"),
 }
 
 
@@ -79,6 +81,7 @@ def unet_size(channels: int, widths: tuple[int, ...]) -> int:
         ("byte-gpt-small", 4_935_680),
         ("byte-gpt-tiny-tied", 875_264 - 256 * 128),
         ("byte-gpt-small-tied", 4_935_680 - 256 * 256),
+        ("byte-lstm-small", 256 * 128 + 1024 * (128 + 256 + 1) + 1024 * (256 + 256 + 1) + 256 * 257),
         ("mlp-small", 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10),
         ("mlp-deep", 64 * 512 + 512 + 7 * (512 * 512 + 512) + 512 * 10 + 10),
         ("lenet", 25 * 16 + 16 + 25 * 16 * 32 + 32 + 512 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10),
@@ -149,6 +152,25 @@ def test_a_byte_gpt_is_an_embedding_pre_norm_blocks_a_norm_and_a_head(dropout: f
         if not isinstance(layer, Add):
             assert shape(step.layer) == layer, name
     assert [step.stage for step in steps] == [0, *(1 + i for i in range(4) for _ in kinds(dropout)), 5, 6]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_byte_lstm_is_an_embedding_without_positions_lstms_and_a_head(dropout: float) -> None:
+    chain = build("byte-lstm-small", dropout=dropout).chain
+    drop = [Dropout(dropout)] if dropout else []
+    first, *rest = chain
+    assert isinstance(first, Embedding)
+    assert (first.vocabulary, first.positions, first.features) == (256, None, 128)
+    assert rest == [LSTM(256), *drop, LSTM(256), *drop, Linear(256)]
+    assert [*chain.layers] == [
+        "embedding",
+        "lstm0",
+        *["dropout0"] * len(drop),
+        "lstm1",
+        *["dropout1"] * len(drop),
+        "head",
+    ]
+    assert flatten(chain)[-1].stage == 1 + 2 * (8 + len(drop))
 
 
 def test_weights_that_write_into_the_residual_stream_start_smaller() -> None:

@@ -37,6 +37,7 @@ EXAMPLES = {
     "byte-gpt-small": 2,
     "byte-gpt-tiny-tied": 4,
     "byte-gpt-small-tied": 1,
+    "byte-lstm-small": 2,
 }
 
 
