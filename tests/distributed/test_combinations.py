@@ -15,6 +15,7 @@ from checkpointing.witness import TOLERANCE, Verification
 from distributed import Trainer
 from distributed.worker import Worker
 from framework import (
+    LSTM,
     CausalAttention,
     Chain,
     CrossEntropy,
@@ -43,7 +44,10 @@ def drawn_model(draw: random.Random) -> tuple[Chain, Loss, ArrayDataset, int]:
         return chain, MeanSquaredError(), ArrayDataset(x, targets, validation=0.34), batch
     length, heads = draw.choice((8, 30, 80)), draw.choice((1, 2))
     tokens = generator.integers(50, size=(examples, length + 1)).astype(np.uint8)
-    attention = Residual(Chain(Linear(3 * width), CausalAttention(heads), Linear(width)))
+    mixing = Chain(Linear(3 * width), CausalAttention(heads), Linear(width))
+    if draw.random() < 0.3:
+        mixing = Chain(LSTM(width, draw.randint(1, 9)))
+    attention = mixing if draw.random() < 0.3 else Residual(mixing)
     last = Shared(Linear(50, bias=False), weight="0.token") if draw.random() < 0.3 else Linear(50)
     chain = Chain(Embedding(50, length, width, dtype=dtype), attention, *random_layers(draw, width, 2), last)
     return chain, CrossEntropy(), ArrayDataset(tokens[:, :-1].copy(), tokens[:, 1:].copy(), validation=0.34), batch
