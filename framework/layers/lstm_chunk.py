@@ -192,7 +192,7 @@ class LSTMChunk(Layer):
     def _run(self, params: Params, x: Array, before: Array | None, y: Array, gates: Array, scratch: Array) -> None:
         """Writes the output and the gates. All inputs go through one product; only that with h has to wait for the step before."""
         kernels.matmul(self._part(x, scratch), params["weight_ih"].T, out=kernels.as_rows(gates))
-        product, _ = _cut(scratch, (len(x), 4 * self.features))
+        product, _ = _cut(scratch, (4 * self.features, len(x)))
         spare, _ = _cut(scratch, (len(x), self.features))
         hidden, memory = None, y[-1]
         memory[...] = 0 if before is None else before[-1]
@@ -202,7 +202,8 @@ class LSTMChunk(Layer):
             gates += params["bias"]
             for each, row in zip(gates, y, strict=False):
                 if hidden is not None:
-                    each += kernels.matmul(hidden, params["weight_hh"].T, out=product)
+                    # BLAS takes half the time for few rows this way around.
+                    each += kernels.matmul(params["weight_hh"], hidden.T, out=product).T
                 i, f, g, o = _quarters(each)
                 for gate in (i, f, o):
                     write_sigmoid(gate, gate)
@@ -273,7 +274,7 @@ class LSTMChunk(Layer):
             scratch: Room for six values of the state.
         """
         y, tangent = outputs
-        product, scratch = _cut(scratch, gates[0].shape[1:] if len(gates[0]) else (0,))
+        product, scratch = _cut(scratch, (4 * self.features, y.shape[1]))
         (memory, spare), _ = _cut(scratch, (2, *y.shape[1:]))
         moving = tangent[-1]
         memory[...] = 0 if before is None else before[0][-1]
@@ -282,7 +283,7 @@ class LSTMChunk(Layer):
         for t, (each, moved) in enumerate(zip(*gates, strict=True)):
             if last is not None:
                 for hidden, which in zip(last, reversed(params), strict=True):
-                    moved += kernels.matmul(hidden, which["weight_hh"].T, out=product)
+                    moved += kernels.matmul(which["weight_hh"], hidden.T, out=product).T
             (i, f, g, o), (to_i, to_f, to_g, to_o) = _quarters(each), _quarters(moved)
             for to, gate in ((to_i, i), (to_f, f), (to_o, o)):
                 _times_slope(to, gate, spare)
