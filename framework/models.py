@@ -54,6 +54,7 @@ class Model:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     resize: Callable[..., Model] | None = None
+    window: int | None = None
 
     def fitted(self, data: Dataset) -> Model:
         """Returns the model with as many outputs as the data have classes or numbers to predict, and with the loss for them.
@@ -81,7 +82,6 @@ class Model:
         sizes = {"outputs": outputs, "regression": not whole}
         made = self.resize(outputs=outputs, loss=CrossEntropy() if whole else MeanSquaredError())
         return replace(made, arguments={**self.arguments, **sizes} if self.arguments else {})
-    window: int | None = None
 
 
 def byte_gpt(
