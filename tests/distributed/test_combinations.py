@@ -16,6 +16,7 @@ from distributed import Trainer
 from distributed.worker import Worker
 from framework import (
     LSTM,
+    Attention,
     CausalAttention,
     Chain,
     CrossEntropy,
@@ -27,7 +28,8 @@ from framework import (
     Shared,
     build,
 )
-from framework.data import ArrayDataset
+from framework.architectures import lenet, resnet, unet
+from framework.data import ArrayDataset, pictures
 from framework.losses import Loss
 from tests.checkpointing.cases import POLICIES, random_layers
 
@@ -42,15 +44,37 @@ def drawn_model(draw: random.Random) -> tuple[Chain, Loss, ArrayDataset, int]:
         last = Shared(Linear(width), weight="0.weight") if draw.random() < 0.3 else Linear(width)
         chain = Chain(Linear(width), *random_layers(draw, width, 2), last)
         return chain, MeanSquaredError(), ArrayDataset(x, targets, validation=0.34), batch
+    if draw.random() < 0.3:
+        return drawn_images(draw, dtype, batch)
     length, heads = draw.choice((8, 30, 80)), draw.choice((1, 2))
     tokens = generator.integers(50, size=(examples, length + 1)).astype(np.uint8)
-    mixing = Chain(Linear(3 * width), CausalAttention(heads), Linear(width))
+    kind = draw.choice((Attention, CausalAttention))
+    mixing = Chain(Linear(3 * width), kind(heads), Linear(width))
     if draw.random() < 0.3:
         mixing = Chain(LSTM(width, draw.randint(1, 9)))
     attention = mixing if draw.random() < 0.3 else Residual(mixing)
     last = Shared(Linear(50, bias=False), weight="0.token") if draw.random() < 0.3 else Linear(50)
     chain = Chain(Embedding(50, length, width, dtype=dtype), attention, *random_layers(draw, width, 2), last)
     return chain, CrossEntropy(), ArrayDataset(tokens[:, :-1].copy(), tokens[:, 1:].copy(), validation=0.34), batch
+
+
+def drawn_images(draw: random.Random, dtype: str, batch: int) -> tuple[Chain, Loss, ArrayDataset, int]:
+    """One of the named architectures in a drawn size, on images of a drawn size."""
+    channels, side, widths = (
+        draw.choice((1, 3)),
+        draw.choice((4, 8, 12)),
+        tuple(draw.sample((3, 5, 8), draw.randint(2, 3))),
+    )
+    images = pictures(3 * batch, (channels, side, side), 4, dtype)
+    data = ArrayDataset(images.x, images.y, validation=0.34)
+    match draw.randrange(3):
+        case 0:
+            return lenet(4, 0.2), CrossEntropy(), data, batch
+        case 1:
+            return resnet(4, 0.2, widths, draw.choice((1, 2))), CrossEntropy(), data, batch
+        case _:
+            noisy = ArrayDataset(images.x + images.x[::-1], images.x, validation=0.34)
+            return unet(channels, 0.2, widths), MeanSquaredError(), noisy, batch
 
 
 def verified(seed: int) -> tuple[str, Verification]:
