@@ -2,7 +2,7 @@
 
 Two buffers may share bytes if their lives do not overlap. The least block that holds all of them is at least the peak of live bytes; to
 find it is NP-hard (dynamic storage allocation; Garey & Johnson 1979, problem SR2), so several greedy packings are tried and the
-best is kept. Placing the largest first, each in the smallest gap that it fits, is usually within a percent (Sekiyama et al. 2018, arXiv
+best is kept: in several orders, from the lower end alone or from both, and with sides drawn by chance. Placing the largest first, each in the smallest gap that it fits, is usually within a percent (Sekiyama et al. 2018, arXiv
 1804.10001; Pisarchyk & Lee 2020, arXiv 2001.03288).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,11 @@ _SCRATCH_SLACK = 8 * ALIGNMENT
 
 #: A packing within this factor of the bound is not improved, and others by trying so many times over the number of buffers.
 _GOOD, _WORK = 1.002, 20_000
+#: What lives for few operations, so that it can come from the upper end while the rest grows from the lower one.
+_SHORT_LIVED = frozenset({"cotangents", "workspace"})
+#: Of which order sides are drawn by chance, and the parts of the kinds of buffers of which one is drawn: so many come from the upper end.
+_DRAWN = "busiest operation first, longest life"
+_ABOVE = (0.1, 0.3, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,29 +93,52 @@ def pack(buffers: Sequence[Buffer], operations: int) -> Packing:
     first = np.array([buffer.first for buffer in buffers], np.int64)
     last = np.array([buffer.last for buffer in buffers], np.int64)
     bound = _most_at_once(sizes, first, last, operations)
-    tried = []
-    for name, order in _orders(sizes, first, last):
-        offsets = _place(order, sizes, first, last)
-        tried.append((int(np.max(offsets + sizes, initial=0)), name, offsets, order))
-        if tried[-1][0] == bound:
+    orders = dict(_orders(sizes, first, last))
+    kinds = {key: number for number, key in enumerate(dict.fromkeys((b.category, b.owner) for b in buffers))}
+    kind = np.array([kinds[b.category, b.owner] for b in buffers], np.intp)
+    above = np.array([buffer.category in _SHORT_LIVED for buffer in buffers], bool)
+    best: _Trial | None = None
+    for name, order in orders.items():
+        for sides, high in (("", np.zeros_like(above)), (", from both ends", above)):
+            offsets = _place(order, sizes, first, last, high, bound)
+            trial = _Trial(int(np.max(offsets + sizes, initial=0)), name + sides, offsets, order, high)
+            if best is None or trial.nbytes < best.nbytes:
+                best = trial
+        if best is not None and best.nbytes == bound:
             break
-    height, name, offsets, order = min(tried, key=lambda packing: packing[0])
+    assert best is not None
     generator = Key(0).fold("packing").generator()
-    for trial in range(_WORK // max(1, len(buffers))):
-        if height <= bound * _GOOD:
+    for number in range(_WORK // max(1, len(buffers))):
+        if best.nbytes <= bound * _GOOD:
             break
-        if trial % 2:
-            other = generator.permutation(len(buffers))
+        if number % 2:
+            order, high = orders[_DRAWN], (generator.random(len(kinds)) < generator.choice(_ABOVE))[kind]
         else:
-            # What reaches the top was placed too late: it goes to the front, and some other buffer with it.
-            top = np.flatnonzero(offsets + sizes == height)
-            moved = np.unique([generator.choice(top), generator.integers(len(buffers))])
-            other = np.concatenate([moved, order[~np.isin(order, moved)]])
-        found = _place(other, sizes, first, last)
-        reached = int(np.max(found + sizes))
-        if reached < height or (reached == height and not trial % 2):
-            height, name, offsets, order = reached, "random order" if trial % 2 else "repaired", found, other
+            order, high = _repaired(best, sizes, generator), best.high
+        offsets = _place(order, sizes, first, last, high, bound)
+        reached = int(np.max(offsets + sizes))
+        if reached < best.nbytes or (reached == best.nbytes and not number % 2):
+            best = _Trial(reached, "drawn sides" if number % 2 else "repaired", offsets, order, high)
+    height, name, offsets = best[:3]
     return Packing(height, bound, _slots(buffers, offsets, operations), name)
+
+
+class _Trial(NamedTuple):
+    """A packing that was tried: how high it is, what it is called, its offsets, and the order and the sides that made them."""
+
+    nbytes: int
+    name: str
+    offsets: Array
+    order: Array
+    high: Array
+
+
+def _repaired(trial: _Trial, sizes: Array, generator: np.random.Generator) -> Array:
+    """Another order: a buffer that reaches the top was placed too late and goes to the front, and some other buffer with it."""
+    top = np.flatnonzero(trial.offsets + sizes == trial.nbytes)
+    moved = np.unique([generator.choice(top), generator.integers(len(sizes))])
+    found: Array = np.concatenate([moved, trial.order[~np.isin(trial.order, moved)]])
+    return found
 
 
 def _aligned(nbytes: int) -> int:
@@ -137,11 +166,14 @@ def _orders(sizes: Array, first: Array, last: Array) -> Iterator[tuple[str, Arra
     live = np.cumsum(change)
     busiest = np.array([live[a : b + 1].max() for a, b in zip(first, last, strict=True)])
     yield "busiest operation first", np.lexsort((-sizes, -busiest))
-    yield "busiest operation first, longest life", np.lexsort((-life, -busiest))
+    yield _DRAWN, np.lexsort((-life, -busiest))
 
 
-def _place(order: Array, sizes: Array, first: Array, last: Array) -> Array:
-    """Puts each buffer into the smallest gap that it fits between those it lives together with, else above them."""
+def _place(order: Array, sizes: Array, first: Array, last: Array, high: Array, ceiling: int) -> Array:
+    """Puts each buffer into the smallest gap that it fits between those it lives together with; if it is high, at the end of the last.
+
+    The space below the ceiling is a gap, too, though a far one; what fits no gap goes above all.
+    """
     offsets = np.zeros_like(sizes)
     placed = np.zeros(len(sizes), bool)
     for i in order:
@@ -150,9 +182,16 @@ def _place(order: Array, sizes: Array, first: Array, last: Array) -> Array:
         by_start = np.argsort(starts, kind="stable")
         ends = np.maximum.accumulate((starts + sizes[together])[by_start], dtype=np.int64)
         below = np.concatenate([np.zeros(1, np.int64), ends])  # a gap begins where all below it end
-        gaps = starts[by_start] - below[:-1]
+        above = np.append(starts[by_start], max(ceiling, int(below[-1])))
+        gaps = above - below
         fitting = np.flatnonzero(gaps >= sizes[i])
-        offsets[i] = below[fitting[np.argmin(gaps[fitting])]] if fitting.size else below[-1]
+        if not fitting.size:
+            offsets[i] = below[-1]
+        elif high[i]:
+            offsets[i] = above[fitting[-1]] - sizes[i]
+        else:
+            inner = fitting[fitting < len(gaps) - 1]
+            offsets[i] = below[inner[np.argmin(gaps[inner])]] if inner.size else below[-1]
         placed[i] = True
     return offsets
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from checkpointing import parse_policy, run_plans
 from checkpointing.packing import ALIGNMENT, Buffer, Packing, pack
 from framework import AdamW, Spec, build
+from framework.models import MODELS
 from tests.checkpointing.cases import POLICIES, all_cases
 
 
@@ -94,9 +95,7 @@ def test_plans_of_all_kinds_are_packed_soundly(policy: str) -> None:
         assert not any("gradients" in slots for slots in plan.packing.slots)
 
 
-@pytest.mark.parametrize(
-    "model", ["mlp-small", "byte-gpt-tiny", "byte-gpt-small", "byte-gpt-tiny-tied", "byte-lstm-small"]
-)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_the_block_is_at_most_3_percent_larger_than_what_lives_at_once(model: str, shards: int) -> None:
     built = build(model, dropout=0.1)
