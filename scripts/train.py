@@ -125,8 +125,8 @@ def chosen_options(options: Train, model: Model, data: Dataset) -> dict[str, Any
     chosen = {**given, **{name: value for name, value in (DEFAULTS | model.training).items() if given[name] is None}}
     if options.batch is None:
         fewest = min(data.size(split) for split in ("train", "validation"))
-        while chosen["batch"] > max(fewest, chosen["shards"]):
-            chosen["batch"] //= 2
+        if chosen["batch"] > fewest:
+            chosen["batch"] = max(1, fewest // chosen["shards"]) * chosen["shards"]
     return chosen
 
 

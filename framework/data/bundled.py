@@ -47,7 +47,7 @@ def read_bundled(name: str) -> Examples:
     if importlib.util.find_spec("sklearn") is None:
         raise ValueError(
             f"the data set {name!r} comes with scikit-learn, which is not installed; install it with: pip install scikit-learn "
-            "(or Retape with its extra: pip install 'retape[datasets]')"
+            "(it is Retape's extra datasets)"
         )
     done = subprocess.run([sys.executable, "-c", _READ, BUNDLED[name]], capture_output=True, check=False)
     if done.returncode:

@@ -166,6 +166,13 @@ def test_a_table_is_learned_and_the_record_says_how_it_was_read(
     assert again.chain.layout(Spec.of((1, 2), "float32")).size == summary["parameters"]
 
 
+def test_a_small_set_fills_one_batch_of_its_held_out_examples(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("".join(f"{i % 7},{i % 2}\n" for i in range(150)))
+    options = ("--model", "mlp-small", "--data", "t.csv", "--workers", "0", "--steps", "3", "--json")
+    assert last_json(run("train", *options, cwd=tmp_path))["batch"] == 28  # of 30, in four shards
+    assert last_json(run("train", *options, "--batch", "8", cwd=tmp_path))["batch"] == 8
+
+
 def test_a_model_of_ones_own_from_the_working_directory(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from framework import Chain, CrossEntropy, Linear, Model, ReLU\n"
