@@ -79,12 +79,13 @@ class BatchNorm(Layer):
         own = tuple(context.empty((blocks.channels,), x.dtype, "residuals") for _ in range(2)) if measures else ()
         scale, shift = (context.empty((blocks.channels,), x.dtype, "workspace") for _ in range(2))
         if own:
-            self._measure(blocks, x, own, scale, context)
+            self._measure(blocks, x, own, y, context)
         mean, inverse = own or self._kept(scale, context)
         np.multiply(inverse, params["weight"] if self.affine else 1, out=scale)
         shift[...] = params["bias"] if self.affine else 0
         for at, some, out in blocks.of(x, y):
-            np.subtract(some, mean[at, None], out=out)
+            if not own:
+                np.subtract(some, mean[at, None], out=out)
             out *= scale[at, None]
             out += shift[at, None]
         return y, own
@@ -109,7 +110,7 @@ class BatchNorm(Layer):
         tangent = context.empty(x.shape, x.dtype, "activations")
         line = self._pulled(params, x, own, x_tangent, context)
         if self.affine:
-            line.slope += np.multiply(line.inverse, params_tangent["weight"], out=line.part)
+            line.slope += np.multiply(line.inverse, params_tangent["weight"], out=line.product)
             line.shift += params_tangent["bias"]
         line.write(x, x_tangent, tangent)
         return y, tangent
@@ -125,14 +126,14 @@ class BatchNorm(Layer):
                 "give more examples a shard (a larger batch, or fewer shards)"
             )
         channel = x.shape[1] * x.dtype.itemsize
-        block = _Blocks.scratch_size(x.shape) * x.dtype.itemsize
+        block, sums = (size(x.shape) * x.dtype.itemsize for size in (_Blocks.scratch_size, _Blocks.sums_size))
         return Footprint(
             output=x,
             own=(Spec((x.shape[1],), x.dtype),) * 2 if measures else (),
             needs_input=(True,),
-            forward_workspace=2 * channel + (block if measures else 0),
-            backward_workspace=(6 if measures else 7) * channel + block,
-            jvp_workspace=(8 if measures else 7) * channel + block,
+            forward_workspace=2 * channel + (sums if measures else 0),
+            backward_workspace=(5 if measures else 6) * channel + sums + block,
+            jvp_workspace=(7 if measures else 6) * channel + sums + block,
             forward_flops=7 * x.size,
             backward_flops=10 * x.size,
             forward_in_place=not measures,
@@ -143,20 +144,18 @@ class BatchNorm(Layer):
         """Whether mean and variance are those of the batch."""
         return training or not self.tracked
 
-    def _measure(self, blocks: _Blocks, x: Array, own: Own, part: Array, context: Context) -> None:
-        """Writes mean and 1/√(var + ε) of the channels, and tells of them."""
+    def _measure(self, blocks: _Blocks, x: Array, own: Own, centred: Array, context: Context) -> None:
+        """Writes mean and 1/√(var + ε) of the channels and x - mean, and tells of them."""
         mean, variance = own
-        scratch = context.empty((blocks.scratch_size(x.shape),), x.dtype, "workspace")
+        sums = _ChannelSums(blocks, x, context)
         mean.fill(0)
         for at, some in blocks.of(x):
-            mean[at] += np.add.reduce(some, axis=(0, 2), out=part[at])
+            sums.add(some, at, mean)
         mean /= blocks.count
         variance.fill(0)
-        for at, some in blocks.of(x):
-            centred = kernels.front(scratch, some.shape)
-            np.subtract(some, mean[at, None], out=centred)
-            centred *= centred
-            variance[at] += np.add.reduce(centred, axis=(0, 2), out=part[at])
+        for at, some, out in blocks.of(x, centred):
+            np.subtract(some, mean[at, None], out=out)
+            sums.add_product(out, out, at, variance)
         variance /= blocks.count
         if context.statistics is not None:
             context.statistics["mean"][...] = mean
@@ -210,6 +209,12 @@ class _Blocks:
         examples, channels = cls._cut(shape)
         return examples * channels * math.prod(shape[2:])
 
+    @classmethod
+    def sums_size(cls, shape: tuple[int, ...]) -> int:
+        """Elements of the scratch of `_ChannelSums`."""
+        examples, channels = cls._cut(shape)
+        return math.prod(shape[2:]) + examples * channels
+
     def of(self, *arrays: Array) -> Iterator[tuple[Any, ...]]:
         """Yields a slice of channels and each array's block of them, of shape (examples, channels, the rest)."""
         views = [kernels.as_view(a, self.shape) for a in arrays]
@@ -220,6 +225,28 @@ class _Blocks:
                 yield at, *(view[first : first + examples, at] for view in views)
 
 
+class _ChannelSums:
+    """Sums over all axes of a block but that of channels, by BLAS: over the last axis of each example, then over examples."""
+
+    def __init__(self, blocks: _Blocks, x: Array, context: Context) -> None:
+        scratch = context.empty((blocks.sums_size(x.shape),), x.dtype, "workspace")
+        self._ones, self._rows = scratch[: blocks.shape[2]], scratch[blocks.shape[2] :]
+        self._ones.fill(1)
+
+    def add(self, block: Array, at: slice, total: Array) -> None:
+        """Adds the sums of a block (examples, channels, the rest)."""
+        rows = kernels.front(self._rows, block.shape[:2])
+        self._add(kernels.matmul(block, self._ones, out=rows), at, total)
+
+    def add_product(self, a: Array, b: Array, at: slice, total: Array) -> None:
+        """Adds the sums of a product."""
+        self._add(np.vecdot(a, b, out=kernels.front(self._rows, a.shape[:2])), at, total)
+
+    def _add(self, rows: Array, at: slice, total: Array) -> None:
+        for row in rows:
+            total[at] += row
+
+
 class _Line:
     """scale·moved + slope·(x - mean) + shift, channel by channel.
 
@@ -227,25 +254,25 @@ class _Line:
         plain: Σ moved.
         product: Σ moved·x̂.
         scale, slope, shift, mean, inverse: Of each channel; inverse is 1/√(var + ε).
-        part: Scratch for each channel.
     """
 
     def __init__(self, blocks: _Blocks, x: Array, mean: Array, inverse: Array, context: Context) -> None:
         self._blocks = blocks
         self._scratch = context.empty((blocks.scratch_size(x.shape),), x.dtype, "workspace")
-        each = [context.empty((blocks.channels,), x.dtype, "workspace") for _ in range(6)]
-        self.plain, self.product, self.scale, self.slope, self.shift, self.part = each
+        self._sums = _ChannelSums(blocks, x, context)
+        each = [context.empty((blocks.channels,), x.dtype, "workspace") for _ in range(5)]
+        self.plain, self.product, self.scale, self.slope, self.shift = each
         self.mean, self.inverse = mean, inverse
 
     def sum_up(self, x: Array, moved: Array) -> None:
+        sums = self._sums
         self.plain.fill(0)
         self.product.fill(0)
         for at, some, g in self._blocks.of(x, moved):
-            self.plain[at] += np.add.reduce(g, axis=(0, 2), out=self.part[at])
+            sums.add(g, at, self.plain)
             centred = kernels.front(self._scratch, some.shape)
             np.subtract(some, self.mean[at, None], out=centred)
-            centred *= g
-            self.product[at] += np.add.reduce(centred, axis=(0, 2), out=self.part[at])
+            sums.add_product(centred, g, at, self.product)
         self.product *= self.inverse
 
     def write(self, x: Array, moved: Array, out: Array) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from framework import kernels
-from framework.layers.correlations import Correlation, Shapes, correlation
+from framework.layers.correlations import ByColumns, Correlation, Pointwise, Shapes
 from framework.layers.layer import Context, Footprint, Layer, Own, Pair, Params, Spec
+from framework.layers.shifts import ByShifts
 from framework.layers.windows import Two, Windows, pair, require_images
 from framework.memory import Array
 from framework.parameters import Constant, Initializer, ParameterSpec, Uniform
@@ -22,10 +23,12 @@ class Conv2d(Layer):
 
     Shapes: x (N, C, H, W), weight (features, C/groups, kh, kw), bias (features,), y (N, features, oh, ow) with
     oh = ⌊(H + 2·padding - dilation·(kh - 1) - 1)/stride⌋ + 1. Pixels outside of the image are zero. With groups, the f-th part of
-    the features sees the f-th part of the channels alone. The VJP needs x: both cotangents are products with the same columns,
-    w̄ = ȳ · columnsᵀ, and columns' cotangents wᵀ · ȳ are added where the pixels came from (Chellapilla et al. 2006, "High
-    performance convolutional neural networks for document processing"). Columns are made a block at a time; kernels of one pixel
-    go without.
+    the features sees the f-th part of the channels alone. The VJP needs x.
+
+    All three maps are matrix products. In general the pixels under each window become a column: y = w · columns, w̄ = ȳ · columnsᵀ,
+    and columns' cotangents wᵀ · ȳ are added where the pixels came from (Chellapilla et al. 2006, "High performance convolutional
+    neural networks for document processing"). With stride 1 a tap of the kernel is a shift of whole images, which takes a third of the
+    copying, and x̄ is a convolution, too. Kernels of one pixel need neither. A block is made at a time.
 
     Attributes:
         features: Channels of the output; divisible by `groups`.
@@ -108,11 +111,15 @@ class Conv2d(Layer):
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
         way = correlation(self._shapes(x))
         x_cotangent = context.empty(x.shape, x.dtype, "cotangents") if context.wanted[0] else None
-        scratch = context.empty((max(way.sizes(add=False)[1:]),), x.dtype, "workspace")
+        scratch = context.empty((_backward_size(way),), x.dtype, "workspace")
         with kernels.small_buffers():
-            self._parameter_cotangents(way, x, cotangent, grads, scratch)
-            if x_cotangent is not None:
-                way.input_cotangent(params["weight"], cotangent, x_cotangent, scratch)
+            if x_cotangent is None or not isinstance(way, ByShifts):
+                self._parameter_cotangents(way, x, cotangent, grads, scratch)
+                if x_cotangent is not None:
+                    way.input_cotangent(params["weight"], cotangent, x_cotangent, scratch)
+            else:
+                way.cotangents(params["weight"], x, cotangent, grads["weight"], x_cotangent, scratch)
+                self._bias_cotangent(cotangent, grads)
         return x_cotangent
 
     def jvp(
@@ -150,6 +157,9 @@ class Conv2d(Layer):
 
     def _parameter_cotangents(self, way: Correlation, x: Array, g: Array, grads: Params, scratch: Array) -> None:
         way.weight_cotangent(x, g, grads["weight"], scratch)
+        self._bias_cotangent(g, grads)
+
+    def _bias_cotangent(self, g: Array, grads: Params) -> None:
         if self.bias:
             np.add.reduce(g, axis=(0, 2, 3), out=grads["bias"])
 
@@ -169,19 +179,32 @@ class Conv2d(Layer):
         shapes = self._shapes(x)
         output = Spec((shapes.batch, self.features, *shapes.count), x.dtype)
         way, item = correlation(shapes), x.dtype.itemsize
-        forward, *backward = way.sizes(add=False)
+        forward = way.sizes(add=False)[0]
         forward_too, *backward_too = way.sizes(add=True)
         product = 2 * output.size * (shapes.channels // self.groups) * shapes.windows.taps
         return Footprint(
             output=output,
             needs_input=(True,),
             forward_workspace=forward * item,
-            backward_workspace=max(backward) * item,
+            backward_workspace=_backward_size(way) * item,
             jvp_workspace=max(forward, forward_too) * item,
             hvp_workspace=max(backward_too) * item,
             forward_flops=product + (output.size if self.bias else 0),
             backward_flops=2 * product + (output.size if self.bias else 0),
         )
+
+
+def correlation(shapes: Shapes) -> Correlation:
+    """Returns the way that suits the sizes."""
+    windows = shapes.windows
+    if (windows.kernel, windows.stride, windows.padding) == ((1, 1), (1, 1), (0, 0)):
+        return Pointwise(shapes)
+    return ByShifts(shapes) if ByShifts.suits(shapes) else ByColumns(shapes)
+
+
+def _backward_size(way: Correlation) -> int:
+    """Elements of scratch of a VJP."""
+    return max(*way.sizes(add=False)[1:], way.size_of_both() if isinstance(way, ByShifts) else 0)
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,6 @@ class Correlation(Protocol):
         ...
 
 
-def correlation(shapes: Shapes) -> Correlation:
-    """Returns the way that suits the sizes."""
-    windows = shapes.windows
-    own_columns = (windows.kernel, windows.stride, windows.padding) == ((1, 1), (1, 1), (0, 0))
-    return Pointwise(shapes) if own_columns else ByColumns(shapes)
-
-
 @dataclass(frozen=True)
 class Pointwise:
     """Kernels of one pixel: images are their own columns."""
@@ -190,8 +183,8 @@ class ByColumns:
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         down = self._rows
-        for samples in _slices(self.shapes.batch, self._samples):
-            for rows in _slices(self.shapes.count[0], down):
+        for samples in slices(self.shapes.batch, self._samples):
+            for rows in slices(self.shapes.count[0], down):
                 yield samples, rows
 
     def _matrix(self, weight: Array) -> Array:
@@ -257,11 +250,11 @@ def _add_product(a: Array, b: Array, out: Array, scratch: Array, add: bool) -> N
         kernels.matmul(a, b, out=out)
         return
     groups, rows, width = out.shape
-    for block in _slices(rows, _product_rows(groups, rows, width)):
+    for block in slices(rows, _product_rows(groups, rows, width)):
         product = kernels.front(scratch, (groups, block.stop - block.start, width))
         out[:, block] += kernels.matmul(a[:, block], b, out=product)
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
+def slices(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, max(1, step)):
         yield slice(start, min(start + step, length))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework import Chain, Conv2d, Key, Layer, Ledger, Parameters, Spec, Upsample2d
-from framework.layers import Context, correlations
+from framework.layers import Context, correlations, shifts
 from framework.layers.windows import Windows
 from framework.parameters import Constant, Normal
 from tests.framework.images import ImageCall, assert_bytes_are_exact
@@ -35,10 +35,13 @@ def convolutions(draw: st.DrawFn) -> ImageCall:
     return ImageCall(layer, (draw(st.integers(0, 3)), channels, *image))
 
 
-@given(call=convolutions(), columns=st.sampled_from([2**18, 60]))
-def test_any_convolution_is_its_definition_its_derivative_and_its_bytes(call: ImageCall, columns: int) -> None:
+@settings(max_examples=40)
+@given(call=convolutions(), size=st.sampled_from([2**18, 300, 60]), least=st.sampled_from([1, 1, 8]))
+def test_any_convolution_is_its_definition_its_derivative_and_its_bytes(call: ImageCall, size: int, least: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correlations, "COLUMNS", columns)
+        patch.setattr(correlations, "COLUMNS", size)
+        patch.setattr(shifts, "STACK", size)
+        patch.setattr(shifts, "LEAST", least)
         fresh = ImageCall(call.layer, call.inputs[0].shape)
         assert_forward_is_the_definition(fresh)
         assert_vjp_is_the_derivative(fresh)
@@ -78,7 +81,7 @@ def test_scratch_does_not_grow_with_the_batch() -> None:
 
 def test_scratch_is_bounded_however_large_the_image() -> None:
     footprint = Conv2d(16, 3).footprint(Spec.of((2, 16, 1000, 1000), "float32"))
-    assert footprint.backward_workspace <= 4 * (correlations.COLUMNS + 16 * 16 * 9)
+    assert footprint.backward_workspace <= 4 * (shifts.STACK + 2 * 16 * 16 * 9)
     assert footprint.output.nbytes > 50 * footprint.backward_workspace
 
 
