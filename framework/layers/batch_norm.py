@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,13 @@ class BatchNorm(Layer):
         mean, inverse = own or self._kept(scale, context)
         np.multiply(inverse, params["weight"] if self.affine else 1, out=scale)
         shift[...] = params["bias"] if self.affine else 0
+        wide = blocks.wide(2, context)
+        factors, terms = wide[0](scale), wide[1](shift)
         for at, some, out in blocks.of(x, y):
             if not own:
                 np.subtract(some, mean[at, None], out=out)
-            out *= scale[at, None]
-            out += shift[at, None]
+            out *= factors[at]
+            out += terms[at]
         return y, own
 
     def vjp(self, params: Params, x: Any, y: Any, own: Own, cotangent: Array, grads: Params, context: Context) -> Any:
@@ -126,14 +129,16 @@ class BatchNorm(Layer):
                 "give more examples a shard (a larger batch, or fewer shards)"
             )
         channel = x.shape[1] * x.dtype.itemsize
-        block, sums = (size(x.shape) * x.dtype.itemsize for size in (_Blocks.scratch_size, _Blocks.sums_size))
+        sizes = (_Blocks.scratch_size, _Blocks.sums_size, _Blocks.wide_size)
+        block, sums, wide = (size(x.shape) * x.dtype.itemsize for size in sizes)
         return Footprint(
             output=x,
             own=(Spec((x.shape[1],), x.dtype),) * 2 if measures else (),
             needs_input=(True,),
-            forward_workspace=2 * channel + (sums if measures else 0),
-            backward_workspace=(5 if measures else 6) * channel + sums + block,
-            jvp_workspace=(7 if measures else 6) * channel + sums + block,
+            # The two that are wide come after the measurement, which has one.
+            forward_workspace=2 * channel + max(2 * wide, sums + wide if measures else 0),
+            backward_workspace=(5 if measures else 6) * channel + sums + block + 4 * wide,
+            jvp_workspace=(7 if measures else 6) * channel + sums + block + 4 * wide,
             forward_flops=7 * x.size,
             backward_flops=10 * x.size,
             forward_in_place=not measures,
@@ -153,8 +158,9 @@ class BatchNorm(Layer):
             sums.add(some, at, mean)
         mean /= blocks.count
         variance.fill(0)
+        means = blocks.wide(1, context)[0](mean)
         for at, some, out in blocks.of(x, centred):
-            np.subtract(some, mean[at, None], out=out)
+            np.subtract(some, means[at], out=out)
             sums.add_product(out, out, at, variance)
         variance /= blocks.count
         if context.statistics is not None:
@@ -196,13 +202,14 @@ class _Blocks:
 
     def __init__(self, x: Array) -> None:
         self.shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]))
-        self.channels, self.count = x.shape[1], self.shape[0] * self.shape[2]
+        self.channels, self.count, self.dtype = x.shape[1], self.shape[0] * self.shape[2], x.dtype
 
     @staticmethod
     def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
         """Examples and channels of a block."""
-        channels = kernels.block_rows(shape[1], math.prod(shape[2:]))
-        return (kernels.block_rows(shape[0], math.prod(shape[1:])) if channels == shape[1] else 1), channels
+        channels = kernels.block_rows(shape[1], math.prod(shape[2:]), kernels.LARGE_BLOCK)
+        examples = kernels.block_rows(shape[0], math.prod(shape[1:]), kernels.LARGE_BLOCK)
+        return (examples if channels == shape[1] else 1), channels
 
     @classmethod
     def scratch_size(cls, shape: tuple[int, ...]) -> int:
@@ -213,7 +220,30 @@ class _Blocks:
     def sums_size(cls, shape: tuple[int, ...]) -> int:
         """Elements of the scratch of `_ChannelSums`."""
         examples, channels = cls._cut(shape)
-        return math.prod(shape[2:]) + examples * channels
+        return math.prod(shape[2:]) + shape[1] + examples * channels
+
+    @staticmethod
+    def wide_size(shape: tuple[int, ...]) -> int:
+        """Elements of an array with a number for each channel, repeated for all its elements in an example.
+
+        With one of a number a channel, a ufunc's innermost loop is over the rest alone, and begins anew 200 ns later: more than a
+        thousand numbers take. So it is repeated where an example is small.
+        """
+        size = math.prod(shape[1:])
+        return size if size <= kernels.BLOCK else 0
+
+    def wide(self, count: int, context: Context) -> list[Callable[[Array], Array]]:
+        """Returns functions that make a number for each channel fit a block; each has a place of its own in one scratch."""
+        rest = self.shape[2]
+        if not self.wide_size(self.shape):
+            return [lambda a: a[:, None]] * count
+        scratch = context.empty((count, self.channels, rest), self.dtype, "workspace")
+
+        def filled(place: Array, a: Array) -> Array:
+            place[...] = a[:, None]
+            return place
+
+        return [partial(filled, place) for place in scratch]
 
     def of(self, *arrays: Array) -> Iterator[tuple[Any, ...]]:
         """Yields a slice of channels and each array's block of them, of shape (examples, channels, the rest)."""
@@ -230,7 +260,8 @@ class _ChannelSums:
 
     def __init__(self, blocks: _Blocks, x: Array, context: Context) -> None:
         scratch = context.empty((blocks.sums_size(x.shape),), x.dtype, "workspace")
-        self._ones, self._rows = scratch[: blocks.shape[2]], scratch[blocks.shape[2] :]
+        rest, channels = blocks.shape[2], blocks.channels
+        self._ones, self._part, self._rows = scratch[:rest], scratch[rest : rest + channels], scratch[rest + channels :]
         self._ones.fill(1)
 
     def add(self, block: Array, at: slice, total: Array) -> None:
@@ -243,8 +274,7 @@ class _ChannelSums:
         self._add(np.vecdot(a, b, out=kernels.front(self._rows, a.shape[:2])), at, total)
 
     def _add(self, rows: Array, at: slice, total: Array) -> None:
-        for row in rows:
-            total[at] += row
+        total[at] += np.add.reduce(rows, axis=0, out=self._part[at])
 
 
 class _Line:
@@ -259,31 +289,33 @@ class _Line:
     def __init__(self, blocks: _Blocks, x: Array, mean: Array, inverse: Array, context: Context) -> None:
         self._blocks = blocks
         self._scratch = context.empty((blocks.scratch_size(x.shape),), x.dtype, "workspace")
-        self._sums = _ChannelSums(blocks, x, context)
+        self._sums, self._wide = _ChannelSums(blocks, x, context), blocks.wide(4, context)
         each = [context.empty((blocks.channels,), x.dtype, "workspace") for _ in range(5)]
         self.plain, self.product, self.scale, self.slope, self.shift = each
         self.mean, self.inverse = mean, inverse
 
     def sum_up(self, x: Array, moved: Array) -> None:
-        sums = self._sums
+        sums, means = self._sums, self._wide[0](self.mean)
         self.plain.fill(0)
         self.product.fill(0)
         for at, some, g in self._blocks.of(x, moved):
             sums.add(g, at, self.plain)
             centred = kernels.front(self._scratch, some.shape)
-            np.subtract(some, self.mean[at, None], out=centred)
+            np.subtract(some, means[at], out=centred)
             sums.add_product(centred, g, at, self.product)
         self.product *= self.inverse
 
     def write(self, x: Array, moved: Array, out: Array) -> None:
         """Writes the line into `out`, which may be `moved`."""
+        each = zip(self._wide, (self.mean, self.slope, self.scale, self.shift), strict=True)
+        mean, slope, scale, shift = (wide(a) for wide, a in each)
         for at, some, g, result in self._blocks.of(x, moved, out):
             centred = kernels.front(self._scratch, some.shape)
-            np.subtract(some, self.mean[at, None], out=centred)
-            centred *= self.slope[at, None]
-            np.multiply(g, self.scale[at, None], out=result)
+            np.subtract(some, mean[at], out=centred)
+            centred *= slope[at]
+            np.multiply(g, scale[at], out=result)
             result += centred
-            result += self.shift[at, None]
+            result += shift[at]
 
 
 def _filled(x: Spec, value: float) -> ParameterSpec:
