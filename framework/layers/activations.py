@@ -291,31 +291,35 @@ def _write_normal(x: Array, out: Array, spare: Array) -> None:
 def _write_tanh_of_u(x: Array, out: Array) -> None:
     """Writes tanh(√(2/π)·(x + 0.044715 x³)) into `out`."""
     np.multiply(x, x, out=out)
-    out *= _A
-    out += 1
+    out *= _A * _C
+    out += _C
     out *= x
-    out *= _C
     np.tanh(out, out=out)
 
 
 def _write_tanh_slope(x: Array, slope: Array, second: Array | None, tanh: Array, rest: Array) -> None:
     """Writes the derivatives of GELU with tanh.
 
-    The first is (1 + tanh u + x·(1 - tanh² u)·u')/2, the second (1 - tanh² u)·(u' + x·(u''/2 - tanh u·u'²)).
+    The first is (1 + tanh u)·(1 + x·(1 - tanh u)·u')/2, the second (1 - tanh² u)·(u' + x·(u''/2 - tanh u·u'²)).
     """
-    _write_tanh_of_u(x, tanh)
     np.multiply(x, x, out=slope)
+    np.multiply(slope, _A * _C, out=tanh)
+    tanh += _C
+    tanh *= x
+    np.tanh(tanh, out=tanh)
     slope *= 3 * _A * _C
     slope += _C
     slope *= x
-    np.multiply(tanh, tanh, out=rest)
-    np.subtract(1, rest, out=rest)
+    np.subtract(1, tanh, out=rest)
     slope *= rest
-    slope += tanh
     slope += 1
+    tanh += 1
+    slope *= tanh
     slope *= 0.5
     if second is None:
         return
+    rest *= tanh  # 1 - tanh²
+    tanh -= 1
     np.multiply(x, x, out=second)
     second *= 3 * _A * _C
     second += _C  # u'

@@ -15,7 +15,7 @@ from framework.memory import Array
 
 @dataclass(frozen=True)
 class ReLU(Elementwise):
-    """y = max(x, 0), any shape. The VJP needs the output alone: x̄ = ȳ·sign(y), which is 0 at x = 0."""
+    """y = max(x, 0), any shape. The VJP needs the output alone: x̄ = ȳ where y > 0, else 0."""
 
     piecewise_linear = True
 
@@ -28,7 +28,7 @@ class ReLU(Elementwise):
         np.maximum(x, 0, out=out)
 
     def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
-        np.sign(a, out=slope)  # a ≥ 0, so its sign is the mask
+        np.not_equal(a, 0, out=slope)  # a ≥ 0
 
 
 @dataclass(frozen=True)
