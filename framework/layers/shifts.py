@@ -198,17 +198,22 @@ class ByShifts:
         """Yields the parts, each with its stack (groups, kernel columns · channels of a group, padded), and the rest of the scratch."""
         s = self.shapes
         across, step = s.windows.kernel[1], s.windows.dilation[1]
+        split = x.reshape(x.shape[0], s.groups, s.channels // s.groups, *s.image).transpose(1, 2, 0, 3, 4)
+        shape: tuple[int, slice] | None = None
         for part in self._parts():
-            stack, rest = self._front(scratch, (s.groups, across, s.channels // s.groups, part.padded))
-            stack[:, 0].fill(0)
-            pixels, rows = part.pixels(stack[:, 0], s.image)
-            split = x.reshape(x.shape[0], s.groups, s.channels // s.groups, *s.image)
-            pixels[...] = split[part.samples, :, :, rows].transpose(1, 2, 0, 3, 4)
-            for column in range(1, across):
-                shift = column * step
-                stack[:, column, :, : part.padded - shift] = stack[:, 0, :, shift:]
-                stack[:, column, :, part.padded - shift :] = 0
-            yield part, stack.reshape(s.groups, self._stacked, part.padded), rest
+            if shape != (
+                part.images,
+                part.rows,
+            ):  # else pixels come to the same places, and zeros are still between them
+                shape = part.images, part.rows
+                stack, rest = self._front(scratch, (s.groups, across, s.channels // s.groups, part.padded))
+                stack.fill(0)
+                pixels, rows = part.pixels(stack[:, 0], s.image)
+                whole = stack.reshape(s.groups, self._stacked, part.padded)
+            pixels[...] = split[:, :, part.samples, rows]
+            for shift in range(step, across * step, step):
+                stack[:, shift // step, :, :-shift] = stack[:, 0, :, shift:]
+            yield part, whole, rest
 
     def _row(self, stack: Array, part: Part, row: int) -> Array:
         """The stack as the kernel's row meets it."""
