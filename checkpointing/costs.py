@@ -1,20 +1,43 @@
-"""Costs: the bytes and FLOPs that a plan is made from, known without an array."""
+"""Costs: the bytes, FLOPs and times that a plan is made from, known without an array."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from checkpointing import costs_schema
 from checkpointing.probing import Question, measure
-from framework.layers import BATCH, Extent, Footprint, Layer, Spec, Step, flatten, input_specs, layout_of
+from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs, layout_of
 from framework.losses import Loss, LossFootprint
 from framework.optimizers import Optimizer, norm_workspace_nbytes
 
 #: The speed that the time model assumes. It scales all times alike and changes no choice.
 MODELLED_FLOPS_PER_SECOND = 50e9
+
+
+class Seconds(NamedTuple):
+    """The times of one operation, in seconds."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Measured times; bytes never depend on them.
+
+    Attributes:
+        source: Where they were measured, in words.
+        steps: Of each leaf step.
+        loss: Of the loss.
+    """
+
+    source: str
+    steps: tuple[Seconds, ...]
+    loss: Seconds
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,7 @@ class Costs:
         norm_workspace: Scratch of the global norm.
         update_workspace: Scratch of the optimizer.
         static: Bytes that live through the whole step, by "category/owner".
+        times: Measured times; None where the time is modelled from FLOPs.
     """
 
     steps: tuple[StepCost, ...]
@@ -63,6 +87,28 @@ class Costs:
     norm_workspace: int = 0
     update_workspace: int = 0
     static: Mapping[str, int] = field(default_factory=dict)
+    times: Times | None = None
+
+    @property
+    def source(self) -> str:
+        """Where times come from, in words: measured or modelled."""
+        if self.times is None:
+            return f"modelled: FLOPs at {MODELLED_FLOPS_PER_SECOND / 1e9:g} GFLOP/s"
+        return f"measured: {self.times.source}"
+
+    def seconds(self, step: int) -> Seconds:
+        """The times of a step, measured or modelled."""
+        if self.times is not None:
+            return self.times.steps[step]
+        footprint = self.steps[step].footprint
+        return _modelled(footprint.forward_flops, footprint.backward_flops)
+
+    @property
+    def loss_seconds(self) -> Seconds:
+        """The times of the loss, measured or modelled."""
+        return (
+            self.times.loss if self.times is not None else _modelled(self.loss.forward_flops, self.loss.backward_flops)
+        )
 
     @property
     def stages(self) -> int:
@@ -83,24 +129,46 @@ class Costs:
         return cost.footprint.cotangent(number, self.output(cost.inputs[number]))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict; a spec is written as its shape and dtype."""
-        plain = _plain(asdict(self))
-        assert isinstance(plain, dict)
-        return plain
+        """Returns the costs as JSON-ready data (docs/costs.md has the schema)."""
+        return costs_schema.written(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Costs:
-        """Reads what `to_json` wrote."""
-        loss = {**data["loss"], "own": tuple(map(_spec, data["loss"]["own"]))}
-        read = {
-            "steps": tuple(map(_step_cost, data["steps"])),
-            "batch": _spec(data["batch"]),
-            "targets": _spec(data["targets"]),
-            "loss": LossFootprint(**loss),
-        }
-        costs = cls(**{**data, **read})
-        _require_sizes(costs)
-        return costs
+    def from_json(cls, data: Any) -> Costs:
+        """Reads what `to_json` wrote, or what describes a chain profiled elsewhere in the same schema.
+
+        Raises:
+            ValueError: It is no such data; the message says where, what was received, and what to write.
+        """
+        read = costs_schema.read(data)
+        steps = tuple(StepCost(**step) for step in read.steps)
+        times = None
+        if read.seconds is not None:
+            times = Times(read.source, tuple(Seconds(*pair) for pair in read.seconds), Seconds(*read.loss_seconds))
+        return cls(steps, times=times, **read.whole)
+
+    def save(self, path: Path) -> None:
+        """Writes the costs as a JSON file."""
+        path.write_text(json.dumps(self.to_json()) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Costs:
+        """Reads a JSON file of costs.
+
+        Raises:
+            ValueError: See `from_json`.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no JSON file: {error}") from error
+        try:
+            return cls.from_json(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _modelled(forward_flops: int, backward_flops: int) -> Seconds:
+    return Seconds(forward_flops / MODELLED_FLOPS_PER_SECOND, backward_flops / MODELLED_FLOPS_PER_SECOND)
 
 
 def costs_of(
@@ -183,38 +251,3 @@ def _measured(steps: tuple[Step, ...], specs: list[Any], costs: list[StepCost], 
         )
         costs[number] = replace(costs[number], footprint=footprint)
     return tuple(costs)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.dtype):
-        return value.name
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _spec(data: Mapping[str, Any]) -> Spec:
-    return Spec.of(data["shape"], data["dtype"])
-
-
-def _step_cost(data: Mapping[str, Any]) -> StepCost:
-    fields = _tuples(data["footprint"])
-    extents = tuple(None if each is None else Extent(*each) for each in fields["cotangent_extents"])
-    read = {"output": _spec(fields["output"]), "own": tuple(map(_spec, fields["own"])), "cotangent_extents": extents}
-    footprint = Footprint(**{**fields, **read})
-    return StepCost(**{**_tuples(data), "footprint": footprint})
-
-
-def _require_sizes(costs: Costs) -> None:
-    """Raises unless all bytes and FLOPs are whole numbers from 0."""
-    groups: list[Mapping[str, Any]] = [costs.static, vars(costs), vars(costs.loss)]
-    groups += [vars(step.footprint) for step in costs.steps]
-    for group in groups:
-        for name, size in group.items():
-            counts = group is costs.static or name.endswith(("_workspace", "_heap", "_spread", "_flops", "_nbytes"))
-            if counts and (type(size) is not int or size < 0):
-                raise ValueError(f"{name} must be a whole number from 0, but is {size!r}")
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

@@ -241,7 +241,7 @@ def plan_run(
         smallest = min(plans.peak for plans in found)
         raise InfeasibleBudget(_too_small("every known plan", budget, smallest), smallest)
     # min keeps the first of equals, and the candidates come in the order of k.
-    return min(fitting, key=lambda plans: (max(plan.simulation.flops for plan in plans.train), plans.peak))
+    return min(fitting, key=lambda plans: (max(plan.simulation.seconds for plan in plans.train), plans.peak))
 
 
 def _require_known_bytes(costs: Costs | None) -> None:

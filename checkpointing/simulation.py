@@ -7,11 +7,12 @@ is decided here, so prediction and measurement are one thing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from checkpointing.costs import MODELLED_FLOPS_PER_SECOND, Costs
+from checkpointing.costs import Costs
 from checkpointing.operations import (
     TARGETS,
     Accumulate,
@@ -67,6 +68,7 @@ class Simulation:
             count inside the operation, but are no buffers: they lie on the heap, wherever the buffers do.
         buffers: All buffers that the plan makes, scratch included, and their lives, in the order in which they are made.
         flops: Floating-point operations of all Forwards, Losses and Backwards.
+        seconds: Their time, measured or modelled as `Costs.source` says; the same for the same operations in any order.
     """
 
     timeline: tuple[Moment, ...]
@@ -78,6 +80,7 @@ class Simulation:
     buffers: tuple[Buffer, ...]
     flops: int
     heap: dict[int, int]
+    seconds: float
 
     @property
     def peak(self) -> int:
@@ -88,11 +91,6 @@ class Simulation:
     def most_on_heap(self) -> int:
         """The most bytes that a layer's rule takes from plain NumPy: what comes on top of a block."""
         return max(self.heap.values(), default=0)
-
-    @property
-    def seconds(self) -> float:
-        """The modelled time: FLOPs at an assumed speed, good for comparing plans alone."""
-        return self.flops / MODELLED_FLOPS_PER_SECOND
 
     @property
     def activation_nbytes(self) -> int:
@@ -120,6 +118,7 @@ class _Simulator:
         self.held = {static_holder(name): nbytes for name, nbytes in costs.static.items() if nbytes}
         self.live = self.inside = sum(costs.static.values())
         self.flops = 0
+        self.times: list[float] = []  # of each operation that takes some
         self.merges: dict[int, tuple[Merge, ...]] = {}
         self.in_place: set[int] = set()
         self.heap: dict[int, int] = {}
@@ -147,7 +146,16 @@ class _Simulator:
         left, in_place = tuple(self.buffer_of), frozenset(self.in_place)
         buffers = tuple(self.lives)
         return Simulation(
-            tuple(timeline), static, self.merges, in_place, left, self.roots, buffers, self.flops, self.heap
+            tuple(timeline),
+            static,
+            self.merges,
+            in_place,
+            left,
+            self.roots,
+            buffers,
+            self.flops,
+            self.heap,
+            math.fsum(self.times),
         )
 
     def do(self, place: int, operation: Operation) -> None:
@@ -191,6 +199,7 @@ class _Simulator:
         if keep is not None and (keep != 0 or not footprint.own):
             raise PlanError(f"keep is {keep}, but the step has {'one option' if footprint.own else 'nothing to keep'}")
         self.flops += footprint.forward_flops
+        self.times.append(self.costs.seconds(step).forward)
         first = output(cost.inputs[0])
         over = footprint.forward_in_place and self.may_overwrite(first)
         made = 0 if footprint.output_aliases_input or over else footprint.output.nbytes
@@ -224,11 +233,13 @@ class _Simulator:
         self.peak_at(loss.own_nbytes + score)
         self.scratch("loss", max(loss.forward_workspace, loss.backward_workspace, score))
         self.flops += loss.forward_flops
+        self.times.append(self.costs.loss_seconds.forward)
         if self.purpose != "evaluate":
             over = loss.in_place and self.may_overwrite(output(last))
             size = 0 if over else self.costs.output(last).nbytes
             self.peak_at(loss.own_nbytes + size + loss.backward_workspace)
             self.flops += loss.backward_flops
+            self.times.append(self.costs.loss_seconds.backward)
             if over:
                 self.alias(cotangent(last), output(last))
             else:
@@ -242,6 +253,7 @@ class _Simulator:
         self.need(cotangent(step), *backward_needs(self.costs, step))
         self.undone.add(step)
         self.flops += footprint.backward_flops
+        self.times.append(self.costs.seconds(step).backward)
         made: list[int | None] = []  # the new cotangents' buffers
         over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(cotangent(step))
         new = [0 if aliases or over else nbytes for nbytes, aliases in self._cotangents(step)]
