@@ -83,8 +83,9 @@ class ChainJvp:
             slopes.append(slope)
             moved.append(tangent)
         del held
-        loss, count, _ = total_of(sums)
-        return Slope(loss / count, tree_sum(slopes) / count, np.concatenate(moved) if len(moved) > 1 else moved[0])
+        totals = total_of(sums)
+        tangent = np.concatenate(moved) if len(moved) > 1 else moved[0]
+        return Slope(totals.loss / totals.divisor, tree_sum(slopes) / totals.divisor, tangent)
 
     def _shard(
         self, parameters: Parameters, x: Array, targets: Array, direction: Parameters, key: Key

@@ -59,6 +59,11 @@ class Totals(NamedTuple):
     targets: float
     score: float = 0.0
 
+    @property
+    def divisor(self) -> float:
+        """What makes means of sums: the count of targets, or 1 where none counts (all are ignored), since the sums are zero then."""
+        return self.targets or 1.0
+
 
 #: The totals of each shard.
 Sums = dict[int, Totals]
@@ -82,19 +87,19 @@ class LayerParameters(Protocol):
 class Reduction(Protocol):
     """Adds gradients and losses across ranks."""
 
-    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, float, float]:
-        """Returns the mean gradient in place of shard 0's buffer, the sum of losses, and the count of targets."""
+    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, Totals]:
+        """Returns the mean gradient in place of shard 0's buffer, and the totals over all shards."""
         ...
 
 
 class LocalReduction:
     """One rank: the root is the sum already, and is divided by the count of targets."""
 
-    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, float, float]:
+    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, Totals]:
         (total,) = roots.values()
-        loss, count, _ = total_of(sums)
-        total /= count
-        return total, loss, count
+        totals = total_of(sums)
+        total /= totals.divisor
+        return total, totals
 
 
 def total_of(sums: Sums) -> Totals:
@@ -437,8 +442,8 @@ class Run:
     def reduce(self, operation: Reduce) -> None:
         self.let_go_of_views()
         roots = {(value.at, value.span): array for value, array in self.table.items() if value.kind == "g"}
-        total, loss, count = self.executor.reduction.reduce(roots, self.sums)
-        self.mean = loss / count
+        total, totals = self.executor.reduction.reduce(roots, self.sums)
+        self.mean = totals.loss / totals.divisor
         for first, span in roots:
             if first == 0:  # the sum took its place
                 del self.table[gradient(first, span)]

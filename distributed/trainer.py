@@ -19,6 +19,7 @@ import numpy as np
 
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.engine import run_plans
+from checkpointing.executor import Totals
 from checkpointing.inspector import Finding
 from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
 from checkpointing.witness import Verification
@@ -374,19 +375,19 @@ class Trainer:
     def _validate(self, group: Group, step: int, progress: Callable[[int, int], None] | None) -> dict[str, float]:
         """Returns the validation loss, and the loss's metric if it has one."""
         batches = len(self._validation) // self.options.batch
-        loss = count = score = 0.0
+        sums = Totals(0.0, 0.0)
         for first in range(0, batches, _VALIDATION_CALL):
             some = min(_VALIDATION_CALL, batches - first)
             for number, totals in enumerate(group.call("validate", first, some)[0], first):
                 if not math.isfinite(totals.loss):
                     bad = group.call("inspect_validation", number)
-                    raise self._diverged(step, "validation loss", totals.loss / totals.targets, bad)
-                loss, count, score = loss + totals.loss, count + totals.targets, score + totals.score
+                    raise self._diverged(step, "validation loss", totals.loss / totals.divisor, bad)
+                sums = Totals(*(a + b for a, b in zip(sums, totals, strict=True)))
             if progress is not None:
                 progress(first + some, batches)
-        found = {"validation_loss": loss / count}
+        found = {"validation_loss": sums.loss / sums.divisor}
         if self.model.loss.metric is not None:
-            found[f"validation_{self.model.loss.metric}"] = score / count
+            found[f"validation_{self.model.loss.metric}"] = sums.score / sums.divisor
         return found
 
     def _diverged(self, step: int, name: str, value: float, found: list[Finding | None]) -> Diverged:

@@ -157,14 +157,14 @@ class SharedMemory:
         self._free.append(number)
         self._free.sort()
 
-    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, float, float]:
+    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, Totals]:
         """Adds all ranks' roots up the tree; see `checkpointing.executor.Reduction`.
 
         The result lies in rank 0's memory: no rank may write to it before `release_result`.
         """
         for (first, _), root in roots.items():
             self._own.root_slots[first] = self._slot_at[_address(root)]
-        loss, count, _ = self._exchange(sums)
+        totals = self._exchange(sums)
         nodes = [
             (rank, node) for rank in range(self.world) for node in roots_of(shards_of(self.shards, self.world, rank))
         ]
@@ -174,9 +174,9 @@ class SharedMemory:
             here = slice(self._slice.start + block.start, self._slice.start + block.stop)
             for first, number in additions:
                 places[first][here] += places[first + number][here]
-            places[0][here] /= count
+            places[0][here] /= totals.divisor
         self.barrier("all-reduce")
-        return roots[min(roots)] if self.rank == 0 else places[0], loss, count
+        return roots[min(roots)] if self.rank == 0 else places[0], totals
 
     def total(self, sums: Sums) -> Totals:
         """Returns the totals over all ranks' shards, added in the tree."""

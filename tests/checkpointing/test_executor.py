@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from checkpointing import predict, value_and_grad
-from framework import BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Parameters, ReLU, Residual, Spec
+from framework import (
+    BudgetExceeded,
+    Chain,
+    CrossEntropy,
+    Key,
+    Ledger,
+    Linear,
+    MeanSquaredError,
+    Parameters,
+    ReLU,
+    Residual,
+    Spec,
+)
 from framework.layers import Footprint, Layer
 from framework.memory import Array
 from tests.checkpointing.cases import POLICIES, Case, all_cases, mlp, tokens
@@ -66,6 +78,15 @@ def test_the_mean_over_shards_is_the_mean_of_their_means() -> None:
     parts = [quarter(parameters, case.x[i : i + 2], case.targets[i : i + 2]) for i in (0, 2, 4, 6)]
     assert np.mean([part for part, _ in parts]) == pytest.approx(loss, rel=1e-13)
     np.testing.assert_allclose(np.mean([g.flat for _, g in parts], axis=0), gradient.flat, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_batch_of_which_no_target_counts_has_no_loss_and_no_gradient(shards: int) -> None:
+    chain, x, ignored = Chain(Linear(3)), np.ones((4, 2)), np.full(4, -100)
+    parameters = Parameters.initialize(chain.layout(Spec.of(x.shape, x.dtype)), Key(0))
+    loss, gradient = value_and_grad(chain, CrossEntropy(ignore=-100), shards=shards)(parameters, x, ignored)
+    assert loss == 0
+    assert not gradient.flat.any()
 
 
 def test_value_and_grad_keeps_to_its_budget_and_predicts_its_peak_call_after_call() -> None:

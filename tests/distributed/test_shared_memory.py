@@ -55,7 +55,7 @@ def all_reduce(rank: SharedMemory, parts: list[np.ndarray], steps: int = 1) -> l
             shard: Totals(float(shard) + 0.1, 2.0, shard + 0.5)
             for shard in shards_of(rank.shards, rank.world, rank.rank)
         }
-        total, loss, count = rank.reduce({root: held[root[0]] for root in roots}, sums)
+        total, (loss, count, _) = rank.reduce({root: held[root[0]] for root in roots}, sums)
         results.append((total.tobytes(), loss, count))
         rank.barrier()
         del total, held
