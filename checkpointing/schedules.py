@@ -7,7 +7,7 @@ possible moment, and a Forward of which nothing is used is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from checkpointing.costs import Costs
@@ -93,9 +93,18 @@ def make_plan(
     return Plan(tuple(operations), costs, policy, purpose, shards, world, rank)
 
 
-def shard_operations(schedule: Schedule, costs: Costs, training: bool = True) -> list[Operation]:
-    """Returns the operations of one shard after its Load, with Drops, and without forwards that nothing uses."""
-    needed: set[Value] = set()
+def shard_operations(
+    schedule: Schedule, costs: Costs, training: bool = True, read_later: Iterable[Value] = ()
+) -> list[Operation]:
+    """Returns the operations of one shard after its Load, with Drops, and without forwards that nothing uses.
+
+    Args:
+        schedule: What runs, or a part of it.
+        costs: Costs of the shard's pass.
+        training: False for an evaluation.
+        read_later: Values that are read after this part, so they are left.
+    """
+    needed: set[Value] = set(read_later)
     reverse: list[Operation] = []
     for operation in reversed(schedule):
         uses, makes = _uses_and_makes(operation, costs, training)

@@ -109,6 +109,27 @@ def simulate(operations: Sequence[Operation], costs: Costs, purpose: str, shards
     return _Simulator(costs, purpose, shards, rank).run(operations)
 
 
+def simulate_parts(parts: Sequence[tuple[Sequence[Value], Sequence[Operation]]], costs: Costs) -> list[tuple[int, int]]:
+    """Runs parts of a shard's pass one after the other, as if nothing else were held.
+
+    Args:
+        parts: For each part, outputs and cotangents that appear before it, each in a buffer of its own, and its operations.
+        costs: The chain; what lives throughout is not counted.
+
+    Returns:
+        For each part the most bytes at once, and the bytes that are live after it.
+    """
+    simulator = _Simulator(replace(costs, static={}), "gradient", 1, 0)
+    found = []
+    for values, operations in parts:
+        for value in values:
+            nbytes = costs.targets.nbytes if value == TARGETS else costs.output(value.at).nbytes
+            simulator.make(value, nbytes, "cotangents" if value.kind == "d" else "activations", "border")
+        timeline = simulator.run(operations).timeline
+        found.append((max((moment.inside for moment in timeline), default=simulator.live), simulator.live))
+    return found
+
+
 class _Simulator:
     def __init__(self, costs: Costs, purpose: str, shards: int, rank: int) -> None:
         self.costs, self.purpose, self.shards, self.rank = costs, purpose, shards, rank
