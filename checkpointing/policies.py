@@ -1,8 +1,8 @@
 """Policies: what to keep and what to recompute.
 
 `StoreAll`, `RecomputeAll`, `EveryK` and `SqrtN` cut the stages of a chain (the elements of the outermost Chain) into segments. A
-segment keeps its input alone and is computed again before its backwards; the last one is saved in the first forward. `Budget`
-chooses the fastest of them that fits.
+segment keeps its input alone and is computed again before its backwards; the last one is saved in the first forward. `Selective` goes
+inside the stages. `Budget` chooses the fastest of all that fits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from checkpointing.costs import Costs
 from checkpointing.operations import Loss
+from checkpointing.patterns import PRODUCTS, matching
 from checkpointing.plan import Plan
 from checkpointing.schedules import Schedule, backwards, evaluation, forwards, make_plan
 from framework.sizes import format_size
@@ -110,6 +111,34 @@ class SqrtN(Policy):
 
 
 @dataclass(frozen=True)
+class Selective(Policy):
+    """Keeps what some steps make and computes the rest of each stage again from it, before the stage's backwards.
+
+    Such as the outputs of matrix products, with all that is cheap between them computed again (Korthikanti et al. 2022, arXiv 2205.05198,
+    keep all but attention). Inputs of stages are kept, too, and all of the last stage.
+
+    Attributes:
+        patterns: Name the steps; see `patterns.matching`.
+    """
+
+    patterns: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"selective:{','.join(self.patterns)}"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        kept = matching(costs, self.patterns)
+        schedule = [*forwards(costs, range(len(costs.steps))), Loss()]
+        for stage in reversed(range(costs.stages)):
+            steps = costs.steps_of(stage, stage)
+            if stage < costs.stages - 1:
+                schedule += forwards(costs, [step for step in steps if step not in kept])
+            schedule += backwards(costs, steps)
+        return schedule
+
+
+@dataclass(frozen=True)
 class Budget(Policy):
     """The fastest of all policies that fits a budget; see `plan_run`."""
 
@@ -142,11 +171,11 @@ _SIMPLE: dict[str, Callable[[], Policy]] = {
     "sqrt-n": SqrtN,
     "budget": Budget,
 }
-KNOWN = (*_SIMPLE, "every-k:K")
+KNOWN = (*_SIMPLE, "every-k:K", "selective:PATTERN,…")
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, budget.
+    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, selective:Linear,block*.mlp.act, budget.
 
     Raises:
         ValueError: It is unknown or its number is wrong; the message lists the known ones.
@@ -156,7 +185,11 @@ def parse_policy(text: str) -> Policy:
     name, _, number = text.partition(":")
     if name == "every-k" and number.isdecimal() and int(number) > 0:
         return EveryK(int(number))
-    raise ValueError(f"unknown policy {text!r}; known: {', '.join(KNOWN)} with K = 1, 2, …")
+    if name == "selective" and all(patterns := tuple(number.split(","))):
+        return Selective(patterns)
+    raise ValueError(
+        f"unknown policy {text!r}; known: {', '.join(KNOWN)} with K = 1, 2, … and patterns of kinds or paths"
+    )
 
 
 @dataclass(frozen=True)
@@ -258,7 +291,9 @@ def _require_known_bytes(costs: Costs | None) -> None:
 
 def candidates(costs: Costs) -> list[Policy]:
     """The policies that a budget chooses from."""
-    return [StoreAll(), *(EveryK(k) for k in range(1, costs.stages)), SqrtN(), RecomputeAll()]
+    products = tuple(kind for kind in PRODUCTS if any(step.kind == kind for step in costs.steps))
+    inside = [Selective(products)] if products else []
+    return [StoreAll(), *(EveryK(k) for k in range(1, costs.stages)), SqrtN(), *inside, RecomputeAll()]
 
 
 def _plans(schedule: Schedule, costs: Costs, policy: str, purpose: str, shards: int, world: int) -> tuple[Plan, ...]:

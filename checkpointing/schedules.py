@@ -38,8 +38,8 @@ from framework.layers import BATCH
 Schedule = Sequence[Forward | Loss | Backward]
 
 
-def forwards(costs: Costs, steps: range) -> list[Forward | Loss | Backward]:
-    """Forwards of a run of steps, each keeping its residuals as far as they are used."""
+def forwards(costs: Costs, steps: Iterable[int]) -> list[Forward | Loss | Backward]:
+    """Forwards of steps in order, each keeping its residuals as far as they are used."""
     return [Forward(step, 0 if costs.steps[step].footprint.own else None) for step in steps]
 
 

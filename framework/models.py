@@ -236,6 +236,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     ),
     "byte-gpt-tiny": partial(byte_gpt, "byte-gpt-tiny", 4, 128, 4, 128),
     "byte-gpt-small": partial(byte_gpt, "byte-gpt-small", 6, 256, 4, 256),
+    "byte-gpt-medium": partial(byte_gpt, "byte-gpt-medium", 12, 512, 8, 512),
+    "byte-gpt-large": partial(byte_gpt, "byte-gpt-large", 24, 1024, 16, 1024),
     "byte-gpt-tiny-tied": partial(byte_gpt, "byte-gpt-tiny-tied", 4, 128, 4, 128, tied=True),
     "byte-gpt-small-tied": partial(byte_gpt, "byte-gpt-small-tied", 6, 256, 4, 256, tied=True),
     "byte-lstm-small": partial(byte_lstm, "byte-lstm-small", 2, 256, 128, 128),

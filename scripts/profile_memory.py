@@ -33,7 +33,7 @@ _CAPTION = (
 @dataclass(frozen=True, kw_only=True)
 class ProfileMemory:
     model: str = "byte-gpt-tiny"
-    """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-lstm-small, or your own as package.module:build."""
+    """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-gpt-medium, byte-gpt-large, byte-lstm-small, or your own as package.module:build."""
     batch: int = 8
     """Examples in a batch; divisible by the shards."""
     shards: int = 1

@@ -39,7 +39,7 @@ _DRIFT = 2 * _MIB
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingOptions):
     model: str = "byte-gpt-tiny"
-    """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-lstm-small, or your own as package.module:build."""
+    """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-gpt-medium, byte-gpt-large, byte-lstm-small, or your own as package.module:build."""
     data: tuple[str, ...] = ()
     """What to train on. Text models: files or folders of text; by default the sources of Python's standard library. Others: a CSV or NPZ file, or digits, iris, wine, breast-cancer or diabetes from scikit-learn; by default a generated set."""
     target: str | None = None

@@ -57,7 +57,9 @@ from framework.layers import Layer
 from framework.losses import Loss
 from framework.memory import Array
 
-POLICIES = ("store-all", "every-k:1", "every-k:2", "every-k:3", "sqrt-n", "recompute-all")
+#: Linear and Conv2d: every chain here has one of them.
+SELECTIVE = "selective:[LC][io]n*"
+POLICIES = ("store-all", "every-k:1", "every-k:2", "every-k:3", "sqrt-n", "recompute-all", SELECTIVE)
 
 
 @dataclass(frozen=True)

@@ -122,13 +122,31 @@ def test_all_ranks_take_one_policy_that_fits_the_one_with_the_most() -> None:
     assert chosen.peak == max(plan.peak for plan in chosen.train) < plans.peak
 
 
-@pytest.mark.parametrize("text", ["", "store", "every-k", "every-k:0", "every-k:x", "every-k:-1", "Store-All"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "store",
+        "every-k",
+        "every-k:0",
+        "every-k:x",
+        "every-k:-1",
+        "Store-All",
+        "selective",
+        "selective:",
+        "selective:a,,b",
+    ],
+)
 def test_an_unknown_policy_lists_the_known_ones(text: str) -> None:
-    with pytest.raises(ValueError, match="known: store-all, recompute-all, sqrt-n, budget, every-k:K"):
+    with pytest.raises(
+        ValueError, match="known: store-all, recompute-all, sqrt-n, budget, every-k:K, selective:PATTERN"
+    ):
         parse_policy(text)
 
 
-@pytest.mark.parametrize("text", ["store-all", "recompute-all", "sqrt-n", "every-k:4", "budget"])
+@pytest.mark.parametrize(
+    "text", ["store-all", "recompute-all", "sqrt-n", "every-k:4", "budget", "selective:Linear,block?.*"]
+)
 def test_policies_are_spelled_as_they_are_read(text: str) -> None:
     assert parse_policy(text).name == text
 
@@ -137,3 +155,31 @@ def test_the_policy_budget_needs_a_budget() -> None:
     with pytest.raises(ValueError, match="needs a budget"):
         tokens().plans("budget")
     assert parse_policy("every-k:7") == EveryK(7)
+
+
+def test_selective_computes_again_all_but_what_matches_and_the_last_stage() -> None:
+    plan = tokens().plans("selective:Linear,CausalAttention").train[0]
+    first = len(plan.costs.steps)
+    kinds = [plan.costs.steps[step].kind for step in forwards_of(plan)[first:]]
+    # Per block: two norms, the Add between them, and GELU; the Add at the end is the next stage's input, and kept.
+    assert sorted(kinds) == sorted(2 * ["LayerNorm", "LayerNorm", "Add", "GELU", "Dropout"] + ["LayerNorm"])
+
+
+def test_selective_of_everything_computes_nothing_again_and_of_a_composite_only_what_is_outside() -> None:
+    case = stages(4)
+    assert forwards_of(case.plans("selective:*").train[0]) == [0, 1, 2, 3]
+    case = tokens()
+    plan = case.plans("selective:1.mlp").train[0]
+    again = {plan.costs.steps[step].path for step in forwards_of(plan)[len(plan.costs.steps) :]}
+    assert not any(path.startswith("1.mlp.") for path in again)
+    assert any(path.startswith("2.mlp.") for path in again)
+    assert any(path.startswith("1.attention.") for path in again)
+
+
+@pytest.mark.parametrize("pattern", ["linear", "Linear,Conv2d", "mlp"])
+def test_a_pattern_that_names_nothing_lists_kinds_and_paths(pattern: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{pattern.split(',')[-1]}' names no step.*kinds: Embedding, .*paths: \*, \*\.attention"
+    ) as e:
+        tokens().plans(f"selective:{pattern}")
+    assert len(str(e.value)) < 500

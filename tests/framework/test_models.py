@@ -41,6 +41,8 @@ BATCHES = {
     "unet": Spec.of((4, 1, 16, 16), "float32"),
     "byte-gpt-tiny": Spec.of((2, 128), "uint8"),
     "byte-gpt-small": Spec.of((2, 256), "uint8"),
+    "byte-gpt-medium": Spec.of((2, 512), "uint8"),
+    "byte-gpt-large": Spec.of((2, 1024), "uint8"),
     "byte-gpt-tiny-tied": Spec.of((2, 128), "uint8"),
     "byte-gpt-small-tied": Spec.of((2, 256), "uint8"),
     "byte-lstm-small": Spec.of((2, 128), "uint8"),
@@ -79,6 +81,8 @@ def unet_size(channels: int, widths: tuple[int, ...]) -> int:
     [
         ("byte-gpt-tiny", 875_264),
         ("byte-gpt-small", 4_935_680),
+        ("byte-gpt-medium", gpt_size(12, 512, 512)),
+        ("byte-gpt-large", gpt_size(24, 1024, 1024)),
         ("byte-gpt-tiny-tied", 875_264 - 256 * 128),
         ("byte-gpt-small-tied", 4_935_680 - 256 * 256),
         ("byte-lstm-small", 256 * 128 + 1024 * (128 + 256 + 1) + 1024 * (256 + 256 + 1) + 256 * 257),
