@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from checkpointing.budgets import parse_budget
-from checkpointing.costs import costs_of
+from checkpointing.costs import Times, costs_of
 from checkpointing.executor import Executor, Job, LayerParameters, Outcome, Reduction, Sums
 from checkpointing.inspector import Finding, Inspector
 from checkpointing.plan import Plan
@@ -290,6 +291,7 @@ def run_plans(
     world: int = 1,
     static: dict[str, int] | None = None,
     validate: bool = True,
+    times: Times | None = None,
 ) -> RunPlans:
     """Plans a training run: see `plan_run`.
 
@@ -305,9 +307,10 @@ def run_plans(
         world: W, the number of ranks.
         static: More bytes that live through the run, by "category/owner".
         validate: Whether validation is planned too.
+        times: Measured times of a training pass; None where they are modelled.
     """
     made: Sequence[Any] = [
         costs_of(layer, loss, batch, targets, optimizer, static, training)
         for training in ((True, False) if validate else (True,))
     ]
-    return plan_run(made[0], made[1] if validate else None, policy, budget, shards, world)
+    return plan_run(replace(made[0], times=times), made[1] if validate else None, policy, budget, shards, world)

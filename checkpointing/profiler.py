@@ -12,12 +12,14 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from checkpointing.costs import Times, costs_of
 from checkpointing.engine import Engine, run_plans
 from checkpointing.policies import parse_policy
 from checkpointing.process_memory import measure_baseline, peak_rss
+from checkpointing.timing import Progress, measure_times
 from framework.layers import Spec
 from framework.memory import Array, Ledger
-from framework.models import build
+from framework.models import Model, build
 from framework.optimizers import AdamW
 
 
@@ -32,6 +34,7 @@ class PolicyProfile:
         rss_peak_bytes: The process's peak resident memory less that before the first array.
         step_seconds: Median time of a step.
         step_flops: Floating-point operations of a step, recomputation included.
+        planned_seconds: The time of its forwards and backwards as the plan has it.
     """
 
     policy: str
@@ -40,6 +43,7 @@ class PolicyProfile:
     rss_peak_bytes: int
     step_seconds: float
     step_flops: int
+    planned_seconds: float
 
 
 def measure_policy(
@@ -51,6 +55,7 @@ def measure_policy(
     dtype: str = "float32",
     dropout: float = 0.0,
     threads: int = 1,
+    measured_costs: bool = False,
 ) -> PolicyProfile:
     """Runs training steps of a named model on its data in a fresh process and measures them.
 
@@ -63,11 +68,12 @@ def measure_policy(
         dtype: Of the model.
         dropout: Of the model.
         threads: BLAS threads.
+        measured_costs: Whether planned times come from measured ones instead of FLOPs.
 
     Raises:
         RuntimeError: The process failed; its last words are in the message.
     """
-    task = json.dumps([model, policy, batch, shards, steps, dtype, dropout, threads])
+    task = json.dumps([model, policy, batch, shards, steps, dtype, dropout, threads, measured_costs])
     command = [sys.executable, "-m", "checkpointing.profiler", task]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -77,13 +83,22 @@ def measure_policy(
 
 
 def _measure_here(
-    model: str, policy: str, batch: int, shards: int, steps: int, dtype: str, dropout: float, threads: int
+    model: str,
+    policy: str,
+    batch: int,
+    shards: int,
+    steps: int,
+    dtype: str,
+    dropout: float,
+    threads: int,
+    measured_costs: bool,
 ) -> PolicyProfile:
     threadpool_limits(threads)
     built = build(model, dtype, dropout)
     data, optimizer, rows = built.dataset(()), AdamW(), batch // shards
     x = Spec((rows, *data.inputs.shape), data.inputs.dtype)
     targets = Spec((rows, *data.targets.shape), data.targets.dtype)
+    times = model_times(built, x, targets, threads) if measured_costs else None
     plans = run_plans(
         built.chain,
         built.loss,
@@ -94,6 +109,7 @@ def _measure_here(
         shards=shards,
         static={"data/data set": data.nbytes},
         validate=False,
+        times=times,
     )
     plan = plans.train[0]
 
@@ -113,8 +129,20 @@ def _measure_here(
         seconds.append(time.perf_counter() - started)
     del held
     return PolicyProfile(
-        policy, plans.peak, ledger.peak, peak_rss() - baseline, median(seconds[1:]), plan.simulation.flops
+        policy,
+        plans.peak,
+        ledger.peak,
+        peak_rss() - baseline,
+        median(seconds[1:]),
+        plan.simulation.flops,
+        plan.simulation.seconds,
     )
+
+
+def model_times(model: Model, x: Spec, targets: Spec, threads: int, progress: Progress | None = None) -> Times:
+    """Returns the measured times of a model's training pass over a shard; see `timing.measure_times`."""
+    costs = costs_of(model.chain, model.loss, x, targets)
+    return measure_times(costs, model.chain, model.loss, threads, progress)
 
 
 def _main(task: str) -> dict[str, Any]:

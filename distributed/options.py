@@ -31,6 +31,8 @@ class TrainingOptions:
     """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), or budget (the fastest that fits the budget). Default: budget if there is one, else store-all."""
     memory_budget: str | None = None
     """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations."""
+    measured_costs: bool = False
+    """Let budgets choose by times of each layer that are measured on this machine, which takes some seconds once, instead of by FLOPs."""
     memory: Literal["block", "heap"] = "block"
     """Where the arrays of a step lie: in one block, each at a place that the plan fixes, or each on the heap."""
     verify_memory: bool = False

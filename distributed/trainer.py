@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
+from checkpointing.costs import Times, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.executor import Totals
 from checkpointing.inspector import Finding
 from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
+from checkpointing.timing import Progress, measure_times
 from checkpointing.witness import Verification
 from distributed.divergence import Diverged
 from distributed.groups import Group, LocalGroup, RayGroup
@@ -84,6 +86,7 @@ class Trainer:
         optimizer: By default AdamW.
         data: The examples; by default the model's own.
         run_folder: Where the run is recorded; None records nothing.
+        on_measuring: Told how far it is when times are measured (see `checkpointing.timing.measure_times`).
         **options: See `TrainingOptions`.
 
     Raises:
@@ -105,6 +108,7 @@ class Trainer:
         data: Dataset | None = None,
         *,
         run_folder: RunFolder | None = None,
+        on_measuring: Progress | None = None,
         **options: Any,
     ) -> None:
         self.options = _options(options)
@@ -131,6 +135,7 @@ class Trainer:
         self.budget: int | None = None
         self.process: ProcessUse | None = None
         self.verification: list[Verification] = []
+        self._times = self._measured_times(on_measuring) if self.options.measured_costs else None
         if self.process_budget is None:
             self._plan()
         if self.options.weights is not None:
@@ -249,7 +254,13 @@ class Trainer:
             shards=options.shards,
             world=options.world,
             static=static_nbytes(self.data, options.shards, bool(options.workers)),
+            times=self._times,
         )
+
+    def _measured_times(self, progress: Progress | None) -> Times:
+        chain, loss, options = self.model.chain, self.model.loss, self.options
+        costs = costs_of(chain, loss, *shard_specs(self.data, options.batch, options.shards))
+        return measure_times(costs, chain, loss, options.threads_per_worker, progress)
 
     def _plan(self) -> None:
         """Makes `plans` within `budget`, the limit of the engine's bytes."""
@@ -437,6 +448,8 @@ class Trainer:
             "shards": options.shards,
             "threads_per_worker": options.threads_per_worker,
             "policy": plans.policy.name,
+            "costs": plans.train[0].costs.source,
+            "planned_step_seconds": max(plan.simulation.seconds for plan in plans.train),
             "budget_bytes": self.process_budget.nbytes if self.process_budget else self.budget,
             "budget_scope": None if self.budget is None else "process" if self.process_budget else "engine",
             "engine_budget_bytes": self.budget,

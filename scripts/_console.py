@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 Command = TypeVar("Command")
 
@@ -23,6 +25,22 @@ FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 #: People read this; it is plain where there is no terminal.
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 110)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def measuring() -> Iterator[Callable[[int, int, str], None] | None]:
+    """Gives what `measure_times` tells how far it is: a bar on a terminal."""
+    if console.quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("measuring step times {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
 
 
 class Terminated(SystemExit):

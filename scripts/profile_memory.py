@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpointing import parse_policy
-from checkpointing.profiler import PolicyProfile, measure_policy
+from checkpointing.profiler import PolicyProfile, measure_policy, model_times
 from checkpointing.reduction_tree import require_shards
-from framework import build, format_size
+from framework import Spec, build, format_size
 
 _CAPTION = (
     "predicted: before the first array. counted: the engine's live bytes.\n"
@@ -48,6 +48,8 @@ class ProfileMemory:
     """Rate of the model's dropout layers, in [0, 1)."""
     threads: int = 1
     """Threads of matrix products."""
+    measured_costs: bool = False
+    """Also show the time that the plan has, from times of each layer measured on this machine."""
     svg: Path | None = None
     """Also draw the table as a picture in this file."""
     force: bool = False
@@ -62,7 +64,7 @@ class ProfileMemory:
 
 def main(options: ProfileMemory) -> dict[str, Any]:
     console.quiet = options.quiet
-    build(options.model, options.dtype, options.dropout)
+    built = build(options.model, options.dtype, options.dropout)
     require_shards(options.shards)
     for policy in options.policies:
         if parse_policy(policy).name == "budget":
@@ -76,6 +78,12 @@ def main(options: ProfileMemory) -> dict[str, Any]:
         )
     if options.svg is not None and options.svg.exists() and not options.force:
         raise FileExistsError(f"{options.svg} exists; name another file with --svg, or overwrite it with --force")
+    if options.measured_costs:
+        # The processes below find these times in the user's cache.
+        data, rows = built.dataset(()), options.batch // options.shards
+        x, targets = (Spec((rows, *spec.shape), spec.dtype) for spec in (data.inputs, data.targets))
+        with _console.measuring() as progress:
+            model_times(built, x, targets, options.threads, progress)
     found = []
     with console.status("") as status:
         for number, policy in enumerate(options.policies):
@@ -90,6 +98,7 @@ def main(options: ProfileMemory) -> dict[str, Any]:
                     options.dtype,
                     options.dropout,
                     options.threads,
+                    options.measured_costs,
                 )
             )
     console.print(table(found, options))
@@ -102,6 +111,7 @@ def main(options: ProfileMemory) -> dict[str, Any]:
             "ledger_peak_bytes": p.ledger_peak_bytes,
             "rss_peak_bytes": p.rss_peak_bytes,
             "step_seconds": p.step_seconds,
+            "planned_seconds": p.planned_seconds,
         }
         for p in found
     ]
@@ -113,7 +123,8 @@ def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
     title = f"{options.model}, batch {options.batch}: a step's peak memory and time by policy"
     drawn = Table(title=title, caption=_CAPTION, box=box.SIMPLE_HEAD, collapse_padding=True)
     drawn.add_column("policy", no_wrap=True)
-    for name in ("predicted", "counted", "rss", "step", "memory", "time"):
+    planned = ("planned",) if options.measured_costs else ()
+    for name in ("predicted", "counted", "rss", "step", *planned, "memory", "time"):
         drawn.add_column(name, justify="right", no_wrap=True)
     first = found[0]
     for p in found:
@@ -123,6 +134,7 @@ def table(found: list[PolicyProfile], options: ProfileMemory) -> Table:
             format_size(p.ledger_peak_bytes) + ("" if p.predicted_peak_bytes == p.ledger_peak_bytes else " NOT EQUAL"),
             format_size(p.rss_peak_bytes),
             f"{p.step_seconds * 1e3:.4g} ms",
+            *((f"{p.planned_seconds * 1e3:.4g} ms",) if planned else ()),
             f"{p.predicted_peak_bytes / first.predicted_peak_bytes:.0%}",
             f"{p.step_seconds / first.step_seconds:.0%}",
         )

@@ -102,10 +102,15 @@ def make_trainer(options: Train, model: Any) -> Trainer:
     chosen = chosen_options(options, model, data)
     if options.policy is None and options.memory_budget is None:
         try:
-            return Trainer(model, data=data, **{**chosen, "memory_budget": DEFAULT_BUDGET})
+            return _trainer(model, data, **{**chosen, "memory_budget": DEFAULT_BUDGET})
         except InfeasibleBudget as error:
             chosen["memory_budget"] = f"engine:{error.smallest}"
-    return Trainer(model, data=data, **chosen)
+    return _trainer(model, data, **chosen)
+
+
+def _trainer(model: Model, data: Dataset, **options: Any) -> Trainer:
+    with _console.measuring() as progress:
+        return Trainer(model, data=data, on_measuring=progress, **options)
 
 
 def open_data(options: Train, model: Model) -> Dataset:
@@ -158,6 +163,7 @@ def introduce(trainer: Trainer, options: Train) -> None:
         ),
         ("budget", budget),
         ("policy", f"{plans.policy.name}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)"),
+        *([("costs", plans.train[0].costs.source)] if chosen.measured_costs else []),
         (
             "activations",
             f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",

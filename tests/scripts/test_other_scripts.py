@@ -39,7 +39,14 @@ def test_profile_memory_measures_each_policy(tmp_path: Path) -> None:
     }
     assert [row["policy"] for row in data["policies"]] == ["store-all", "recompute-all"]
     for row in data["policies"]:
-        assert set(row) == {"policy", "predicted_peak_bytes", "ledger_peak_bytes", "rss_peak_bytes", "step_seconds"}
+        assert set(row) == {
+            "policy",
+            "predicted_peak_bytes",
+            "ledger_peak_bytes",
+            "rss_peak_bytes",
+            "step_seconds",
+            "planned_seconds",
+        }
         assert row["predicted_peak_bytes"] == row["ledger_peak_bytes"] > 0
         assert row["step_seconds"] > 0
     assert "recompute-all" in done.stdout
