@@ -74,14 +74,13 @@ def row_blocks(rows: int, width: int, size: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def flat_blocks(*arrays: Array) -> Iterator[list[Array]]:
-    """Yields blocks of contiguous arrays of one size: views of the same elements of each."""
+def flat_blocks(*arrays: Array, size: int = BLOCK) -> Iterator[list[Array]]:
+    """Yields blocks of at most `size` elements of contiguous arrays that are equally large: views of the same elements of each."""
     flat = [as_view(a, (-1,)) for a in arrays]
-    size = flat[0].size
-    if 0 < size <= BLOCK:  # small layers are many
+    if 0 < flat[0].size <= size:  # small layers are many
         yield flat
         return
-    for block in row_blocks(size, 1):
+    for block in row_blocks(flat[0].size, 1, size):
         yield [a[block] for a in flat]
 
 

@@ -12,6 +12,8 @@ from framework import kernels
 from framework.layers.layer import Context, Footprint, Layer, Own, Pair, Params, require_float
 from framework.memory import Array
 
+#: Elements of a block of second derivatives, which take most rows of scratch.
+_HVP_BLOCK = kernels.BLOCK // 2
 #: Scratch of a formula that takes none.
 _NONE = np.empty((0, 0))
 
@@ -111,8 +113,9 @@ class Elementwise(Layer, ABC):
     ) -> None:
         if x_cotangent is None:
             return
-        scratch = context.empty((self._hvp_rows, kernels.block_rows(x[0].size, 1)), x[0].dtype, "workspace")
-        for v, moved, g, g_moved, out, out_moved in kernels.flat_blocks(*x, *cotangent, *x_cotangent):
+        height = kernels.block_rows(x[0].size, 1, _HVP_BLOCK)
+        scratch = context.empty((self._hvp_rows, height), x[0].dtype, "workspace")
+        for v, moved, g, g_moved, out, out_moved in kernels.flat_blocks(*x, *cotangent, *x_cotangent, size=_HVP_BLOCK):
             rows = scratch[:, : v.size]
             read = v
             if self.scheme.reads_output:
@@ -134,6 +137,7 @@ class Elementwise(Layer, ABC):
     def footprint(self, x: Any, training: bool = True) -> Footprint:
         require_float(self, x)
         scheme, row = self.scheme, kernels.block_rows(x.size, 1) * x.dtype.itemsize
+        hvp_row = kernels.block_rows(x.size, 1, _HVP_BLOCK) * x.dtype.itemsize
         return Footprint(
             output=x,
             needs_input=(not scheme.reads_output,),
@@ -141,7 +145,7 @@ class Elementwise(Layer, ABC):
             forward_workspace=scheme.value_rows * row,
             backward_workspace=(1 + scheme.slope_rows) * row,
             jvp_workspace=(1 + scheme.slope_rows) * row,
-            hvp_workspace=0 if self.piecewise_linear else self._hvp_rows * row,
+            hvp_workspace=0 if self.piecewise_linear else self._hvp_rows * hvp_row,
             forward_flops=scheme.value_flops * x.size,
             backward_flops=scheme.slope_flops * x.size,
             forward_in_place=scheme.in_place,

@@ -13,6 +13,9 @@ from framework.layers.layer import Context, Footprint, Layer, Own, Pair, Params,
 from framework.memory import Array
 from framework.parameters import Constant, Initializer, ParameterSpec, Uniform
 
+#: Elements of a product that is added.
+_PRODUCT = kernels.BLOCK // 2
+
 
 @dataclass(frozen=True)
 class Linear(Layer):
@@ -112,12 +115,12 @@ class Linear(Layer):
 
 def _block_size(rows: int, width: int) -> int:
     """Elements of the scratch of `_add_product` for an `out` of such a shape."""
-    return kernels.block_rows(rows, width) * width
+    return kernels.block_rows(rows, width, _PRODUCT) * width
 
 
 def _add_product(a: Array, b: Array, out: Array, scratch: Array) -> None:
     """Adds a @ b to `out`, a block of rows at a time."""
     width = out.shape[1]
-    for block in kernels.row_blocks(*out.shape):
+    for block in kernels.row_blocks(len(out), width, _PRODUCT):
         rows = block.stop - block.start
         out[block] += kernels.matmul(a[block], b, out=scratch[: rows * width].reshape(rows, width))
