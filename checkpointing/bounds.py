@@ -1,0 +1,190 @@
+"""Lower bounds on the memory and on the time of a step: valid for every plan of its leaf steps, whatever it keeps and recomputes.
+
+(Not for the time of a plan that also moves values to a disk: what is there is neither held nor computed again.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from checkpointing.costs import Costs
+from checkpointing.operations import Value, output
+from checkpointing.reduction_tree import roots_of, shards_of
+from checkpointing.simulation import backward_needs
+from framework.layers import BATCH
+from framework.memory import Array
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What some moment of a plan says: only so much has room at it of what later backwards read.
+
+    Attributes:
+        taken: Bytes that are held at the moment besides, whatever the plan.
+        over: With parts 0, 1, 2, … of the items not held, cheapest per byte first: their bytes.
+        seconds: What it takes to run those again.
+        nbytes: Of all items.
+    """
+
+    taken: int
+    over: Array
+    seconds: Array
+    nbytes: int
+
+    @classmethod
+    def of(cls, taken: int, items: list[tuple[int, float]]) -> _Cut:
+        ordered = sorted(items, key=lambda item: item[1] / item[0])
+        sums = np.cumsum([(0.0, 0.0), *ordered], axis=0)
+        return cls(taken, sums[:, 0], sums[:, 1], sum(nbytes for nbytes, _ in items))
+
+    def again(self, room: int) -> float:
+        """The least seconds of forwards that must run again where so many bytes have room, all that is held included."""
+        over = self.nbytes + self.taken - room
+        return float(np.interp(over, self.over, self.seconds)) if over > 0 else 0.0
+
+
+class Bounds:
+    """Lower bounds for all plans of a rank.
+
+    Time: all forwards, backwards and losses run once. While a Backward runs, or when the loss has run, only so much has room of what later
+    backwards will read. A step whose output or residuals are read later and are not held runs again, and so do
+    those before it whose outputs no backward reads. The cheapest choice of what is not held is a knapsack, which is relaxed to parts
+    of values (Dantzig 1957); the moment that asks for most decides.
+
+    Memory: what some forward, backward or loss needs alone.
+
+    Args:
+        costs: Costs of a shard's training pass.
+        shards: V, the virtual shards.
+        world: W, the number of ranks.
+        rank: Whose plans.
+
+    Attributes:
+        memory: Bytes that no plan's peak goes below.
+    """
+
+    def __init__(self, costs: Costs, shards: int = 1, world: int = 1, rank: int = 0) -> None:
+        self._lasting = sum(costs.static.values())
+        mine = shards_of(shards, world, rank)
+        # While a shard is at work its own gradient is there, and the sums of those before.
+        self._gradients = [costs.gradient_nbytes * (len(roots_of(mine[:number])) + 1) for number in range(len(mine))]
+        once = [*costs.loss_seconds]
+        for number, step in enumerate(costs.steps):
+            once += costs.seconds(number)[: 2 if step.trains else 1]
+        self._once = once
+        steps = range(len(costs.steps))
+        trained = [step for step in steps if costs.steps[step].trains]
+        backwards = {step: _backward(costs, step) for step in trained}
+        # The targets wait for the loss, which comes after a forward of each step.
+        forwards = [_forward(costs, step) + costs.targets.nbytes for step in steps]
+        self.memory = self._lasting + max(self._gradients) + max(*forwards, *backwards.values(), _loss(costs))
+        self._cuts = [
+            _Cut.of(backwards[step], _items(costs, trained[:place], backward_needs(costs, step)))
+            for place, step in enumerate(trained)
+        ]
+        last = steps[-1]
+        self._cuts.append(_Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), _items(costs, trained, [])))
+
+    def seconds(self, budget: int) -> float:
+        """Returns seconds that no plan within a budget in bytes goes below; infinite where no plan is within it."""
+        if budget < self.memory:
+            return math.inf
+        total = []
+        for gradients in self._gradients:
+            room = budget - self._lasting - gradients
+            total += [*self._once, max(cut.again(room) for cut in self._cuts)]
+        return math.fsum(total)
+
+
+def _items(costs: Costs, readers: Sequence[int], held: Sequence[Value]) -> list[tuple[int, float]]:
+    """The bytes of what some backwards read, by the step that makes it, and the seconds to make that once more.
+
+    Args:
+        costs: The chain.
+        readers: The steps whose backwards read it.
+        held: Values that are held in any case.
+    """
+    surely = {_in_buffer(costs, value) for value in held}
+    owned: dict[int, set[Value]] = {}
+    for step in readers:
+        for value in backward_needs(costs, step):
+            if (found := _in_buffer(costs, value)) not in surely and found.at != BATCH:
+                owned.setdefault(found.at, set()).add(found)
+    items = []
+    charged: set[int] = set()
+    for step, values in owned.items():
+        nbytes = sum(_nbytes(costs, value) for value in values)
+        if not nbytes:
+            continue
+        again = [step]
+        # To run it again, its inputs must be there. Those that no backward reads are made again as well, or held: where that
+        # takes as many bytes as what it is for, holding the latter would have been no worse.
+        for made in again:
+            for source in costs.steps[made].inputs:
+                aliases = source == BATCH or costs.steps[source].footprint.output_aliases_input
+                if aliases or source in owned or source in charged or output(source) in surely:
+                    continue
+                if costs.output(source).nbytes >= nbytes:
+                    charged.add(source)
+                    again.append(source)
+        items.append((nbytes, math.fsum(costs.seconds(each).forward for each in again)))
+    return items
+
+
+def _forward(costs: Costs, step: int) -> int:
+    footprint = costs.steps[step].footprint
+    own_place = not (footprint.output_aliases_input or footprint.forward_in_place)
+    return (
+        _held(costs, map(output, costs.steps[step].inputs), step)
+        + (footprint.output.nbytes if own_place else 0)
+        + footprint.own_nbytes
+        + footprint.forward_workspace
+        + footprint.forward_heap
+    )
+
+
+def _backward(costs: Costs, step: int) -> int:
+    cost = costs.steps[step]
+    footprint = cost.footprint
+    made = 0
+    for number, (wanted, aliases) in enumerate(zip(cost.wanted, footprint.cotangent_aliases, strict=True)):
+        if wanted and not aliases and not footprint.backward_in_place:
+            made += costs.cotangent(step, number).nbytes
+    held = _held(costs, backward_needs(costs, step), step)
+    return held + costs.output(step).nbytes + made + footprint.backward_workspace + footprint.backward_heap
+
+
+def _loss(costs: Costs) -> int:
+    loss, last = costs.loss, len(costs.steps) - 1
+    y = costs.output(last).nbytes
+    inside = max(loss.forward_workspace, (0 if loss.in_place else y) + loss.backward_workspace)
+    return _held(costs, [output(last)], last) + costs.targets.nbytes + loss.own_nbytes + inside
+
+
+def _held(costs: Costs, values: Iterable[Value], step: int) -> int:
+    """Bytes of the buffers of some values, and of the batch where a backward up to a step reads it."""
+    buffers = {_in_buffer(costs, value) for value in values}
+    more = 0 if output(BATCH) in buffers else _batch_if_read(costs, step)
+    return more + sum(_nbytes(costs, value) for value in buffers)
+
+
+def _batch_if_read(costs: Costs, last: int) -> int:
+    """The bytes of the batch if a backward of steps 0..last reads it: no operation but Load makes it."""
+    read = (value for step in range(last + 1) if costs.steps[step].trains for value in backward_needs(costs, step))
+    return costs.batch.nbytes if any(_in_buffer(costs, value) == output(BATCH) for value in read) else 0
+
+
+def _in_buffer(costs: Costs, value: Value) -> Value:
+    """The value by which a buffer is called: of an output that is a view, that of which it is one."""
+    step = value.at
+    while value.kind == "a" and step != BATCH and costs.steps[step].footprint.output_aliases_input:
+        step = costs.steps[step].inputs[0]
+    return value._replace(at=step)
+
+
+def _nbytes(costs: Costs, value: Value) -> int:
+    return costs.steps[value.at].footprint.own_nbytes if value.kind == "r" else costs.output(value.at).nbytes
