@@ -1,10 +1,13 @@
 """What to keep and what to recompute: plans, policies, the simulator and the executor."""
 
+from checkpointing.bounds import Bounds
 from checkpointing.budgets import parse_budget
 from checkpointing.costs import Costs, costs_of
 from checkpointing.curvature import gauss_newton_vp, hvp, jvp
+from checkpointing.curve import CurvePoint, memory_time_curve
 from checkpointing.engine import Engine, predict, run_plans, value_and_grad
 from checkpointing.executor import Executor
+from checkpointing.explanation import Explanation, explain
 from checkpointing.operations import PlanError
 from checkpointing.plan import Plan
 from checkpointing.policies import (
@@ -22,11 +25,14 @@ from checkpointing.policies import (
 )
 
 __all__ = [
+    "Bounds",
     "Budget",
     "Costs",
+    "CurvePoint",
     "Engine",
     "EveryK",
     "Executor",
+    "Explanation",
     "InfeasibleBudget",
     "Plan",
     "PlanError",
@@ -37,9 +43,11 @@ __all__ = [
     "SqrtN",
     "StoreAll",
     "costs_of",
+    "explain",
     "gauss_newton_vp",
     "hvp",
     "jvp",
+    "memory_time_curve",
     "parse_budget",
     "parse_policy",
     "plan_run",

@@ -108,11 +108,11 @@ def _items(costs: Costs, readers: Sequence[int], held: Sequence[Value]) -> list[
         readers: The steps whose backwards read it.
         held: Values that are held in any case.
     """
-    surely = {_in_buffer(costs, value) for value in held}
+    surely = {in_buffer(costs, value) for value in held}
     owned: dict[int, set[Value]] = {}
     for step in readers:
         for value in backward_needs(costs, step):
-            if (found := _in_buffer(costs, value)) not in surely and found.at != BATCH:
+            if (found := in_buffer(costs, value)) not in surely and found.at != BATCH:
                 owned.setdefault(found.at, set()).add(found)
     items = []
     charged: set[int] = set()
@@ -167,7 +167,7 @@ def _loss(costs: Costs) -> int:
 
 def _held(costs: Costs, values: Iterable[Value], step: int) -> int:
     """Bytes of the buffers of some values, and of the batch where a backward up to a step reads it."""
-    buffers = {_in_buffer(costs, value) for value in values}
+    buffers = {in_buffer(costs, value) for value in values}
     more = 0 if output(BATCH) in buffers else _batch_if_read(costs, step)
     return more + sum(_nbytes(costs, value) for value in buffers)
 
@@ -175,11 +175,11 @@ def _held(costs: Costs, values: Iterable[Value], step: int) -> int:
 def _batch_if_read(costs: Costs, last: int) -> int:
     """The bytes of the batch if a backward of steps 0..last reads it: no operation but Load makes it."""
     read = (value for step in range(last + 1) if costs.steps[step].trains for value in backward_needs(costs, step))
-    return costs.batch.nbytes if any(_in_buffer(costs, value) == output(BATCH) for value in read) else 0
+    return costs.batch.nbytes if any(in_buffer(costs, value) == output(BATCH) for value in read) else 0
 
 
-def _in_buffer(costs: Costs, value: Value) -> Value:
-    """The value by which a buffer is called: of an output that is a view, that of which it is one."""
+def in_buffer(costs: Costs, value: Value) -> Value:
+    """Returns the value by which a buffer is called: of an output that is a view, that of which it is one."""
     step = value.at
     while value.kind == "a" and step != BATCH and costs.steps[step].footprint.output_aliases_input:
         step = costs.steps[step].inputs[0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpointing.costs import Costs
 from checkpointing.operations import (
@@ -28,6 +28,9 @@ from checkpointing.operations import (
 from checkpointing.packing import Packing, pack
 from checkpointing.reduction_tree import require_shards, roots_of, shards_of
 from checkpointing.simulation import Simulation, simulate
+
+if TYPE_CHECKING:
+    from checkpointing.explanation import Explanation
 
 FORMAT, VERSION = "retape.plan", 1
 
@@ -136,6 +139,20 @@ class Plan:
                 raise PlanError(f"order {what}: number {number} must be {to_json(want)}, but is {to_json(got)}")
         if len(found) != len(expected):
             raise PlanError(f"order {what}: there must be {len(expected)}, but are {len(found)}")
+
+    def explain(self, budget: int | None = None) -> Explanation:
+        """Returns the plan in words (`str`) and numbers: what it keeps and recomputes, what that costs, and what other budgets would buy.
+
+        Args:
+            budget: The bytes it was made for; by default its own peak.
+
+        Raises:
+            PlanError: It is a plan of an evaluation.
+            ValueError: The budget is below the plan's peak.
+        """
+        from checkpointing.explanation import explain  # which makes plans
+
+        return explain(self, budget)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON-ready data."""

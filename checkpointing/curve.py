@@ -1,0 +1,88 @@
+"""The memory–time curve: the fastest plan known for each budget, beside the lower bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from checkpointing.bounds import Bounds
+from checkpointing.costs import Costs
+from checkpointing.policies import InfeasibleBudget, RunPlans, StoreAll, plan_run
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The plan for one budget.
+
+    Attributes:
+        budget: In bytes, of the rank with the most.
+        peak: Predicted bytes.
+        seconds: Time of a step's forwards and backwards.
+        bound: Seconds that no plan within the budget goes below.
+        policy: How the plan is made.
+    """
+
+    budget: int
+    peak: int
+    seconds: float
+    bound: float
+    policy: str
+
+    @property
+    def gap(self) -> float:
+        """By which part the plan takes longer than the bound."""
+        return gap(self.seconds, self.bound)
+
+
+def gap(seconds: float, bound: float) -> float:
+    """By which part a time is above its lower bound; sums of the same times in another order count as equal."""
+    return max(0.0, seconds / bound - 1) if bound else 0.0
+
+
+def least_budget(costs: Costs, shards: int = 1, world: int = 1, purpose: str = "train") -> int:
+    """Returns the smallest budget in bytes that a plan is known for."""
+    try:
+        return plan_run(costs, budget=1, shards=shards, world=world, purpose=purpose).peak
+    except InfeasibleBudget as error:
+        return error.smallest
+
+
+def memory_time_curve(
+    costs: Costs,
+    points: int = 100,
+    shards: int = 1,
+    world: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[CurvePoint]:
+    """Returns the plans for budgets that are evenly spaced from the smallest feasible one to what storing everything takes.
+
+    Args:
+        costs: Costs of a training pass over a shard.
+        points: How many budgets, at least 2.
+        shards: V, the virtual shards.
+        world: W, the number of ranks.
+        progress: Told how many of how many are planned.
+
+    Raises:
+        ValueError: There are fewer than 2 points.
+    """
+    if points < 2:
+        raise ValueError(f"a curve has at least 2 points, but got {points}")
+    least = least_budget(costs, shards, world)
+    most = max(least, plan_run(costs, policy=StoreAll(), shards=shards, world=world).peak)
+    bounds = [Bounds(costs, shards, world, rank) for rank in range(world)]
+    found = []
+    for number in range(points):
+        budget = least + (most - least) * number // (points - 1)
+        plans = plan_run(costs, budget=budget, shards=shards, world=world)
+        found.append(point_of(plans, budget, bounds))
+        if progress is not None:
+            progress(number + 1, points)
+    return found
+
+
+def point_of(plans: RunPlans, budget: int, bounds: list[Bounds]) -> CurvePoint:
+    """Returns the point of a run's plans; the rank that takes longest counts."""
+    seconds = max(plan.simulation.seconds for plan in plans.train)
+    bound = max(each.seconds(budget) for each in bounds)
+    return CurvePoint(budget, max(plan.peak for plan in plans.train), seconds, bound, plans.policy.name)
