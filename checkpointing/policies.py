@@ -15,9 +15,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from checkpointing.costs import Costs
-from checkpointing.operations import Loss
+from checkpointing.operations import Backward, Drop, Forward, Loss
 from checkpointing.patterns import PRODUCTS, matching
 from checkpointing.plan import Plan
+from checkpointing.planner.frontier import Frontier, frontier
 from checkpointing.schedules import Schedule, backwards, evaluation, forwards, make_plan
 from framework.sizes import format_size
 
@@ -140,12 +141,12 @@ class Selective(Policy):
 
 @dataclass(frozen=True)
 class Budget(Policy):
-    """The fastest of all policies that fits a budget; see `plan_run`."""
+    """The fastest schedule known that fits a budget, searched step by step; see `plan_run` and `checkpointing.planner`."""
 
     name = "budget"
 
     def schedule(self, costs: Costs) -> Schedule:
-        raise TypeError("a budget is met by choosing among policies: call plan_run")
+        raise TypeError("which schedule meets a budget depends on the budget: call plan_run")
 
 
 def _by_segments(costs: Costs, segments: Sequence[Segment], from_batch: bool = False) -> Schedule:
@@ -231,7 +232,9 @@ def plan_run(
     """Chooses a policy and plans every rank of a run.
 
     All ranks take one policy, one that fits the rank with the most. Without policy and budget it is StoreAll; with a budget alone,
-    or the policy `Budget`, the fastest that fits, ties going to the lower peak.
+    or the policy `Budget`, the fastest schedule that the planner knows and that fits: all policies are among them, so it is never worse than
+    any. Its time never rises as the budget grows. Of schedules of the same time the one with the fewest operations is taken, then the one with
+    the lowest peak; where that is a policy's, `RunPlans.policy` is that policy, else `Budget`.
 
     Args:
         costs: Costs of a training pass over a shard.
@@ -268,13 +271,16 @@ def plan_run(
         return chosen
     if budget is None:
         return planned(StoreAll())
-    found = [planned(candidate) for candidate in candidates(costs)]
-    fitting = [plans for plans in found if plans.peak <= budget]
-    if not fitting:
-        smallest = min(plans.peak for plans in found)
+    best = frontier(costs, candidates(costs))
+    beside, elsewhere = _besides_the_pass(everything, best)
+    elsewhere = max([elsewhere, *(plan.peak for plan in evaluate)])
+    point = best.within(budget - beside)
+    if point is None or elsewhere > budget:
+        smallest = max(best.least + beside, elsewhere)
         raise InfeasibleBudget(_too_small("every known plan", budget, smallest), smallest)
-    # min keeps the first of equals, and the candidates come in the order of k.
-    return min(fitting, key=lambda plans: (max(plan.simulation.seconds for plan in plans.train), plans.peak))
+    taken = Budget() if point.origin is None else candidates(costs)[point.origin]
+    train = _plans(best.schedule(point), costs, taken.name, purpose, shards, world)
+    return RunPlans(taken, train, evaluate, store_all)
 
 
 def _require_known_bytes(costs: Costs | None) -> None:
@@ -298,6 +304,18 @@ def candidates(costs: Costs) -> list[Policy]:
 
 def _plans(schedule: Schedule, costs: Costs, policy: str, purpose: str, shards: int, world: int) -> tuple[Plan, ...]:
     return tuple(make_plan(schedule, costs, policy, purpose, shards, world, rank) for rank in range(world))
+
+
+def _besides_the_pass(everything: Sequence[Plan], best: Frontier) -> tuple[int, int]:
+    """What all plans of a run have in common: the most bytes held beside the pass of a shard while it runs, and at other moments."""
+    inside, elsewhere = 0, 0
+    for plan in everything:
+        for operation, moment in zip(plan.operations, plan.simulation.timeline, strict=True):
+            if isinstance(operation, Forward | Loss | Backward):
+                inside = max(inside, moment.inside)
+            elif not isinstance(operation, Drop):  # during which nothing is made
+                elsewhere = max(elsewhere, moment.inside)
+    return inside - best.store_all, elsewhere
 
 
 def _largest(plans: Sequence[Plan]) -> Plan:

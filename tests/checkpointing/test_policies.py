@@ -85,7 +85,7 @@ def test_a_budget_chooses_the_fastest_that_fits_and_time_never_rises_with_it() -
         plans = plan_run(costs, budget=budget, shards=2)
         flops = plans.train[0].simulate().flops
         assert plans.peak <= budget
-        assert flops == min(p.train[0].simulate().flops for p in known if p.peak <= budget)
+        assert flops <= min(p.train[0].simulate().flops for p in known if p.peak <= budget)
         assert before is None or flops <= before
         before = flops
 
