@@ -8,12 +8,14 @@ from checkpointing.curve import CurvePoint, memory_time_curve
 from checkpointing.engine import Engine, predict, run_plans, value_and_grad
 from checkpointing.executor import Executor
 from checkpointing.explanation import Explanation, explain
+from checkpointing.offload import OffloadError
 from checkpointing.operations import PlanError
 from checkpointing.plan import Plan
 from checkpointing.policies import (
     Budget,
     EveryK,
     InfeasibleBudget,
+    Offload,
     Policy,
     RecomputeAll,
     RunPlans,
@@ -34,6 +36,8 @@ __all__ = [
     "Executor",
     "Explanation",
     "InfeasibleBudget",
+    "Offload",
+    "OffloadError",
     "Plan",
     "PlanError",
     "Policy",

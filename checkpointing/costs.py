@@ -16,6 +16,8 @@ from framework.optimizers import Optimizer, norm_workspace_nbytes
 
 #: The speed that the time model assumes. It scales all times alike and changes no choice.
 MODELLED_FLOPS_PER_SECOND = 50e9
+#: What a disk is assumed to write or read, in bytes a second, where nobody measured it: a plain SSD.
+ASSUMED_DISK_BANDWIDTH = 500_000_000
 
 
 class Seconds(NamedTuple):
@@ -77,6 +79,7 @@ class Costs:
         update_workspace: Scratch of the optimizer.
         static: Bytes that live through the whole step, by "category/owner".
         times: Measured times; None where the time is modelled from FLOPs.
+        disk_bandwidth: Bytes a second that offloaded values are written or read at; `checkpointing.offload.measure_disk` measures it.
     """
 
     steps: tuple[StepCost, ...]
@@ -88,6 +91,7 @@ class Costs:
     update_workspace: int = 0
     static: Mapping[str, int] = field(default_factory=dict)
     times: Times | None = None
+    disk_bandwidth: int = ASSUMED_DISK_BANDWIDTH
 
     @property
     def source(self) -> str:

@@ -65,6 +65,7 @@ def written(costs: Costs) -> dict[str, Any]:
         "norm_workspace": costs.norm_workspace,
         "update_workspace": costs.update_workspace,
         "static": dict(costs.static),
+        "disk_bandwidth": costs.disk_bandwidth,
     }
 
 
@@ -101,6 +102,8 @@ def read(data: Any) -> Read:
         **{name: costs.take(name, whole, 0) for name in ("gradient_nbytes", "norm_workspace", "update_workspace")},
         "static": costs.take("static", mapped(whole), {}),
     }
+    if (bandwidth := costs.take("disk_bandwidth", _bandwidth, None)) is not None:
+        rest["disk_bandwidth"] = bandwidth
     costs.close()
     for name in rest["static"]:
         if name.partition("/")[0] not in CATEGORIES or "/" not in name:
@@ -214,6 +217,12 @@ def _pair(value: Any, where: str) -> tuple[float, ...]:
     if len(pair) != 2:
         raise ValueError(f"{where} must be two, [forward, backward], but is {shown(value)}")
     return pair
+
+
+def _bandwidth(value: Any, where: str) -> int:
+    if whole(value, where) == 0:
+        raise ValueError(f"{where} must be bytes a second, a whole number from 1, but is 0")
+    return int(value)
 
 
 def _any(value: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Engine:
         reduction: Adds across ranks; by default there is one.
         gradients: Where gradient buffers come from; by default where the others do.
         block: Whether the buffers of a step lie in one block; see `Executor`.
+        offload_dir: The folder for values that a plan holds on disk; see `Executor`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Engine:
         reduction: Reduction | None = None,
         gradients: Allocator | None = None,
         block: bool = False,
+        offload_dir: Path | None = None,
     ) -> None:
         self.ledger = ledger or Ledger()
         self.parameters = Parameters.initialize(layout, Key(seed), self.ledger)
@@ -64,11 +67,15 @@ class Engine:
         self._key = Key(seed).fold("layers")
         self._clip = clip
         self._layer = layer
-        self._executor = Executor(layer, loss, self.parameters, self.ledger, reduction, gradients, block)
+        self._executor = Executor(layer, loss, self.parameters, self.ledger, reduction, gradients, block, offload_dir)
 
     def reserve(self, plans: Sequence[Plan]) -> None:
-        """Takes the block that the largest of some plans needs, so that no later step takes memory."""
+        """Takes the block that the largest of some plans needs, and room on disk, so that no later step takes any."""
         self._executor.reserve(plans)
+
+    def close(self) -> None:
+        """Lets go of the file of offloaded values."""
+        self._executor.close()
 
     def train_step(
         self, plan: Plan, load: Load, step: int, learning_rate: float, witness: Witness | None = None
@@ -116,9 +123,16 @@ class PlannedGradient:
     plan: Plan
 
     def __init__(
-        self, layer: Composite, loss: Loss, policy: str | Policy | None, budget: str | None, shards: int
+        self,
+        layer: Composite,
+        loss: Loss,
+        policy: str | Policy | None,
+        budget: str | None,
+        shards: int,
+        offload_dir: Path | str | None = None,
     ) -> None:
         require_shards(shards)
+        self._offload_dir = Path(offload_dir) if offload_dir is not None else None
         self._layer, self._loss, self._shards = layer, loss, shards
         self._policy = parse_policy(policy) if isinstance(policy, str) else policy
         self._budget = parse_budget(budget) if budget is not None else None
@@ -155,8 +169,11 @@ class PlannedGradient:
             for layout, owner in ((parameters.layout, "model"), (parameters.layout.state, "state"))
             if layout.size
         ]
-        executor = Executor(self._layer, self._loss, parameters, self.ledger)
-        outcome = executor.run(self.plan, Job(load, key or Key(0)))
+        executor = Executor(self._layer, self._loss, parameters, self.ledger, offload_dir=self._offload_dir)
+        try:
+            outcome = executor.run(self.plan, Job(load, key or Key(0)))
+        finally:
+            executor.close()
         del held
         assert outcome.gradient is not None
         self.ledger.hand_over(outcome.gradient)
@@ -175,7 +192,10 @@ class PlannedGradient:
         costs = costs_of(self._layer, self._loss, self.batch_spec(x), targets)
         store_all = plan_run(costs, policy=StoreAll(), shards=self._shards, purpose="gradient")
         limit = self._budget.resolve(store_all) if self._budget is not None else None
-        plans = plan_run(costs, policy=self._policy, budget=limit, shards=self._shards, purpose="gradient")
+        disk = self._offload_dir is not None
+        plans = plan_run(
+            costs, policy=self._policy, budget=limit, shards=self._shards, purpose="gradient", offload=disk
+        )
         return plans.train[0], limit
 
 
@@ -195,7 +215,13 @@ class ValueAndGrad(PlannedGradient):
 
 
 def value_and_grad(
-    layer: Composite, loss: Loss, policy: str | Policy | None = None, *, budget: str | None = None, shards: int = 1
+    layer: Composite,
+    loss: Loss,
+    policy: str | Policy | None = None,
+    *,
+    budget: str | None = None,
+    shards: int = 1,
+    offload_dir: Path | str | None = None,
 ) -> ValueAndGrad:
     """Returns a function that computes the mean loss and its gradient, for a training loop of one's own.
 
@@ -205,6 +231,7 @@ def value_and_grad(
         policy: What to keep and what to recompute; the gradient's bits do not depend on it.
         budget: The most bytes that a call may hold, parameters and gradient included: "engine:64MiB".
         shards: Virtual shards that a batch is cut into.
+        offload_dir: The folder for values that a plan holds on disk; a budget offloads only where one is named.
 
     Returns:
         A function of ``(parameters, x, targets, key=Key(0))`` with x (B, ...) and targets (B, ...), B divisible by the shards,
@@ -234,7 +261,7 @@ def value_and_grad(
     >>> loss < 1e-4
     True
     """
-    return ValueAndGrad(layer, loss, policy, budget, shards)
+    return ValueAndGrad(layer, loss, policy, budget, shards, offload_dir)
 
 
 def require_parameters(layer: Layer, x: Spec, parameters: Parameters) -> None:
@@ -292,6 +319,8 @@ def run_plans(
     static: dict[str, int] | None = None,
     validate: bool = True,
     times: Times | None = None,
+    offload: bool = False,
+    disk_bandwidth: int | None = None,
 ) -> RunPlans:
     """Plans a training run: see `plan_run`.
 
@@ -308,9 +337,12 @@ def run_plans(
         static: More bytes that live through the run, by "category/owner".
         validate: Whether validation is planned too.
         times: Measured times of a training pass; None where they are modelled.
+        offload: Whether a budget may choose plans that hold values on disk.
+        disk_bandwidth: Bytes a second of that disk; by default it is assumed.
     """
     made: Sequence[Any] = [
         costs_of(layer, loss, batch, targets, optimizer, static, training)
         for training in ((True, False) if validate else (True,))
     ]
-    return plan_run(replace(made[0], times=times), made[1] if validate else None, policy, budget, shards, world)
+    training = replace(made[0], times=times, disk_bandwidth=disk_bandwidth or made[0].disk_bandwidth)
+    return plan_run(training, made[1] if validate else None, policy, budget, shards, world, offload=offload)

@@ -12,29 +12,34 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from checkpointing.block import Block
 from checkpointing.leaves import Leaf, leaves_of
+from checkpointing.offload import OffloadFile, Transfer
 from checkpointing.operations import (
     TARGETS,
     Accumulate,
     Backward,
     Drop,
+    Fetch,
     Forward,
     Load,
     Loss,
     Norm,
+    Offload,
     Reduce,
     Update,
     Value,
+    Wait,
     cotangent,
     gradient,
     output,
 )
 from checkpointing.plan import Plan
 from checkpointing.reduction_tree import Node
-from checkpointing.simulation import Merge
+from checkpointing.simulation import Merge, holder_of
 from checkpointing.witness import Witness
 from framework import kernels
 from framework.keys import Key
@@ -151,6 +156,7 @@ class Executor:
         reduction: Adds across ranks; by default there is one.
         gradients: Where gradient buffers come from; by default where the others do.
         block: Whether the buffers of a plan lie in one block, as its packing says, instead of each on the heap.
+        offload_dir: The folder for the file of plans that offload; by default that of temporary files.
     """
 
     def __init__(
@@ -162,6 +168,7 @@ class Executor:
         reduction: Reduction | None = None,
         gradients: Allocator | None = None,
         block: bool = False,
+        offload_dir: Path | None = None,
     ) -> None:
         self.steps = flatten(layer)
         self.loss = loss
@@ -172,6 +179,8 @@ class Executor:
         self.reduction: Reduction = reduction or LocalReduction()
         self.gradients = gradients
         self.block = Block() if block else None
+        self.offload_dir = offload_dir
+        self.disk: OffloadFile | None = None
         self._leaves: dict[int, tuple[Plan, list[Leaf]]] = {}
 
     def leaves(self, plan: Plan) -> list[Leaf]:
@@ -183,9 +192,28 @@ class Executor:
         return known[1]
 
     def reserve(self, plans: Sequence[Plan]) -> None:
-        """Makes the block as large as the largest of some plans needs; does nothing on the heap."""
+        """Makes the block as large as the largest of some plans needs, and the file of offloaded values, if there are any.
+
+        Raises:
+            OffloadError: Nothing can be offloaded to the folder, or it has no room.
+        """
+        for plan in plans:
+            self._open_disk(plan)
         if self.block is not None:
             self.block.use(max((plan.packing for plan in plans), key=lambda packing: packing.nbytes))
+
+    def close(self) -> None:
+        """Lets go of the file of offloaded values."""
+        if self.disk is not None:
+            self.disk.close()
+            self.disk = None
+
+    def _open_disk(self, plan: Plan) -> None:
+        nbytes = plan.simulation.file_nbytes
+        if self.disk is not None:
+            self.disk.reserve(nbytes)
+        elif nbytes:
+            self.disk = OffloadFile(self.offload_dir, nbytes)
 
     def run(self, plan: Plan, job: Job, witness: Witness | None = None, make: MakeRun | None = None) -> Outcome:
         """Runs a plan once.
@@ -199,10 +227,12 @@ class Executor:
         Raises:
             BudgetExceeded: The ledger's limit would have been passed, or a layer asked for what its footprint does not say.
             NotAsPlanned: In the block, something holds an array that the plan has dropped, or a layer did not take one from there.
+            OffloadError: A value could not be written to disk, or is not what was written.
 
         After an exception nothing of the step is held.
         """
         heap = self.ledger.allocator
+        self._open_disk(plan)
         if self.block is not None:
             self.block.use(plan.packing)
             self.ledger.allocator = self.block
@@ -215,6 +245,8 @@ class Executor:
         except BaseException as error:
             # The frames of the failed rules hold arrays for as long as the exception lives.
             _clear_frames(error)
+            if self.disk is not None:
+                self.disk.abandon()
             run.clear()
             raise
         finally:
@@ -268,6 +300,7 @@ class Run:
         self.sums: Sums = {}
         self.mean = self.gradient_norm = float("nan")
         self.leaves = executor.leaves(plan)
+        self.moving: dict[Value, tuple[Transfer, Any]] = {}  # and what a Fetch will have read
 
     def execute(self) -> Outcome:
         methods: dict[type, Callable[[Any], None]] = {
@@ -276,6 +309,9 @@ class Run:
             Loss: self.loss,
             Backward: self.backward,
             Drop: self.drop,
+            Offload: self.offload,
+            Fetch: self.fetch,
+            Wait: self.wait,
             Accumulate: self.accumulate,
             Reduce: self.reduce,
             Norm: self.norm,
@@ -309,6 +345,7 @@ class Run:
 
     def clear(self) -> None:
         self.table.clear()
+        self.moving.clear()
         self.let_go_of_views()
 
     def let_go_of_views(self) -> None:
@@ -431,6 +468,38 @@ class Run:
 
     def drop(self, operation: Drop) -> None:
         del self.table[operation.value]
+
+    @property
+    def disk(self) -> OffloadFile:
+        assert self.executor.disk is not None
+        return self.executor.disk
+
+    def offload(self, operation: Offload) -> None:
+        value = operation.value
+        held = self.table[value]
+        start = self.simulation.on_disk[value]
+        arrays = held if value.kind == "r" else (held,)
+        self.moving[value] = self.disk.write(value, self.in_words(value), arrays, start), None
+
+    def fetch(self, operation: Fetch) -> None:
+        value = operation.value
+        category, owner = holder_of(value, self.costs)
+        empty = partial(self.ledger.empty, category=category, owner=owner)
+        transfer, arrays = self.disk.read(value, self.in_words(value), empty)
+        self.moving[value] = transfer, arrays if value.kind == "r" else arrays[0]
+
+    def wait(self, operation: Wait) -> None:
+        transfer, fetched = self.moving.pop(operation.value)
+        self.disk.wait(transfer)
+        if transfer.reading:
+            self.table[operation.value] = fetched
+
+    def in_words(self, value: Value) -> str:
+        """Names an output or residuals, for people."""
+        if value == output(BATCH):
+            return "the batch"
+        kind = "the output" if value.kind == "a" else "the residuals"
+        return f"{kind} of {self.steps[value.at].path} ({value})"
 
     def accumulate(self, operation: Accumulate) -> None:
         self.let_go_of_views()

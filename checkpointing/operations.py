@@ -101,6 +101,27 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Offload:
+    """Begins to write a value to disk. Until its Wait it is held, may be read, and is not overwritten."""
+
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Takes memory for a value that is on disk, and begins to read it. It can be used after its Wait."""
+
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Waits until a value that is being written or read is."""
+
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
 class Accumulate:
     """Adds g[first+count,count] into g[first,count], which becomes g[first,2·count]."""
 
@@ -127,18 +148,18 @@ class Update:
     bucket: int
 
 
-Operation = Load | Forward | Loss | Backward | Drop | Accumulate | Reduce | Norm | Update
+Operation = Load | Forward | Loss | Backward | Drop | Offload | Fetch | Wait | Accumulate | Reduce | Norm | Update
 
 _BY_NAME: dict[str, type] = {
     kind.__name__.lower(): kind for kind in (Load, Forward, Loss, Backward, Accumulate, Reduce, Norm, Update)
 }
-_RESERVED = ("offload", "fetch", "wait")
+_OF_A_VALUE: dict[str, type] = {kind.__name__.lower(): kind for kind in (Drop, Offload, Fetch, Wait)}
 
 
 def to_json(operation: Operation) -> list[Any]:
     """Writes an operation as a list: its name, then its fields."""
     name = type(operation).__name__.lower()
-    if isinstance(operation, Drop):
+    if isinstance(operation, Drop | Offload | Fetch | Wait):
         return [name, str(operation.value)]
     return [name, *(getattr(operation, field) for field in type(operation).__slots__)]
 
@@ -147,21 +168,21 @@ def from_json(data: Sequence[Any]) -> Operation:
     """Reads what `to_json` wrote.
 
     Raises:
-        PlanError: The operation is unknown, reserved, or has other fields.
+        PlanError: The operation is unknown or has other fields.
     """
     if not isinstance(data, list | tuple) or not data:
         raise PlanError(f"an operation is a list of its name and fields, but this is {data!r}")
     name, *fields = data
-    if name in _RESERVED:
-        raise PlanError(f"operation {name!r} is reserved for offloading, which this version does not run")
-    if name == "drop" and len(fields) == 1:
-        return Drop(Value.parse(str(fields[0])))
+    operation: Operation
+    if name in _OF_A_VALUE and len(fields) == 1:
+        operation = _OF_A_VALUE[name](Value.parse(str(fields[0])))
+        return operation
     if not all(field is None or (type(field) is int and field >= 0) for field in fields):
         raise PlanError(f"operation {list(data)!r} has the wrong fields: they are whole numbers from 0")
     if name not in _BY_NAME:
-        raise PlanError(f"unknown operation {name!r}; known: {', '.join([*_BY_NAME, 'drop'])}")
+        raise PlanError(f"unknown operation {name!r}; known: {', '.join([*_BY_NAME, *_OF_A_VALUE])}")
     try:
-        operation: Operation = _BY_NAME[name](*fields)
+        operation = _BY_NAME[name](*fields)
     except TypeError as error:
         raise PlanError(f"operation {list(data)!r} has the wrong fields: {error}") from error
     return operation

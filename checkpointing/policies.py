@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from checkpointing.costs import Costs
+from checkpointing.offload_schedule import offloading
 from checkpointing.operations import Backward, Drop, Forward, Loss
 from checkpointing.patterns import PRODUCTS, matching
 from checkpointing.plan import Plan
@@ -140,6 +141,29 @@ class Selective(Policy):
 
 
 @dataclass(frozen=True)
+class Offload(Policy):
+    """Holds on disk what another policy holds in memory from the forward to the backward; the last segment stays.
+
+    With k that is EveryK(k): the inputs of segments go to disk. Without, it is StoreAll: outputs and residuals of all stages but the
+    last one go there, and nothing is computed twice (swapping, as in vDNN: Rhu et al. 2016, arXiv 1602.08124).
+
+    Attributes:
+        k: The stages of a segment, or None.
+    """
+
+    k: int | None = None
+
+    @property
+    def name(self) -> str:
+        return "offload" if self.k is None else f"offload:{self.k}"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        policy = StoreAll() if self.k is None else EveryK(self.k)
+        last = (costs.stages - 1) // (self.k or 1) * (self.k or 1)  # where the last segment starts
+        return offloading(policy.schedule(costs), costs, costs.steps_of(last, costs.stages - 1).start)
+
+
+@dataclass(frozen=True)
 class Budget(Policy):
     """The fastest schedule known that fits a budget, searched step by step; see `plan_run` and `checkpointing.planner`."""
 
@@ -170,13 +194,16 @@ _SIMPLE: dict[str, Callable[[], Policy]] = {
     "store-all": StoreAll,
     "recompute-all": RecomputeAll,
     "sqrt-n": SqrtN,
+    "offload": Offload,
     "budget": Budget,
 }
-KNOWN = (*_SIMPLE, "every-k:K", "selective:PATTERN,…")
+#: Policies with a number.
+_WITH_NUMBER: dict[str, Callable[[int], Policy]] = {"every-k": EveryK, "offload": Offload}
+KNOWN = (*_SIMPLE, *(f"{name}:K" for name in _WITH_NUMBER), "selective:PATTERN,…")
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, selective:Linear,block*.mlp.act, budget.
+    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, selective:Linear,block*.mlp.act, offload, offload:4, budget.
 
     Raises:
         ValueError: It is unknown or its number is wrong; the message lists the known ones.
@@ -184,8 +211,8 @@ def parse_policy(text: str) -> Policy:
     if text in _SIMPLE:
         return _SIMPLE[text]()
     name, _, number = text.partition(":")
-    if name == "every-k" and number.isdecimal() and int(number) > 0:
-        return EveryK(int(number))
+    if name in _WITH_NUMBER and number.isdecimal() and int(number) > 0:
+        return _WITH_NUMBER[name](int(number))
     if name == "selective" and all(patterns := tuple(number.split(","))):
         return Selective(patterns)
     raise ValueError(
@@ -228,13 +255,15 @@ def plan_run(
     shards: int = 1,
     world: int = 1,
     purpose: str = "train",
+    offload: bool = False,
 ) -> RunPlans:
     """Chooses a policy and plans every rank of a run.
 
     All ranks take one policy, one that fits the rank with the most. Without policy and budget it is StoreAll; with a budget alone,
     or the policy `Budget`, the fastest schedule that the planner knows and that fits: all policies are among them, so it is never worse than
     any. Its time never rises as the budget grows. Of schedules of the same time the one with the fewest operations is taken, then the one with
-    the lowest peak; where that is a policy's, `RunPlans.policy` is that policy, else `Budget`.
+    the lowest peak; where that is a policy's, `RunPlans.policy` is that policy, else `Budget`. What holds values on disk is taken where it is
+    faster than all else that fits.
 
     Args:
         costs: Costs of a training pass over a shard.
@@ -244,6 +273,7 @@ def plan_run(
         shards: V, the virtual shards.
         world: W, the number of ranks.
         purpose: Of the training plans: train or gradient.
+        offload: Whether a budget may choose plans that hold values on disk.
 
     Raises:
         InfeasibleBudget: The policy does not fit the budget, or nothing does; the message names the smallest that would.
@@ -274,13 +304,36 @@ def plan_run(
     best = frontier(costs, candidates(costs))
     beside, elsewhere = _besides_the_pass(everything, best)
     elsewhere = max([elsewhere, *(plan.peak for plan in evaluate)])
-    point = best.within(budget - beside)
-    if point is None or elsewhere > budget:
-        smallest = max(best.least + beside, elsewhere)
-        raise InfeasibleBudget(_too_small("every known plan", budget, smallest), smallest)
-    taken = Budget() if point.origin is None else candidates(costs)[point.origin]
-    train = _plans(best.schedule(point), costs, taken.name, purpose, shards, world)
-    return RunPlans(taken, train, evaluate, store_all)
+    point, fitting = best.within(budget - beside), []
+    if point is not None and elsewhere <= budget:
+        taken = Budget() if point.origin is None else candidates(costs)[point.origin]
+        train = _plans(best.schedule(point), costs, taken.name, purpose, shards, world)
+        fitting.append(RunPlans(taken, train, evaluate, store_all))
+    on_disk = [planned(candidate) for candidate in offloading_candidates(costs)] if offload or not fitting else []
+    if offload:
+        fitting += [plans for plans in on_disk if plans.peak <= budget]
+    if not fitting:
+        raise _infeasible(budget, max(best.least + beside, elsewhere), min(plans.peak for plans in on_disk), offload)
+    # min keeps the first of equals, which holds nothing on disk.
+    return min(fitting, key=_seconds)
+
+
+def _seconds(plans: RunPlans) -> float:
+    """The time of the slowest rank."""
+    return max(plan.simulation.seconds for plan in plans.train)
+
+
+def _infeasible(budget: int, smallest: int, with_disk: int, offload: bool) -> InfeasibleBudget:
+    """The error of a budget that nothing meets; where that is so without a disk alone, it says what one would do."""
+    if offload:
+        smallest = min(smallest, with_disk)
+    message = _too_small("every known plan", budget, smallest)
+    if with_disk < smallest:
+        message += (
+            f"; with values on disk {with_disk:,} bytes (engine:{with_disk}) are enough: name a folder for them with --offload-dir "
+            "(offload_dir in Python)"
+        )
+    return InfeasibleBudget(message, smallest)
 
 
 def _require_known_bytes(costs: Costs | None) -> None:
@@ -296,10 +349,15 @@ def _require_known_bytes(costs: Costs | None) -> None:
 
 
 def candidates(costs: Costs) -> list[Policy]:
-    """The policies that a budget chooses from."""
+    """The policies that a budget's search starts from."""
     products = tuple(kind for kind in PRODUCTS if any(step.kind == kind for step in costs.steps))
     inside = [Selective(products)] if products else []
     return [StoreAll(), *(EveryK(k) for k in range(1, costs.stages)), SqrtN(), *inside, RecomputeAll()]
+
+
+def offloading_candidates(costs: Costs) -> list[Policy]:
+    """The policies that hold values on disk."""
+    return [Offload(), *(Offload(k) for k in range(1, costs.stages))]
 
 
 def _plans(schedule: Schedule, costs: Costs, policy: str, purpose: str, shards: int, world: int) -> tuple[Plan, ...]:

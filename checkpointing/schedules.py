@@ -16,14 +16,17 @@ from checkpointing.operations import (
     Accumulate,
     Backward,
     Drop,
+    Fetch,
     Forward,
     Load,
     Loss,
     Norm,
+    Offload,
     Operation,
     Reduce,
     Update,
     Value,
+    Wait,
     cotangent,
     gradient,
     output,
@@ -34,8 +37,8 @@ from checkpointing.reduction_tree import Node, additions_after, shards_of
 from checkpointing.simulation import backward_needs
 from framework.layers import BATCH
 
-#: Forwards (with all residuals), one Loss, and Backwards of one shard in the order in which they run.
-Schedule = Sequence[Forward | Loss | Backward]
+#: Forwards (with all residuals), one Loss, and Backwards of one shard in the order in which they run; and what goes to disk, and when.
+Schedule = Sequence[Forward | Loss | Backward | Offload | Fetch | Wait]
 
 
 def forwards(costs: Costs, steps: Iterable[int]) -> list[Forward | Loss | Backward]:
@@ -107,7 +110,7 @@ def shard_operations(
     needed: set[Value] = set(read_later)
     reverse: list[Operation] = []
     for operation in reversed(schedule):
-        uses, makes = _uses_and_makes(operation, costs, training)
+        uses, makes = uses_and_makes(operation, costs, training)
         if isinstance(operation, Forward):
             if needed.isdisjoint(makes):
                 continue
@@ -126,8 +129,13 @@ def shard_operations(
     return [*unread, *operations]
 
 
-def _uses_and_makes(operation: Operation, costs: Costs, training: bool) -> tuple[list[Value], list[Value]]:
+def uses_and_makes(operation: Operation, costs: Costs, training: bool = True) -> tuple[list[Value], list[Value]]:
+    """The values that an operation of a schedule reads, and those that it makes."""
     match operation:
+        case Offload(value) | Wait(value):
+            return [value], []
+        case Fetch(value):
+            return [], [value]
         case Forward(step, keep):
             made = [output(step)] + ([residuals(step)] if keep is not None else [])
             return [output(source) for source in costs.steps[step].inputs], made

@@ -18,15 +18,18 @@ from checkpointing.operations import (
     Accumulate,
     Backward,
     Drop,
+    Fetch,
     Forward,
     Load,
     Loss,
     Norm,
+    Offload,
     Operation,
     PlanError,
     Reduce,
     Update,
     Value,
+    Wait,
     cotangent,
     gradient,
     label,
@@ -36,6 +39,9 @@ from checkpointing.operations import (
 from checkpointing.packing import Buffer
 from framework.layers import BATCH
 from framework.memory import Moment
+
+#: Values begin at multiples of it in the file of offloaded values: a page.
+_FILE_ALIGNMENT = 4096
 
 #: What holds bytes: a category of the ledger, and an owner.
 Holder = tuple[str, str]
@@ -68,7 +74,12 @@ class Simulation:
             count inside the operation, but are no buffers: they lie on the heap, wherever the buffers do.
         buffers: All buffers that the plan makes, scratch included, and their lives, in the order in which they are made.
         flops: Floating-point operations of all Forwards, Losses and Backwards.
-        seconds: Their time, measured or modelled as `Costs.source` says; the same for the same operations in any order.
+        seconds: Their time, measured or modelled as `Costs.source` says, and what the disk makes them wait; but for that the same for the
+            same operations in any order.
+        on_disk: Where each offloaded value lies in the file, in bytes from its start.
+        file_nbytes: Bytes of the file.
+        disk_nbytes: Bytes that are written and read.
+        stall: Of the seconds, those that Waits take.
     """
 
     timeline: tuple[Moment, ...]
@@ -81,6 +92,10 @@ class Simulation:
     flops: int
     heap: dict[int, int]
     seconds: float
+    on_disk: dict[Value, int]
+    file_nbytes: int
+    disk_nbytes: int
+    stall: float
 
     @property
     def peak(self) -> int:
@@ -149,6 +164,12 @@ class _Simulator:
         self.lives: list[Buffer] = []
         self.life_of: dict[int, int] = {}  # buffer -> its place in lives
         self.undone: set[int] = set()  # steps of the shard at work whose Backward has run
+        self.written: set[Value] = set()  # of the shard at work, to the end
+        self.moving: dict[Value, float] = {}  # values that are being written or read, and when that ends, in seconds
+        self.arriving: set[Value] = set()  # those that are being read
+        self.on_disk: dict[Value, int] = {}
+        self.file_nbytes = self.disk_nbytes = 0
+        self.clock = self.stall = self.disk_free = 0.0  # seconds
 
     def run(self, operations: Sequence[Operation]) -> Simulation:
         static, timeline = self.live, []
@@ -161,23 +182,19 @@ class _Simulator:
             except (PlanError, IndexError) as error:
                 raise PlanError(f"operation {place} ({label_or_repr(operation, paths)}): {error}") from error
             timeline.append(Moment(label(operation, paths), self.live, self.inside, self.held.copy()))
+        if self.moving:
+            raise PlanError(
+                f"the plan ends while {', '.join(map(str, self.moving))} are written or read; wait for them"
+            )
         for number, buffer in enumerate(self.lives):
             if buffer.last < 0:  # it outlives the plan
                 self.lives[number] = replace(buffer, last=len(operations) - 1)
         left, in_place = tuple(self.buffer_of), frozenset(self.in_place)
         buffers = tuple(self.lives)
         return Simulation(
-            tuple(timeline),
-            static,
-            self.merges,
-            in_place,
-            left,
-            self.roots,
-            buffers,
-            self.flops,
-            self.heap,
-            math.fsum(self.times),
-        )
+            tuple(timeline), static, self.merges, in_place, left, self.roots, buffers, self.flops, self.heap,
+            math.fsum(self.times) + self.stall, self.on_disk, self.file_nbytes, self.disk_nbytes, self.stall,
+        )  # fmt: skip
 
     def do(self, place: int, operation: Operation) -> None:
         match operation:
@@ -185,6 +202,7 @@ class _Simulator:
                 if stale := [str(value) for value in self.buffer_of if value.kind != "g"]:
                     raise PlanError(f"still holds {', '.join(stale)} of the shard before")
                 self.undone.clear()
+                self.written.clear()
                 self.make(output(BATCH), self.costs.batch.nbytes, "batch", "batch")
                 self.make(TARGETS, self.costs.targets.nbytes, "batch", "targets")
                 if self.purpose != "evaluate":
@@ -199,6 +217,12 @@ class _Simulator:
                 if value.kind == "d" and value.at not in self.undone:
                     raise PlanError(f"drops {value} before Backward({value.at}), which loses a part of the gradient")
                 self.drop(value)
+            case Offload(value):
+                self.offload(value)
+            case Fetch(value):
+                self.fetch(value)
+            case Wait(value):
+                self.wait(value)
             case Accumulate(first, count):
                 self.need(gradient(first + count, count))
                 self.rename(gradient(first, count), gradient(first, 2 * count))
@@ -220,7 +244,7 @@ class _Simulator:
         if keep is not None and (keep != 0 or not footprint.own):
             raise PlanError(f"keep is {keep}, but the step has {'one option' if footprint.own else 'nothing to keep'}")
         self.flops += footprint.forward_flops
-        self.times.append(self.costs.seconds(step).forward)
+        self.took(self.costs.seconds(step).forward)
         first = output(cost.inputs[0])
         over = footprint.forward_in_place and self.may_overwrite(first)
         made = 0 if footprint.output_aliases_input or over else footprint.output.nbytes
@@ -254,13 +278,13 @@ class _Simulator:
         self.peak_at(loss.own_nbytes + score)
         self.scratch("loss", max(loss.forward_workspace, loss.backward_workspace, score))
         self.flops += loss.forward_flops
-        self.times.append(self.costs.loss_seconds.forward)
+        self.took(self.costs.loss_seconds.forward)
         if self.purpose != "evaluate":
             over = loss.in_place and self.may_overwrite(output(last))
             size = 0 if over else self.costs.output(last).nbytes
             self.peak_at(loss.own_nbytes + size + loss.backward_workspace)
             self.flops += loss.backward_flops
-            self.times.append(self.costs.loss_seconds.backward)
+            self.took(self.costs.loss_seconds.backward)
             if over:
                 self.alias(cotangent(last), output(last))
             else:
@@ -274,7 +298,7 @@ class _Simulator:
         self.need(cotangent(step), *backward_needs(self.costs, step))
         self.undone.add(step)
         self.flops += footprint.backward_flops
-        self.times.append(self.costs.seconds(step).backward)
+        self.took(self.costs.seconds(step).backward)
         made: list[int | None] = []  # the new cotangents' buffers
         over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(cotangent(step))
         new = [0 if aliases or over else nbytes for nbytes, aliases in self._cotangents(step)]
@@ -328,6 +352,50 @@ class _Simulator:
         self.forget(old)
         return Merge.FRESH
 
+    def offload(self, value: Value) -> None:
+        if value.kind not in "ar":
+            raise PlanError(f"only outputs and residuals are offloaded, and {value} is neither")
+        self.need(value)
+        if value in self.written or value in self.moving:
+            raise PlanError(f"{value} is on disk already")
+        # While it is written it has a name more: nobody may overwrite it.
+        self.names[self.buffer_of[value]] += 1
+        nbytes = sum(self.pieces_of(value))
+        if value not in self.on_disk:
+            self.on_disk[value] = self.file_nbytes
+            self.file_nbytes += -(-nbytes // _FILE_ALIGNMENT) * _FILE_ALIGNMENT
+        self.move(value, nbytes)
+
+    def fetch(self, value: Value) -> None:
+        if value not in self.written:
+            raise PlanError(f"{value} is not on disk; offload it and wait for that")
+        pieces = self.pieces_of(value)
+        self.make(value, sum(pieces), *holder_of(value, self.costs), pieces)
+        self.arriving.add(value)
+        self.move(value, sum(pieces))
+
+    def wait(self, value: Value) -> None:
+        if value not in self.moving:
+            raise PlanError(f"{value} is neither being written nor read")
+        late = max(0.0, self.moving.pop(value) - self.clock)
+        self.stall += late
+        self.clock += late
+        if value in self.arriving:
+            self.arriving.remove(value)
+        else:
+            self.written.add(value)
+            self.forget(self.buffer_of[value])
+
+    def move(self, value: Value, nbytes: int) -> None:
+        """The disk does one thing after the other."""
+        self.moving[value] = self.disk_free = max(self.clock, self.disk_free) + nbytes / self.costs.disk_bandwidth
+        self.disk_nbytes += nbytes
+
+    def pieces_of(self, value: Value) -> tuple[int, ...]:
+        """The bytes of each array of an output or of residuals."""
+        specs = (self.costs.output(value.at),) if value.kind == "a" else self.costs.steps[value.at].footprint.own
+        return tuple(spec.nbytes for spec in specs)
+
     def reduce(self) -> None:
         self.roots = tuple(sorted(value for value in self.buffer_of if value.kind == "g"))
         if not self.roots:
@@ -342,6 +410,8 @@ class _Simulator:
         missing = [str(value) for value in values if value not in self.buffer_of]
         if missing:
             raise PlanError(f"needs {', '.join(missing)}, which is not held")
+        if self.arriving and (early := [str(value) for value in values if value in self.arriving]):
+            raise PlanError(f"needs {', '.join(early)}, which is still being read; wait for it")
 
     def make(self, value: Value, nbytes: int, category: str, owner: str, pieces: tuple[int, ...] = ()) -> None:
         self.bind(value, self.allocate(nbytes, category, owner, pieces))
@@ -362,6 +432,8 @@ class _Simulator:
             self.drop(value)
 
     def drop(self, value: Value) -> None:
+        if value in self.moving:
+            raise PlanError(f"drops {value} while it is being written or read; wait for it first")
         self.need(value)
         self.forget(self.buffer_of.pop(value))
 
@@ -403,6 +475,11 @@ class _Simulator:
             self.heap[self.place] = nbytes
         return nbytes
 
+    def took(self, seconds: float) -> None:
+        """Notes what an operation takes."""
+        self.times.append(seconds)
+        self.clock += seconds
+
     def peak_at(self, more: int) -> None:
         self.inside = max(self.inside, self.live + more)
 
@@ -421,6 +498,13 @@ def static_holder(name: str) -> Holder:
     """Reads "category/owner"."""
     category, _, owner = name.partition("/")
     return category, owner
+
+
+def holder_of(value: Value, costs: Costs) -> Holder:
+    """Under which category and owner the ledger has an output or residuals that are fetched."""
+    if value == output(BATCH):
+        return "batch", "batch"
+    return "activations" if value.kind == "a" else "residuals", costs.steps[value.at].path
 
 
 def backward_needs(costs: Costs, step: int) -> list[Value]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpointing.budgets import MemoryBudget, parse_budget
+from checkpointing.offload import require_folder
 from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
 
@@ -28,13 +29,15 @@ class TrainingOptions:
     seed: int = 0
     """Seed of initial weights, order of examples and dropout."""
     policy: str | None = None
-    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), or budget (the fastest known that fits the budget, searched step by step). Default: budget if there is one, else store-all."""
+    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), offload or offload:K (holds on disk what store-all or every-k:K hold in memory), or budget (the fastest known that fits the budget, searched step by step). Default: budget if there is one, else store-all."""
     memory_budget: str | None = None
     """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations."""
     measured_costs: bool = False
     """Let budgets choose by times of each layer that are measured on this machine, which takes some seconds once, instead of by FLOPs."""
     memory: Literal["block", "heap"] = "block"
     """Where the arrays of a step lie: in one block, each at a place that the plan fixes, or each on the heap."""
+    offload_dir: Path | None = None
+    """Folder, on a disk of the workers' machine, for values that a plan holds there. Naming it lets a budget choose such plans. Default: the folder of temporary files, where a policy is named that needs one."""
     verify_memory: bool = False
     """Run the first step under tracemalloc and compare predicted bytes, counted bytes, and what NumPy reports, at every operation."""
     threads_per_worker: int = 1
@@ -61,6 +64,7 @@ class TrainingOptions:
 
         Raises:
             ValueError: The message names the option, what it was, and what it may be.
+            OffloadError: Nothing can be written to the folder for values on disk.
         """
         for name, least in (
             ("workers", 0),
@@ -93,6 +97,10 @@ class TrainingOptions:
             raise ValueError(f"--memory is block or heap, but got {self.memory!r}")
         self.parsed_policy()
         self.parsed_budget()
+        if (
+            self.offload_dir is not None and self.address is None
+        ):  # a cluster's nodes may have what this machine has not
+            require_folder(self.offload_dir)
 
     @property
     def world(self) -> int:

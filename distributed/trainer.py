@@ -22,6 +22,7 @@ from checkpointing.costs import Times, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.executor import Totals
 from checkpointing.inspector import Finding
+from checkpointing.offload import measure_disk
 from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
 from checkpointing.timing import Progress, measure_times
 from checkpointing.witness import Verification
@@ -130,6 +131,8 @@ class Trainer:
                 f"a batch of {self.options.batch} examples is larger than the {self.data.size('train')} for training; lower --batch"
             )
         self._group: Group | None = None
+        folder = self.options.offload_dir
+        self._disk_bandwidth = None if folder is None or self.options.address else measure_disk(folder)
         self._parsed_budget = self.options.parsed_budget()
         self.plans: RunPlans
         self.budget: int | None = None
@@ -255,6 +258,8 @@ class Trainer:
             world=options.world,
             static=static_nbytes(self.data, options.shards, bool(options.workers)),
             times=self._times,
+            offload=options.offload_dir is not None,
+            disk_bandwidth=self._disk_bandwidth,
         )
 
     def _measured_times(self, progress: Progress | None) -> Times:
@@ -322,6 +327,7 @@ class Trainer:
             validation_examples=options.validation_examples,
             shared=bool(options.workers),
             block=options.memory == "block",
+            offload_dir=None if options.offload_dir is None else options.offload_dir.absolute(),
             verify=options.verify_memory,
             timeout=options.timeout,
         )
@@ -458,6 +464,8 @@ class Trainer:
             "process_baseline_bytes": self.process.baseline if self.process else None,
             "predicted_process_peak_bytes": self.predicted_process_nbytes,
             "verified": [asdict(found) for found in self.verification] if self.verification else None,
+            "offload_file_bytes": max(plan.simulation.file_nbytes for plan in plans.train),
+            "offloaded_bytes": max(plan.simulation.disk_nbytes for plan in plans.train),
             "store_all_activation_bytes": plans.store_all_activation_nbytes,
             "activation_bytes": plans.activation_nbytes,
             "predicted_peak_bytes": plans.peak,

@@ -51,6 +51,7 @@ class WorkerTask:
         validation_examples: Examples of a validation.
         shared: Whether gradients are reduced with other workers in shared memory.
         block: Whether the buffers of a step lie in one block; see `checkpointing.executor.Executor`.
+        offload_dir: The folder for values that a plan holds on disk.
         verify: Whether the first step and the first validation batch run under the witness; see `checkpointing.witness`.
         timeout: Seconds to wait for them.
     """
@@ -72,6 +73,7 @@ class WorkerTask:
     validation_examples: int
     shared: bool
     block: bool
+    offload_dir: Path | None
     verify: bool
     timeout: float
 
@@ -147,6 +149,7 @@ class Worker:
         give_back_free_memory()
         self._witness: Witness | None = None
         self._shared: SharedMemory | None = None
+        self._offloads: Engine | None = None
         try:
             self._build(task)
         except BaseException:
@@ -154,7 +157,9 @@ class Worker:
             raise
 
     def _let_go(self) -> None:
-        """Stops the witness and gives back the shared memory."""
+        """Stops the witness, and gives back the file of offloaded values and the shared memory."""
+        if self._offloads:
+            self._offloads.close()
         if self._witness:
             self._witness.close()
         if self._shared:
@@ -187,7 +192,9 @@ class Worker:
             reduction=self._shared or LocalReduction(),
             gradients=self._shared,
             block=task.block,
+            offload_dir=task.offload_dir,
         )
+        self._offloads = self._engine
         self._engine.reserve([task.train, task.evaluate])
         self._order = EpochOrder(task.data.size("train"), task.batch, task.seed, self._ledger)
         self._rows = task.batch // task.shards
@@ -301,7 +308,7 @@ class Worker:
         self._witness = None
 
     def close(self) -> None:
-        """Gives back the BLAS threads and the shared memory."""
+        """Gives back the BLAS threads, the file of offloaded values and the shared memory."""
         self._threads.restore_original_limits()
         self._let_go()
 

@@ -22,6 +22,7 @@ from _console import console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from checkpointing import InfeasibleBudget
+from checkpointing.offload import default_folder, lies_in_memory
 from distributed import RunFolder, Trainer, TrainingOptions
 from distributed.run_folder import new_run_path
 from framework import Dataset, Model, build, format_size
@@ -168,8 +169,23 @@ def introduce(trainer: Trainer, options: Train) -> None:
             "activations",
             f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",
         ),
+        *told_disk(trainer),
     ):
         console.print(f"[bold]{name:>12}[/bold]  {value}")
+
+
+def told_disk(trainer: Trainer) -> list[tuple[str, str]]:
+    """Says what a step holds on disk, and where."""
+    simulation = max((plan.simulation for plan in trainer.plans.train), key=lambda simulation: simulation.file_nbytes)
+    if not simulation.file_nbytes:
+        return []
+    folder = trainer.options.offload_dir or default_folder()
+    if lies_in_memory(folder):
+        console.print(
+            f"[yellow]{folder} lies in memory, so what is held there is not saved; name a folder on a disk[/yellow]"
+        )
+    moved = f"a step writes and reads {format_size(simulation.disk_nbytes)}"
+    return [("disk", f"{format_size(simulation.file_nbytes)} in {folder}; {moved}")]
 
 
 def told_examples(trainer: Trainer, data: dict[str, Any]) -> str:

@@ -59,7 +59,17 @@ from framework.memory import Array
 
 #: Linear and Conv2d: every chain here has one of them.
 SELECTIVE = "selective:[LC][io]n*"
-POLICIES = ("store-all", "every-k:1", "every-k:2", "every-k:3", "sqrt-n", "recompute-all", SELECTIVE)
+POLICIES = (
+    "store-all",
+    "every-k:1",
+    "every-k:2",
+    "every-k:3",
+    "sqrt-n",
+    "recompute-all",
+    SELECTIVE,
+    "offload",
+    "offload:1",
+)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,23 @@ from typing import Any
 import pytest
 
 from checkpointing import Plan, PlanError
-from checkpointing.operations import Accumulate, Backward, Drop, Forward, Load, Operation, Value, from_json, to_json
+from checkpointing.operations import (
+    Accumulate,
+    Backward,
+    Drop,
+    Fetch,
+    Forward,
+    Load,
+    Offload,
+    Operation,
+    Value,
+    from_json,
+    to_json,
+)
 from tests.checkpointing.cases import POLICIES, nested, tokens
 
 PLAN = tokens().plans("every-k:1", shards=4, world=2).train[0]
+ON_DISK = tokens().plans("offload", shards=2).train[0]
 
 
 def changed(plan: Plan, operations: list[Operation]) -> Plan:
@@ -30,20 +43,22 @@ def test_plans_of_every_policy_and_rank_pass_their_check(policy: str, shards: in
     assert [plan.rank for plan in plans.train] == list(range(world))
 
 
-def test_leaving_out_any_operation_is_found() -> None:
-    for place in range(len(PLAN.operations)):
-        operations = list(PLAN.operations)
+@pytest.mark.parametrize("plan", [PLAN, ON_DISK], ids=["memory", "disk"])
+def test_leaving_out_any_operation_is_found(plan: Plan) -> None:
+    for place in range(len(plan.operations)):
+        operations = list(plan.operations)
         del operations[place]
         with pytest.raises(PlanError):
-            changed(PLAN, operations).check()
+            changed(plan, operations).check()
 
 
-def test_doing_any_operation_twice_is_found() -> None:
-    for place in range(len(PLAN.operations)):
-        operations = list(PLAN.operations)
+@pytest.mark.parametrize("plan", [PLAN, ON_DISK], ids=["memory", "disk"])
+def test_doing_any_operation_twice_is_found(plan: Plan) -> None:
+    for place in range(len(plan.operations)):
+        operations = list(plan.operations)
         operations.insert(place, operations[place])
         with pytest.raises(PlanError):
-            changed(PLAN, operations).check()
+            changed(plan, operations).check()
 
 
 def test_gradients_added_in_another_tree_are_refused() -> None:
@@ -114,7 +129,7 @@ def test_a_held_value_is_not_made_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", [PLAN, *tokens().plans("sqrt-n", 8, 3).train, *nested().plans("store-all", 2).evaluate]
+    "plan", [PLAN, ON_DISK, *tokens().plans("sqrt-n", 8, 3).train, *nested().plans("store-all", 2).evaluate]
 )
 def test_json_round_trip(plan: Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
@@ -126,13 +141,9 @@ def test_json_round_trip(plan: Plan, tmp_path: Path) -> None:
 def test_operations_are_written_as_name_and_fields() -> None:
     assert to_json(Forward(3, 0)) == ["forward", 3, 0]
     assert to_json(Drop(Value("g", 0, 2))) == ["drop", "g[0,2]"]
+    assert to_json(Offload(Value("r", 2))) == ["offload", "r[2]"]
     assert from_json(["load", 2]) == Load(2)
-
-
-@pytest.mark.parametrize("name", ["offload", "fetch", "wait"])
-def test_operations_of_offloading_are_reserved(name: str) -> None:
-    with pytest.raises(PlanError, match=f"'{name}' is reserved"):
-        from_json([name, "a[3]"])
+    assert from_json(["fetch", "a[3]"]) == Fetch(Value("a", 3))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +159,7 @@ def test_operations_of_offloading_are_reserved(name: str) -> None:
         ({"purpose": "dream"}, "unknown purpose"),
         ({"rank": 2}, "does not lie in a world"),
         ({"costs": {}}, "incomplete or malformed"),
+        ({"costs": {**PLAN.costs.to_json(), "disk_bandwidth": 0}}, "disk_bandwidth must be"),
     ],
 )
 def test_a_malformed_plan_is_refused(change: dict[str, Any], message: str) -> None:
