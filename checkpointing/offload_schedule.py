@@ -20,7 +20,7 @@ from checkpointing.simulation import Simulation, simulate
 _Compute = Forward | Loss | Backward
 
 #: A transfer is given so many times the seconds that it takes alone, since the disk may be at another.
-_PATIENCE = 2.0
+_PATIENCE = 1.5
 
 
 @dataclass
