@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,10 @@ class Case:
 
         return load
 
-    def engine(self, ledger: Ledger | None = None, block: bool = False) -> Engine:
+    def engine(self, ledger: Ledger | None = None, block: bool = False, folder: Path | None = None) -> Engine:
         layout = self.chain.layout(self.specs(1)[0])
-        return Engine(self.chain, self.loss, layout, AdamW(), seed=3, clip=0.5, ledger=ledger, block=block)
+        how: dict[str, Any] = {"seed": 3, "clip": 0.5, "ledger": ledger, "block": block, "offload_dir": folder}
+        return Engine(self.chain, self.loss, layout, AdamW(), **how)
 
     def bits_after(self, plan: Plan, steps: int = 2) -> tuple[str, tuple[float, ...]]:
         """The parameters' hash and the losses after some training steps."""

@@ -159,7 +159,10 @@ def test_operations_are_written_as_name_and_fields() -> None:
         ({"purpose": "dream"}, "unknown purpose"),
         ({"rank": 2}, "does not lie in a world"),
         ({"costs": {}}, "incomplete or malformed"),
-        ({"costs": {**PLAN.costs.to_json(), "disk_bandwidth": 0}}, "disk_bandwidth of the costs must be bytes a second"),
+        (
+            {"costs": {**PLAN.costs.to_json(), "disk_bandwidth": 0}},
+            "disk_bandwidth of the costs must be bytes a second",
+        ),
     ],
 )
 def test_a_malformed_plan_is_refused(change: dict[str, Any], message: str) -> None:
