@@ -1,8 +1,8 @@
 """Policies: what to keep and what to recompute.
 
 `StoreAll`, `RecomputeAll`, `EveryK` and `SqrtN` cut the stages of a chain (the elements of the outermost Chain) into segments. A
-segment keeps its input alone and is computed again before its backwards; the last one is saved in the first forward. `Selective` goes
-inside the stages. `Budget` chooses the fastest of all that fits.
+segment keeps its input alone and is computed again before its backwards; the last one is saved in the first forward. `Revolve` and `Mixed` run
+the fewest forwards that so many kept stages allow. `Selective` goes inside the stages. `Budget` chooses the fastest of all that fits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from checkpointing.patterns import PRODUCTS, matching
 from checkpointing.plan import Plan
 from checkpointing.planner.frontier import Frontier, frontier
 from checkpointing.schedules import Schedule, backwards, evaluation, forwards, make_plan
+from checkpointing.solvers.mixed import mixed
+from checkpointing.solvers.revolve import revolve
+from checkpointing.solvers.stages import schedule_of
 from framework.sizes import format_size
 
 
@@ -141,6 +144,47 @@ class Selective(Policy):
 
 
 @dataclass(frozen=True)
+class Revolve(Policy):
+    """Keeps the inputs of so many stages at a time and runs the fewest forwards for it (Griewank and Walther 2000).
+
+    It takes stages for equal, and one stage's residuals are held at a time. Where a border of stages has several values, they are one
+    input.
+
+    Attributes:
+        snapshots: How many inputs are kept at once, the batch among them.
+    """
+
+    snapshots: int
+
+    @property
+    def name(self) -> str:
+        return f"revolve:{self.snapshots}"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        return schedule_of(revolve(costs.stages, self.snapshots), costs)
+
+
+@dataclass(frozen=True)
+class Mixed(Policy):
+    """Like `Revolve`, but a unit of storage holds either a stage's input or its residuals (Maddison 2024).
+
+    It takes stages for equal, and inputs and residuals, too, so it suits chains of small stages more than blocks.
+
+    Attributes:
+        units: How many inputs and residuals are kept at once.
+    """
+
+    units: int
+
+    @property
+    def name(self) -> str:
+        return f"mixed:{self.units}"
+
+    def schedule(self, costs: Costs) -> Schedule:
+        return schedule_of(mixed(costs.stages, self.units), costs)
+
+
+@dataclass(frozen=True)
 class Offload(Policy):
     """Holds on disk what another policy holds in memory from the forward to the backward; the last segment stays.
 
@@ -198,12 +242,17 @@ _SIMPLE: dict[str, Callable[[], Policy]] = {
     "budget": Budget,
 }
 #: Policies with a number.
-_WITH_NUMBER: dict[str, Callable[[int], Policy]] = {"every-k": EveryK, "offload": Offload}
+_WITH_NUMBER: dict[str, Callable[[int], Policy]] = {
+    "every-k": EveryK,
+    "revolve": Revolve,
+    "mixed": Mixed,
+    "offload": Offload,
+}
 KNOWN = (*_SIMPLE, *(f"{name}:K" for name in _WITH_NUMBER), "selective:PATTERN,…")
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, selective:Linear,block*.mlp.act, offload, offload:4, budget.
+    """Reads a policy: store-all, recompute-all, every-k:4, sqrt-n, revolve:3, mixed:3, selective:Linear,block*.mlp.act, offload, offload:4, budget.
 
     Raises:
         ValueError: It is unknown or its number is wrong; the message lists the known ones.
@@ -352,7 +401,9 @@ def candidates(costs: Costs) -> list[Policy]:
     """The policies that a budget's search starts from."""
     products = tuple(kind for kind in PRODUCTS if any(step.kind == kind for step in costs.steps))
     inside = [Selective(products)] if products else []
-    return [StoreAll(), *(EveryK(k) for k in range(1, costs.stages)), SqrtN(), *inside, RecomputeAll()]
+    segments = [EveryK(k) for k in range(1, costs.stages)]
+    equal = [make(count) for make in (Revolve, Mixed) for count in range(1, costs.stages)]
+    return [StoreAll(), *segments, SqrtN(), *inside, *equal, RecomputeAll()]
 
 
 def offloading_candidates(costs: Costs) -> list[Policy]:

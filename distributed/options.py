@@ -29,7 +29,7 @@ class TrainingOptions:
     seed: int = 0
     """Seed of initial weights, order of examples and dropout."""
     policy: str | None = None
-    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), offload or offload:K (holds on disk what store-all or every-k:K hold in memory), or budget (the fastest known that fits the budget, searched step by step). Default: budget if there is one, else store-all."""
+    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, revolve:K and mixed:K (the fewest forwards with K stages kept), selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), offload or offload:K (holds on disk what store-all or every-k:K hold in memory), or budget (the fastest known that fits the budget, searched step by step). Default: budget if there is one, else store-all."""
     memory_budget: str | None = None
     """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations."""
     measured_costs: bool = False

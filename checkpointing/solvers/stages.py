@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from checkpointing.costs import MODELLED_FLOPS_PER_SECOND, Costs
+from checkpointing.costs import Costs
 from checkpointing.operations import TARGETS, Backward, Forward, Loss, Value, cotangent, output
 from checkpointing.reduction_tree import additions_after, shards_of
 from checkpointing.schedules import Schedule, backwards, forwards, shard_operations
@@ -27,7 +27,7 @@ def chain_of(costs: Costs) -> StageChain:
     """Returns the abstract chain of a model: its stages are the elements of the outermost Chain, and each has one option, to keep all.
 
     Args:
-        costs: A training pass of one shard; times follow from its FLOPs.
+        costs: A training pass of one shard, with its times.
     """
     borders = _borders(costs)
     stages = [_stage(costs, number, *around) for number, around in enumerate(pairwise(borders))]
@@ -113,13 +113,12 @@ def _stage(costs: Costs, number: int, before: list[Value], after: list[Value]) -
     saved = max(leaving, live - batch - _nbytes(costs, set(before) - set(after)))
     option = Option(
         nbytes=saved,
-        backward_seconds=_seconds(sum(costs.steps[step].footprint.backward_flops for step in undone)),
+        backward_seconds=sum(costs.seconds(step).backward for step in undone),
         forward_temporary=max(0, peak - batch - entering - saved),
         backward_temporary=max(0, most - batch - entering - saved - leaving - (entering if number else 0)),
         name="all",
     )
-    seconds = _seconds(sum(costs.steps[step].footprint.forward_flops for step in steps))
-    return Stage(leaving, seconds, (option,), temporary)
+    return Stage(leaving, sum(costs.seconds(step).forward for step in steps), (option,), temporary)
 
 
 def _loss(costs: Costs) -> Stage:
@@ -129,14 +128,9 @@ def _loss(costs: Costs) -> Stage:
     )
     # The targets are among what is fixed; the output and its cotangent are the chain's.
     temporary = max(0, peak - costs.targets.nbytes - 2 * _nbytes(costs, [last]))
-    loss = costs.loss
-    option = Option(0, _seconds(loss.backward_flops), backward_temporary=temporary, name="all")
-    return Stage(0, _seconds(loss.forward_flops), (option,))
+    option = Option(0, costs.loss_seconds.backward, backward_temporary=temporary, name="all")
+    return Stage(0, costs.loss_seconds.forward, (option,))
 
 
 def _cotangent(value: Value) -> Value:
     return cotangent(value.at)
-
-
-def _seconds(flops: int) -> float:
-    return flops / MODELLED_FLOPS_PER_SECOND

@@ -66,6 +66,8 @@ POLICIES = (
     "every-k:2",
     "every-k:3",
     "sqrt-n",
+    "revolve:2",
+    "mixed:2",
     "recompute-all",
     SELECTIVE,
     "offload",

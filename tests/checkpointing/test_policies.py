@@ -10,6 +10,7 @@ import pytest
 from checkpointing import EveryK, InfeasibleBudget, Plan, SqrtN, costs_of, parse_policy, plan_run
 from checkpointing.operations import Backward, Forward
 from checkpointing.policies import candidates, offloading_candidates
+from checkpointing.solvers.revolve import extra_forwards
 from framework import AdamW, Chain, Linear, MeanSquaredError, Spec, build
 from tests.checkpointing.cases import POLICIES, Case, tokens
 
@@ -22,6 +23,10 @@ def stages(count: int, width: int = 16) -> Case:
 
 def forwards_of(plan: Plan) -> list[int]:
     return [operation.step for operation in plan.operations if isinstance(operation, Forward)]
+
+
+def most_activations(plan: Plan) -> int:
+    return max(moment.categories.get("activations", 0) for moment in plan.simulation.timeline)
 
 
 def test_store_all_computes_nothing_twice() -> None:
@@ -134,6 +139,8 @@ def test_all_ranks_take_one_policy_that_fits_the_one_with_the_most() -> None:
         "every-k:x",
         "every-k:-1",
         "Store-All",
+        "revolve:0",
+        "mixed:",
         "selective",
         "selective:",
         "selective:a,,b",
@@ -144,7 +151,7 @@ def test_all_ranks_take_one_policy_that_fits_the_one_with_the_most() -> None:
 def test_an_unknown_policy_lists_the_known_ones(text: str) -> None:
     with pytest.raises(
         ValueError,
-        match="known: store-all, recompute-all, sqrt-n, offload, budget, every-k:K, offload:K, selective:PATTERN",
+        match="known: store-all, recompute-all, sqrt-n, offload, budget, every-k:K, revolve:K, mixed:K, offload:K, selective:PATTERN",
     ):
         parse_policy(text)
 
@@ -158,6 +165,8 @@ def test_an_unknown_policy_lists_the_known_ones(text: str) -> None:
         "every-k:4",
         "offload",
         "offload:3",
+        "revolve:3",
+        "mixed:3",
         "budget",
         "selective:Linear,block?.*",
     ],
@@ -198,3 +207,33 @@ def test_a_pattern_that_names_nothing_lists_kinds_and_paths(pattern: str) -> Non
     ) as e:
         tokens().plans(f"selective:{pattern}")
     assert len(str(e.value)) < 500
+
+
+@pytest.mark.parametrize("snapshots", [1, 2, 3, 5])
+def test_revolve_runs_the_forwards_of_its_closed_form_and_keeps_no_more_states(snapshots: int) -> None:
+    case, count = stages(9), 9
+    plan = case.plans(f"revolve:{snapshots}").train[0]
+    # A Linear's backward reads its input alone: nothing runs again to be saved, and the last stage runs once.
+    assert len(forwards_of(plan)) == count + extra_forwards(count, snapshots) - (count - 1)
+    # The batch is counted apart; the output that is in hand and the one being made come on top.
+    assert most_activations(plan) <= (snapshots - 1 + 2) * plan.costs.output(0).nbytes
+
+
+def test_mixed_with_a_unit_for_each_stage_is_store_all_and_with_one_it_is_quadratic() -> None:
+    case = stages(7)
+    assert forwards_of(case.plans("mixed:6").train[0]) == list(range(7))
+    few, many = (case.plans(f"mixed:{units}").train[0] for units in (1, 3))
+    assert len(forwards_of(few)) > len(forwards_of(many)) > 7
+    assert most_activations(few) < most_activations(many) < most_activations(case.plans("store-all").train[0])
+
+
+def test_revolve_is_faster_than_any_other_policy_that_keeps_as_few_activations() -> None:
+    case = stages(24)
+    others = [
+        case.plans(name).train[0] for name in ("recompute-all", "sqrt-n", *(f"every-k:{k}" for k in range(1, 25)))
+    ]
+    for snapshots in (2, 3):
+        plan = case.plans(f"revolve:{snapshots}").train[0]
+        fitting = [other for other in others if most_activations(other) <= most_activations(plan)]
+        assert [other.policy for other in fitting] == ["recompute-all"]
+        assert plan.simulation.seconds < fitting[0].simulation.seconds
