@@ -132,6 +132,10 @@ class Costs:
         cost = self.steps[step]
         return cost.footprint.cotangent(number, self.output(cost.inputs[number]))
 
+    def with_times(self, times: Times | None) -> Costs:
+        """Returns the same costs with other times; None for modelled ones."""
+        return replace(self, times=times)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the costs as JSON-ready data (docs/costs.md has the schema)."""
         return costs_schema.written(self)

@@ -95,14 +95,14 @@ class Explanation:
         kept = _listed(f"{each.count} of {each.kind} ({format_size(each.nbytes)})" for each in self.kept)
         nbytes = format_size(sum(each.nbytes for each in self.kept))
         count = sum(each.count for each in self.again)
-        again = _listed(f"{each.count} {each.kind} ({_time(each.seconds)})" for each in self.again)
+        again = _listed(f"{each.count} {each.kind} ({format_seconds(each.seconds)})" for each in self.again)
         recomputes = f"{count} forwards besides the {self.forwards} that each plan has: {again}" if count else "nothing"
         costs = (
-            f"{_time(self.seconds)} a step, {self.seconds / self.once - 1:.1%} more than if nothing ran twice"
+            f"{format_seconds(self.seconds)} a step, {self.seconds / self.once - 1:.1%} more than if nothing ran twice"
             if count
-            else f"{_time(self.seconds)} a step, the least there is"
+            else f"{format_seconds(self.seconds)} a step, the least there is"
         )
-        room = f"within {format_size(self.budget)} no plan takes less than {_time(self.bound)}, so at most {self.gap:.1%} are left to win"
+        room = f"within {format_size(self.budget)} no plan takes less than {format_seconds(self.bound)}, so at most {self.gap:.1%} are left to win"
         return [
             ("plan", f"{self.policy}; times are {self.source}"),
             (
@@ -127,7 +127,7 @@ class Explanation:
         if found is None:
             return otherwise
         more, longer = found.budget / self.budget - 1, found.seconds / self.seconds - 1
-        return f"with {format_size(found.budget)} ({more:+.1%}) a step takes {_time(found.seconds)} ({longer:+.1%}), by {found.policy}"
+        return f"with {format_size(found.budget)} ({more:+.1%}) a step takes {format_seconds(found.seconds)} ({longer:+.1%}), by {found.policy}"
 
 
 def explain(plan: Plan, budget: int | None = None) -> Explanation:
@@ -245,8 +245,13 @@ def _listed(each: Iterable[str]) -> str:
     return ", ".join(each)
 
 
-def _time(seconds: float) -> str:
-    for unit, name in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= unit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds * 1e6:.3g} µs"
+def format_seconds(seconds: float, digits: int = 3) -> str:
+    """Writes a time for a person, in s, ms or µs.
+
+    >>> format_seconds(0.0123456), format_seconds(12.3456, 4), format_seconds(98765.4)
+    ('12.3 ms', '12.35 s', '98,765 s')
+    """
+    number, name = (
+        (seconds, "s") if seconds >= 1 else (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
+    )
+    return f"{number:,.0f} {name}" if number >= 10**digits else f"{number:.{digits}g} {name}"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from checkpointing.budgets import MemoryBudget, parse_budget
 from checkpointing.offload import require_folder
+from checkpointing.planned import Planned
 from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
 
@@ -30,6 +31,9 @@ class TrainingOptions:
     """Seed of initial weights, order of examples and dropout."""
     policy: str | None = None
     """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, revolve:K and mixed:K (the fewest forwards with K stages kept), selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), offload or offload:K (holds on disk what store-all or every-k:K hold in memory), or budget (the fastest known that fits the budget, searched step by step). Default: budget if there is one, else store-all."""
+    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), or budget (the fastest that fits the budget). Default: budget if there is one, else store-all."""
+    plan: Path | None = None
+    """Run the plan in this file, which scripts/plan.py --out wrote for this model and batch, or the plan.json of a run; instead of a policy."""
     memory_budget: str | None = None
     """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations."""
     measured_costs: bool = False
@@ -95,6 +99,10 @@ class TrainingOptions:
             raise ValueError(f"{_flag('address')} is for workers, but there are none; give {_flag('workers')}")
         if self.memory not in ("block", "heap"):
             raise ValueError(f"--memory is block or heap, but got {self.memory!r}")
+        if self.plan is not None and self.policy is not None:
+            raise ValueError(
+                f"the plan in {self.plan} was made by a policy of its own; leave {_flag('policy')} {self.policy} away"
+            )
         self.parsed_policy()
         self.parsed_budget()
         if (
@@ -112,6 +120,8 @@ class TrainingOptions:
         return self.warmup_steps if self.warmup_steps is not None else self.steps // 20
 
     def parsed_policy(self) -> Policy | None:
+        if self.plan is not None:
+            return Planned.load(self.plan)
         return parse_policy(self.policy) if self.policy is not None else None
 
     def parsed_budget(self) -> MemoryBudget | None:

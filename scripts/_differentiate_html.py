@@ -9,48 +9,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 from _differentiate_report import Chapter, Grid, size
-from plotly.offline import get_plotlyjs
+from _page import html_page
 
 #: Of JVPs, VJPs, and what they are compared with; readable on white and on black.
 _JVP, _VJP, _VJP_PALE, _OTHER = "#3987e5", "#e07b39", "rgba(224, 123, 57, .5)", "#8a8f98"
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2125; --soft: #5b636d; --ground: #fcfcfb; --line: #d9dde2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a3abb5; --ground: #15181c; --line: #363c44; } }
-body { margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.8rem 0 .4rem; }
-p { margin: .5rem 0; }
-.lead, nav { color: var(--soft); }
-nav a { color: inherit; margin-right: 1rem; white-space: nowrap; }
-.scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); }
-.left { text-align: left; }
-h3 { font-size: 1rem; margin: 1.6rem 0 0; }
-"""
-
-#: Plots take the page's colours, also when the reader changes them.
-_THEME = """
-const dark = matchMedia('(prefers-color-scheme: dark)');
-function paint() {
-  const page = getComputedStyle(document.documentElement);
-  const ink = page.getPropertyValue('--ink').trim(), line = page.getPropertyValue('--line').trim();
-  for (const plot of document.querySelectorAll('.js-plotly-plot')) {
-    const change = {'font.color': ink};
-    for (const axis of ['xaxis', 'yaxis']) {
-      change[axis + '.gridcolor'] = line;
-      change[axis + '.linecolor'] = line;
-      change[axis + '.zerolinecolor'] = line;
-    }
-    Plotly.relayout(plot, change);
-  }
-}
-paint();
-dark.addEventListener('change', paint);
-"""
 
 
 def page(chapters: Sequence[Chapter], data: Mapping[str, Any]) -> str:
@@ -62,15 +24,11 @@ def page(chapters: Sequence[Chapter], data: Mapping[str, Any]) -> str:
     """
     links = "".join(f'<a href="#{c.name}">{n}. {escape(c.name)}</a> ' for n, c in enumerate(chapters, 1))
     body = "\n".join(_chapter(n, c, data) for n, c in enumerate(chapters, 1))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Jacobian products</title>\n'
-        f"<style>{_STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n"
-        "<h1>Jacobian products</h1>\n"
-        '<p class="lead">Jacobian–vector products (JVP) and vector–Jacobian products (VJP) of plain NumPy code, computed and '
-        f"measured on one machine. Times are medians.</p>\n<nav>{links}</nav>\n{body}\n<script>{_THEME}</script>\n"
-        "</body>\n</html>\n"
+    lead = (
+        "Jacobian–vector products (JVP) and vector–Jacobian products (VJP) of plain NumPy code, computed and measured on one machine. "
+        "Times are medians."
     )
+    return html_page("Jacobian products", lead, f"<nav>{links}</nav>\n{body}")
 
 
 def _chapter(number: int, chapter: Chapter, data: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Examples:
   python scripts/train.py --model lenet --data digits
   python scripts/train.py --model mlp-small --data table.csv --target price --task regression
   python scripts/train.py --model byte-gpt-small --batch 16 --policy every-k:1 --workers 2 --json
+  python scripts/train.py --plan plan.json
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Train(TrainingOptions):
     learning_rate: float | None = None  # type: ignore[assignment]
     """Peak learning rate, after a linear warm-up and before a cosine decay to a tenth. Default: what suits the model."""
     memory_budget: str | None = None
-    """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy is named, or with none."""
+    """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy or a plan is named, or with none."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and activations."""
     dropout: float = 0.0
@@ -101,7 +102,7 @@ def make_trainer(options: Train, model: Any) -> Trainer:
     """Plans the run; the default budget gives way to the smallest feasible one where a model is too small for it."""
     data = open_data(options, model)
     chosen = chosen_options(options, model, data)
-    if options.policy is None and options.memory_budget is None:
+    if options.policy is None and options.plan is None and options.memory_budget is None:
         try:
             return _trainer(model, data, **{**chosen, "memory_budget": DEFAULT_BUDGET})
         except InfeasibleBudget as error:

@@ -1,0 +1,339 @@
+"""Plans a training step before any array exists: what each policy takes in memory and time, and what the plan keeps when.
+
+Examples:
+  python scripts/plan.py --model byte-gpt-medium --batch 8 --memory-budget engine:1GiB
+  python scripts/plan.py --model byte-gpt-small --frontier --html curve.html
+  python scripts/plan.py --memory-budget engine:60% --out plan.json
+  python scripts/train.py --workers 0 --plan plan.json
+  python scripts/plan.py --costs elsewhere.json --memory-budget engine:8GB
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import _console
+from _console import console
+from _plan_drawing import drawing
+from rich import box
+from rich.table import Table
+
+from checkpointing import (
+    Bounds,
+    Costs,
+    InfeasibleBudget,
+    Policy,
+    RunPlans,
+    StoreAll,
+    costs_of,
+    explain,
+    memory_time_curve,
+    parse_budget,
+    parse_policy,
+    plan_run,
+)
+from checkpointing.budgets import require_engine_budget
+from checkpointing.curve import CurvePoint, gap
+from checkpointing.explanation import Explanation, format_seconds
+from checkpointing.holdings import holdings
+from checkpointing.planned import Planned
+from checkpointing.policies import candidates
+from checkpointing.profiler import model_times
+from checkpointing.reduction_tree import require_shards
+from distributed.worker import shard_specs, static_nbytes
+from framework import AdamW, build, format_size
+
+_CAPTION = "gap: by how much a step is longer than the least that any plan of that peak must take"
+DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 8, 4, "engine:60%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    model: str | None = None
+    """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-gpt-medium, byte-gpt-large, byte-lstm-small, or your own as package.module:build. Default: byte-gpt-tiny."""
+    costs: Path | None = None
+    """Plan a chain that was profiled elsewhere, from this JSON file (docs/costs.md has the schema), instead of a model; a file tells one shard."""
+    data: tuple[str, ...] = ()
+    """Data that the model takes its sizes from, as for train.py. Default: the model's own."""
+    batch: int | None = None
+    """Examples in a global batch; divisible by the shards. Default: 8."""
+    shards: int | None = None
+    """Virtual shards that a batch is cut into (a power of two). Default: 4, as train.py; with --costs 1."""
+    workers: int = 0
+    """Ray workers that the shards are dealt to; 0 is one process. The plan with the largest peak is shown."""
+    policy: str | None = None
+    """What to keep and what to recompute, as for train.py. Default: budget."""
+    plan: Path | None = None
+    """Show the plan in this file instead."""
+    memory_budget: str | None = None
+    """Most bytes of each worker's engine: engine:64MiB, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy is named."""
+    measured_costs: bool = False
+    """Use times of each layer that are measured on this machine, which takes some seconds once, instead of FLOPs."""
+    frontier: bool = False
+    """Also show the memory-time curve: the fastest plan for each of many budgets."""
+    points: int = 100
+    """Budgets of the curve."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of parameters and activations."""
+    dropout: float = 0.0
+    """Rate of the model's dropout layers, in [0, 1)."""
+    out: Path | None = None
+    """Write the plan into this JSON file, which train.py --plan runs."""
+    costs_out: Path | None = None
+    """Write the costs into this JSON file."""
+    html: Path | None = None
+    """Write the report as a page with plots, which needs no network, into this file."""
+    force: bool = False
+    """Overwrite existing files."""
+    json: bool = False
+    """Print the report as one JSON object on the last line."""
+    quiet: bool = False
+    """Print only errors (and the JSON line)."""
+    debug: bool = False
+    """Show tracebacks of errors."""
+
+
+def main(options: PlanOptions) -> dict[str, Any]:
+    console.quiet = options.quiet
+    _require(options)
+    costs, shards, what = chain(options)
+    world = max(1, options.workers)
+    with console.status("planning"):
+        plans, budget = chosen(options, costs, shards, world)
+        plan = max(plans.train, key=lambda plan: plan.peak)
+        told = explain(plan, budget)
+        rows = policies(costs, shards, world, plans, budget)
+    curve = frontier(options, costs, shards, world) if options.frontier else None
+    found = holdings(plan)
+    console.print(f"[bold]{what}[/bold]; times are {costs.source}", markup=True)
+    console.print(table(rows, budget))
+    console.print(paragraphs(told))
+    console.print(f"\n[bold]{'what is held when' if shards == 1 else 'what is held when, in the first shard'}[/bold]")
+    console.print(drawing(found, min(console.width, 110)))
+    if curve is not None:
+        console.print(curve_table(curve))
+    if options.out is not None:
+        plans.train[0].save(options.out)
+        console.print(f"wrote {options.out}; run it with train.py --plan {options.out}", markup=False)
+    if options.costs_out is not None:
+        costs.save(options.costs_out)
+        console.print(f"wrote {options.costs_out}", markup=False)
+    if options.html is not None:
+        from _plan_html import page  # plotly takes a second to import
+
+        options.html.write_text(page(what, told, found, rows, curve), encoding="utf-8")
+        console.print(f"wrote {options.html}", markup=False)
+    return {
+        "chain": what,
+        "costs": costs.source,
+        "shards": shards,
+        "workers": options.workers,
+        "budget_bytes": budget,
+        "policies": rows,
+        "plan": explained(told),
+        "frontier": None if curve is None else [{**asdict(point), "gap": point.gap} for point in curve],
+    }
+
+
+def _require(options: PlanOptions) -> None:
+    """Raises for options that do not go together, before anything is planned."""
+    if options.costs is not None:
+        given = {
+            "--model": options.model,
+            "--batch": options.batch,
+            "--data": options.data,
+            "--measured-costs": options.measured_costs,
+        }
+        if named := [name for name, value in given.items() if value]:
+            raise ValueError(
+                f"--costs tells all of a chain, so {' and '.join(named)} cannot change it; leave one of them away"
+            )
+    if options.policy is not None and options.plan is not None:
+        raise ValueError(
+            f"the plan in {options.plan} was made by a policy of its own; leave --policy {options.policy} away"
+        )
+    if options.frontier and options.points < 2:
+        raise ValueError(f"--points must be at least 2, but got {options.points}")
+    if options.workers < 0:
+        raise ValueError(f"--workers must be at least 0, but got {options.workers}")
+    for name, path in (("--out", options.out), ("--costs-out", options.costs_out), ("--html", options.html)):
+        if path is None:
+            continue
+        if path.exists() and not options.force:
+            raise FileExistsError(f"{path} exists; name another file with {name}, or overwrite it with --force")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+
+
+def chain(options: PlanOptions) -> tuple[Costs, int, str]:
+    """Returns the costs of a shard, the number of shards, and what is planned in words."""
+    world = max(1, options.workers)
+    if options.costs is not None:
+        shards = options.shards or 1
+        require_shards(shards, world)
+        costs = Costs.load(options.costs)
+        return (
+            costs,
+            shards,
+            f"{options.costs.name}, {len(costs.steps)} steps, {_count(shards, 'shard')} of {costs.batch}",
+        )
+    name, batch, shards = (
+        options.model or DEFAULT_MODEL,
+        options.batch or DEFAULT_BATCH,
+        options.shards or DEFAULT_SHARDS,
+    )
+    require_shards(shards, world)
+    if batch < 1 or batch % shards:
+        raise ValueError(
+            f"a batch must be positive and divisible by the shards, but got {batch} examples in {_count(shards, 'shard')}"
+        )
+    model = build(name, options.dtype, options.dropout)
+    data = model.dataset(list(options.data))
+    model = model.fitted(data)
+    x, targets = shard_specs(data, batch, shards)
+    static = static_nbytes(data, shards, bool(options.workers))
+    costs = costs_of(model.chain, model.loss, x, targets, AdamW(), static)
+    if options.measured_costs:
+        with _console.measuring() as progress:
+            costs = costs.with_times(model_times(model, x, targets, 1, progress))
+    parameters = model.chain.layout(x).size
+    return (
+        costs,
+        shards,
+        f"{name}, {parameters:,} parameters, {len(costs.steps)} steps, batch {batch} in {_count(shards, 'shard')}",
+    )
+
+
+def chosen(options: PlanOptions, costs: Costs, shards: int, world: int) -> tuple[RunPlans, int | None]:
+    """Returns the plans that are asked for, and the budget in bytes."""
+    everything = plan_run(costs, policy=StoreAll(), shards=shards, world=world)
+    policy: Policy | None = parse_policy(options.policy) if options.policy else None
+    if options.plan is not None:
+        policy = Planned.load(options.plan)
+    text = options.memory_budget
+    if text is None and policy is not None and policy.name != "budget":
+        return plan_run(costs, policy=policy, shards=shards, world=world), None
+    budget = require_engine_budget(parse_budget(text or DEFAULT_BUDGET)).resolve(everything)
+    try:
+        return plan_run(costs, policy=policy, budget=budget, shards=shards, world=world), budget
+    except InfeasibleBudget as error:
+        if text is not None:
+            raise
+        return plan_run(costs, budget=error.smallest, shards=shards, world=world), error.smallest
+
+
+def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:
+    """Returns a row for each policy, and for the plan if it is none of them, all that is in JSON."""
+    bounds = [Bounds(costs, shards, world, rank) for rank in range(world)]
+    found = [
+        plan_run(costs, policy=policy, shards=shards, world=world) for policy in candidates(costs) if _shown(policy)
+    ]
+    if plans.policy.name not in [each.policy.name for each in found]:
+        found.append(plans)
+    once = max(plan.simulation.seconds for plan in found[0].train)
+    rows = []
+    for each in found:
+        seconds = max(plan.simulation.seconds for plan in each.train)
+        peak = max(plan.peak for plan in each.train)
+        bound = max(bound.seconds(peak) for bound in bounds)
+        rows.append(
+            {
+                "policy": each.policy.name,
+                "peak_bytes": peak,
+                "seconds": seconds,
+                "extra_time": seconds / once - 1 if once else 0.0,
+                "bound_seconds": bound,
+                "gap": gap(seconds, bound),
+                "fits": budget is None or peak <= budget,
+                "chosen": each.policy.name == plans.policy.name,
+            }
+        )
+    return rows
+
+
+def _shown(policy: Policy) -> bool:
+    """Whether a policy is in the table: of those with a number the powers of two alone."""
+    number = policy.name.rpartition(":")[2]
+    return not number.isdecimal() or int(number) & (int(number) - 1) == 0
+
+
+def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
+    """Draws the policies side by side."""
+    title = "policies" if budget is None else f"policies; budget {format_size(budget)} ({budget:,} bytes)"
+    drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
+    drawn.add_column("policy", overflow="fold")
+    for name in ("peak", "of store-all", "a step", "extra time", "gap", ""):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(
+            row["policy"],
+            _mebibytes(row["peak_bytes"]),
+            f"{row['peak_bytes'] / rows[0]['peak_bytes']:.0%}",
+            format_seconds(row["seconds"], 4),
+            f"{row['extra_time']:.1%}",
+            f"{row['gap']:.1%}",
+            "chosen" if row["chosen"] else "" if row["fits"] else "too large",
+            style="bold" if row["chosen"] else "" if row["fits"] else "dim",
+        )
+    return drawn
+
+
+def paragraphs(told: Explanation) -> Table:
+    """Draws the plan in words."""
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(justify="right", style="bold", no_wrap=True)
+    drawn.add_column()
+    for name, words in told.paragraphs():
+        drawn.add_row(name, words)
+    return drawn
+
+
+def frontier(options: PlanOptions, costs: Costs, shards: int, world: int) -> list[CurvePoint]:
+    """Plans the memory-time curve."""
+    with console.status("planning") as status:
+
+        def told(done: int, total: int) -> None:
+            status.update(f"planning for {done} of {total} budgets")
+
+        return memory_time_curve(costs, options.points, shards, world, told)
+
+
+def curve_table(curve: Sequence[CurvePoint]) -> Table:
+    """Draws the memory-time curve."""
+    drawn = Table(title="the memory-time curve", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    for name in ("budget", "peak", "a step", "extra time", "lower bound", "gap"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("policy", overflow="fold")
+    once = curve[-1].seconds
+    for point in curve:
+        drawn.add_row(
+            _mebibytes(point.budget),
+            _mebibytes(point.peak),
+            format_seconds(point.seconds, 4),
+            f"{point.seconds / once - 1:.1%}" if once else "",
+            format_seconds(point.bound, 4),
+            f"{point.gap:.1%}",
+            point.policy,
+        )
+    return drawn
+
+
+def explained(told: Explanation) -> dict[str, Any]:
+    """The explanation as JSON-ready data."""
+    return {**asdict(told), "gap": told.gap, "words": dict(told.paragraphs())}
+
+
+def _mebibytes(nbytes: int) -> str:
+    """In one unit, so that a column can be compared."""
+    return f"{nbytes / 2**20:,.1f} MiB"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+if __name__ == "__main__":
+    _console.run(main, PlanOptions(), __doc__ or "")
