@@ -1,6 +1,6 @@
 """Lower bounds on the memory and on the time of a step: valid for every plan of its leaf steps, whatever it keeps and recomputes.
 
-(Not for the time of a plan that also moves values to a disk: what is there is neither held nor computed again.)
+What a plan holds on disk it neither holds in memory nor computes again, so there are bounds for plans without a disk, and lower ones for all.
 """
 
 from __future__ import annotations
@@ -62,12 +62,13 @@ class Bounds:
         shards: V, the virtual shards.
         world: W, the number of ranks.
         rank: Whose plans.
+        disk: Whether plans may hold values on disk. Then time is bounded by what runs once.
 
     Attributes:
         memory: Bytes that no plan's peak goes below.
     """
 
-    def __init__(self, costs: Costs, shards: int = 1, world: int = 1, rank: int = 0) -> None:
+    def __init__(self, costs: Costs, shards: int = 1, world: int = 1, rank: int = 0, disk: bool = False) -> None:
         self._lasting = sum(costs.static.values())
         mine = shards_of(shards, world, rank)
         # While a shard is at work its own gradient is there, and the sums of those before.
@@ -78,16 +79,18 @@ class Bounds:
         self._once = once
         steps = range(len(costs.steps))
         trained = [step for step in steps if costs.steps[step].trains]
-        backwards = {step: _backward(costs, step) for step in trained}
+        backwards = {step: _backward(costs, step, disk) for step in trained}
         # The targets wait for the loss, which comes after a forward of each step.
-        forwards = [_forward(costs, step) + costs.targets.nbytes for step in steps]
-        self.memory = self._lasting + max(self._gradients) + max(*forwards, *backwards.values(), _loss(costs))
+        forwards = [_forward(costs, step, disk) + (0 if disk else costs.targets.nbytes) for step in steps]
+        self.memory = self._lasting + max(self._gradients) + max(*forwards, *backwards.values(), _loss(costs, disk))
         self._cuts = [
             _Cut.of(backwards[step], _items(costs, trained[:place], backward_needs(costs, step)))
             for place, step in enumerate(trained)
         ]
         last = steps[-1]
         self._cuts.append(_Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), _items(costs, trained, [])))
+        if disk:
+            self._cuts.clear()
 
     def seconds(self, budget: int) -> float:
         """Returns seconds that no plan within a budget in bytes goes below; infinite where no plan is within it."""
@@ -96,7 +99,7 @@ class Bounds:
         total = []
         for gradients in self._gradients:
             room = budget - self._lasting - gradients
-            total += [*self._once, max(cut.again(room) for cut in self._cuts)]
+            total += [*self._once, max((cut.again(room) for cut in self._cuts), default=0.0)]
         return math.fsum(total)
 
 
@@ -135,11 +138,11 @@ def _items(costs: Costs, readers: Sequence[int], held: Sequence[Value]) -> list[
     return items
 
 
-def _forward(costs: Costs, step: int) -> int:
+def _forward(costs: Costs, step: int, disk: bool) -> int:
     footprint = costs.steps[step].footprint
     own_place = not (footprint.output_aliases_input or footprint.forward_in_place)
     return (
-        _held(costs, map(output, costs.steps[step].inputs), step)
+        _held(costs, map(output, costs.steps[step].inputs), step, disk)
         + (footprint.output.nbytes if own_place else 0)
         + footprint.own_nbytes
         + footprint.forward_workspace
@@ -147,28 +150,28 @@ def _forward(costs: Costs, step: int) -> int:
     )
 
 
-def _backward(costs: Costs, step: int) -> int:
+def _backward(costs: Costs, step: int, disk: bool) -> int:
     cost = costs.steps[step]
     footprint = cost.footprint
     made = 0
     for number, (wanted, aliases) in enumerate(zip(cost.wanted, footprint.cotangent_aliases, strict=True)):
         if wanted and not aliases and not footprint.backward_in_place:
             made += costs.cotangent(step, number).nbytes
-    held = _held(costs, backward_needs(costs, step), step)
+    held = _held(costs, backward_needs(costs, step), step, disk)
     return held + costs.output(step).nbytes + made + footprint.backward_workspace + footprint.backward_heap
 
 
-def _loss(costs: Costs) -> int:
+def _loss(costs: Costs, disk: bool) -> int:
     loss, last = costs.loss, len(costs.steps) - 1
     y = costs.output(last).nbytes
     inside = max(loss.forward_workspace, (0 if loss.in_place else y) + loss.backward_workspace)
-    return _held(costs, [output(last)], last) + costs.targets.nbytes + loss.own_nbytes + inside
+    return _held(costs, [output(last)], last, disk) + costs.targets.nbytes + loss.own_nbytes + inside
 
 
-def _held(costs: Costs, values: Iterable[Value], step: int) -> int:
-    """Bytes of the buffers of some values, and of the batch where a backward up to a step reads it."""
+def _held(costs: Costs, values: Iterable[Value], step: int, disk: bool) -> int:
+    """Bytes of the buffers of some values, and of the batch where a backward up to a step reads it and it cannot be on disk."""
     buffers = {in_buffer(costs, value) for value in values}
-    more = 0 if output(BATCH) in buffers else _batch_if_read(costs, step)
+    more = 0 if disk or output(BATCH) in buffers else _batch_if_read(costs, step)
     return more + sum(_nbytes(costs, value) for value in buffers)
 
 

@@ -39,10 +39,10 @@ def gap(seconds: float, bound: float) -> float:
     return max(0.0, seconds / bound - 1) if bound else 0.0
 
 
-def least_budget(costs: Costs, shards: int = 1, world: int = 1, purpose: str = "train") -> int:
-    """Returns the smallest budget in bytes that a plan is known for."""
+def least_budget(costs: Costs, shards: int = 1, world: int = 1, purpose: str = "train", offload: bool = False) -> int:
+    """Returns the smallest budget in bytes that a plan is known for; where it may offload, one that holds values on disk counts."""
     try:
-        return plan_run(costs, budget=1, shards=shards, world=world, purpose=purpose).peak
+        return plan_run(costs, budget=1, shards=shards, world=world, purpose=purpose, offload=offload).peak
     except InfeasibleBudget as error:
         return error.smallest
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from checkpointing.bounds import Bounds, in_buffer
 from checkpointing.costs import Costs
 from checkpointing.curve import gap, least_budget
-from checkpointing.operations import Drop, Forward, Load, Loss, Operation, PlanError, Value, output, residuals
+from checkpointing.operations import Drop, Fetch, Forward, Load, Loss, Operation, PlanError, Value, output, residuals
 from checkpointing.plan import Plan
 from checkpointing.policies import StoreAll, plan_run
 from framework.layers import BATCH
@@ -56,6 +56,8 @@ class Explanation:
         budget: In bytes: the one it was made for, or its own peak.
         peak: In bytes.
         lasting: Bytes that live through the step.
+        on_disk: Bytes that it holds on disk.
+        stall: Seconds of a step in which it waits for the disk.
         least_memory: Bytes that no plan of the step goes below.
         seconds: Of its forwards, losses and backwards.
         once: The same where nothing runs twice.
@@ -72,6 +74,8 @@ class Explanation:
     budget: int
     peak: int
     lasting: int
+    on_disk: int
+    stall: float
     least_memory: int
     seconds: float
     once: float
@@ -103,6 +107,12 @@ class Explanation:
             else f"{format_seconds(self.seconds)} a step, the least there is"
         )
         room = f"within {format_size(self.budget)} no plan takes less than {format_seconds(self.bound)}, so at most {self.gap:.1%} are left to win"
+        disk = [
+            (
+                "disk",
+                f"{format_size(self.on_disk)} lie on disk meanwhile; a step waits {format_seconds(self.stall)} for them",
+            )
+        ]
         return [
             ("plan", f"{self.policy}; times are {self.source}"),
             (
@@ -111,6 +121,7 @@ class Explanation:
                 f"{format_size(self.least_memory)}",
             ),
             ("keeps", f"{nbytes} after the forward pass, for the backward; values: {kept or 'none'}"),
+            *(disk if self.on_disk else []),
             ("recomputes", recomputes),
             ("costs", f"{costs}; {room}" if count else costs),
             (
@@ -152,7 +163,8 @@ def explain(plan: Plan, budget: int | None = None) -> Explanation:
             f"the plan's peak, {plan.peak:,} bytes, is above the budget of {budget:,} that it is explained for"
         )
     costs, limit = plan.costs, plan.peak if budget is None else budget
-    bounds = Bounds(costs, plan.shards, plan.world, plan.rank)
+    on_disk = plan.simulation.file_nbytes
+    bounds = Bounds(costs, plan.shards, plan.world, plan.rank, disk=on_disk > 0)
     everything = plan_run(costs, policy=StoreAll(), shards=plan.shards, world=plan.world, purpose=plan.purpose)
     return Explanation(
         policy=plan.policy,
@@ -160,6 +172,8 @@ def explain(plan: Plan, budget: int | None = None) -> Explanation:
         budget=limit,
         peak=plan.peak,
         lasting=plan.simulation.static,
+        on_disk=on_disk,
+        stall=plan.simulation.stall,
         least_memory=bounds.memory,
         seconds=plan.simulation.seconds,
         once=everything.train[plan.rank].simulation.seconds,
@@ -181,6 +195,8 @@ def _kept(operations: Iterable[Operation], costs: Costs) -> tuple[Kept, ...]:
         match operation:
             case Forward(step, keep):
                 held |= {output(step)} | ({residuals(step)} if keep is not None else set())
+            case Fetch(value):
+                held.add(value)
             case Drop(value):
                 held.discard(value)
             case Loss():
@@ -217,17 +233,21 @@ def _again(operations: Iterable[Operation], costs: Costs) -> tuple[Again, ...]:
 def _neighbours(plan: Plan, budget: int, most: int) -> dict[str, Neighbour | None]:
     """The next larger budget that buys time, and the next smaller one, as far as a few budgets show."""
 
+    offload = plan.simulation.file_nbytes > 0
+
     def planned(other: int) -> Neighbour:
-        plans = plan_run(plan.costs, budget=other, shards=plan.shards, world=plan.world, purpose=plan.purpose)
+        plans = plan_run(
+            plan.costs, budget=other, shards=plan.shards, world=plan.world, purpose=plan.purpose, offload=offload
+        )
         found = plans.train[plan.rank]
         return Neighbour(other, found.simulation.seconds, found.policy)
 
-    least = least_budget(plan.costs, plan.shards, plan.world, plan.purpose)
+    least = least_budget(plan.costs, plan.shards, plan.world, plan.purpose, offload)
     span = max(0, most - least)
     larger = (
         planned(other)
         for other in _distinct(min(most, budget + int(part * span)) for part in _NEARBY)
-        if other > budget
+        if other > budget and other >= least
     )
     smaller = _distinct(max(least, min(budget, plan.peak) - max(1, int(part * span))) for part in _NEARBY)
     below = [other for other in smaller if other < min(budget, plan.peak)]

@@ -11,6 +11,7 @@ import numpy as np
 from checkpointing.operations import (
     Backward,
     Drop,
+    Fetch,
     Forward,
     Load,
     Loss,
@@ -92,6 +93,8 @@ def _follow(values: set[Value], operation: Operation, plan: Plan) -> None:
         case Backward(step):
             cost = plan.costs.steps[step]
             values |= {cotangent(source) for source, wanted in zip(cost.inputs, cost.wanted, strict=True) if wanted}
+        case Fetch(value):
+            values.add(value)
         case Drop(value):
             values.discard(value)
 

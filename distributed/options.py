@@ -31,7 +31,6 @@ class TrainingOptions:
     """Seed of initial weights, order of examples and dropout."""
     policy: str | None = None
     """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, revolve:K and mixed:K (the fewest forwards with K stages kept), selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), offload or offload:K (holds on disk what store-all or every-k:K hold in memory), or budget (the fastest known that fits the budget, searched step by step). Default: budget if there is one, else store-all."""
-    """What to keep and what to recompute: store-all, recompute-all, every-k:K, sqrt-n, selective:PATTERN (keeps what steps of such a kind or path make, as selective:Linear), or budget (the fastest that fits the budget). Default: budget if there is one, else store-all."""
     plan: Path | None = None
     """Run the plan in this file, which scripts/plan.py --out wrote for this model and batch, or the plan.json of a run; instead of a policy."""
     memory_budget: str | None = None

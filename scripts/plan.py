@@ -227,18 +227,19 @@ def chosen(options: PlanOptions, costs: Costs, shards: int, world: int) -> tuple
 
 def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:
     """Returns a row for each policy, and for the plan if it is none of them, all that is in JSON."""
-    bounds = [Bounds(costs, shards, world, rank) for rank in range(world)]
     found = [
         plan_run(costs, policy=policy, shards=shards, world=world) for policy in candidates(costs) if _shown(policy)
     ]
     if plans.policy.name not in [each.policy.name for each in found]:
         found.append(plans)
+    bounds = [[Bounds(costs, shards, world, rank, disk) for rank in range(world)] for disk in (False, True)]
     once = max(plan.simulation.seconds for plan in found[0].train)
     rows = []
     for each in found:
         seconds = max(plan.simulation.seconds for plan in each.train)
         peak = max(plan.peak for plan in each.train)
-        bound = max(bound.seconds(peak) for bound in bounds)
+        on_disk = any(plan.simulation.disk_nbytes for plan in each.train)
+        bound = max(bound.seconds(peak) for bound in bounds[on_disk])
         rows.append(
             {
                 "policy": each.policy.name,
