@@ -115,7 +115,8 @@ class Case:
             return -(goal * np.log(shares)).sum(axis=-1) * counts, (shares - goal) * counts[..., None], counts
         if isinstance(loss, NegativeLogLikelihood):
             counts = t != loss.ignore
-            hit = -np.eye(y.shape[-1])[np.where(counts, t, 0)] * counts[..., None]
+            hit = np.zeros(y.shape)
+            np.put_along_axis(hit, np.where(counts, t, 0)[..., None], -1.0 * counts[..., None], axis=-1)
             return (hit * y).sum(axis=-1), hit, counts
         if isinstance(loss, SoftTargetCrossEntropy):
             shares = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
