@@ -23,6 +23,7 @@ from rich.table import Table
 
 from checkpointing import (
     Bounds,
+    Budget,
     Costs,
     InfeasibleBudget,
     Policy,
@@ -214,7 +215,7 @@ def chosen(options: PlanOptions, costs: Costs, shards: int, world: int) -> tuple
     if options.plan is not None:
         policy = Planned.load(options.plan)
     text = options.memory_budget
-    if text is None and policy is not None and policy.name != "budget":
+    if text is None and policy is not None and not isinstance(policy, Budget):
         return plan_run(costs, policy=policy, shards=shards, world=world), None
     budget = require_engine_budget(parse_budget(text or DEFAULT_BUDGET)).resolve(everything)
     try:
