@@ -65,7 +65,7 @@ class Explanation:
         forwards: How many forwards a step has at least.
         kept: What is kept for the backward, most bytes first.
         again: What is computed again, longest first.
-        larger: The next larger budget that buys time; None where nothing runs twice.
+        larger: The next larger budget that buys time; None where none is known to.
         smaller: The next smaller budget; None where there is no plan for one.
     """
 
@@ -103,7 +103,8 @@ class Explanation:
         recomputes = f"{count} forwards besides the {self.forwards} that each plan has: {again}" if count else "nothing"
         costs = (
             f"{format_seconds(self.seconds)} a step, {self.seconds / self.once - 1:.1%} more than if nothing ran twice"
-            if count
+            + (" or waited" if self.stall else "")
+            if count or self.stall
             else f"{format_seconds(self.seconds)} a step, the least there is"
         )
         room = f"within {format_size(self.budget)} no plan takes less than {format_seconds(self.bound)}, so at most {self.gap:.1%} are left to win"
@@ -128,7 +129,9 @@ class Explanation:
                 "more memory",
                 self._other(
                     self.larger,
-                    "nothing runs twice, so it buys nothing" if not count else "no larger budget is known to buy time",
+                    "nothing runs twice, so it buys nothing"
+                    if not count and not self.stall
+                    else "no larger budget is known to buy time",
                 ),
             ),
             ("less memory", self._other(self.smaller, "there is no plan known for less")),

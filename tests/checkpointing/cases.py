@@ -73,6 +73,8 @@ POLICIES = (
     "offload",
     "offload:1",
 )
+#: Those that hold nothing on disk.
+IN_MEMORY = tuple(policy for policy in POLICIES if not policy.startswith("offload"))
 
 
 @dataclass(frozen=True)

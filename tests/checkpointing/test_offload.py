@@ -171,6 +171,19 @@ def test_waits_take_what_the_disk_is_behind() -> None:
     assert s.disk_nbytes / 1000 - computing <= slow.stall <= s.disk_nbytes / 1000
 
 
+def test_a_plan_on_disk_is_explained() -> None:
+    plan = images().plans("offload").train[0]
+    told, everything = plan.explain(), images().plans("store-all").train[0].simulation
+    assert (told.on_disk, told.stall) == (plan.simulation.file_nbytes, plan.simulation.stall)
+    assert told.seconds == plan.simulation.seconds
+    assert told.bound == pytest.approx(everything.seconds)  # not what recomputation within so little would take
+    assert told.again == ()
+    assert "lie on disk meanwhile; a step waits" in str(told)
+    assert "more than if nothing ran twice or waited" in str(told)
+    assert told.larger is not None and told.larger.seconds < told.seconds
+    assert told.smaller is None or told.smaller.seconds >= told.seconds
+
+
 # Plans
 
 
@@ -369,16 +382,20 @@ def test_a_limit_of_file_sizes_is_a_full_disk(tmp_path: Path) -> None:
 
 
 def _spoiled(how: str) -> Callable[..., Any]:
-    """Reads of a file that somebody has spoiled before."""
-    read = OffloadFile.read
+    """Reads of a file that somebody has spoiled before the first."""
+    read, spoiled = OffloadFile.read, False
 
     def spoil(self: OffloadFile, key: Any, what: str, empty: Callable[..., Array]) -> Any:
+        nonlocal spoiled
         start = self._kept[key][0][0].start
-        if how == "truncated":
+        if spoiled:
+            pass
+        elif how == "truncated":
             os.ftruncate(self._file.fileno(), start + 8)
         else:
             byte = os.pread(self._file.fileno(), 1, start)
             os.pwrite(self._file.fileno(), bytes([byte[0] ^ 1]), start)
+        spoiled = True
         return read(self, key, what, empty)
 
     return spoil

@@ -22,7 +22,7 @@ from checkpointing.simulation import backward_needs
 from framework import AdamW, Chain, Key, Layer, Linear, MeanSquaredError, Parameters, Spec, build
 from framework.layers import BATCH, Footprint
 from framework.models import MODELS
-from tests.checkpointing.cases import POLICIES, all_cases
+from tests.checkpointing.cases import IN_MEMORY, all_cases
 from tests.checkpointing.test_random_plans import random_case, random_schedule, run_within
 
 CASES = {case.name: case for case in all_cases()}
@@ -73,7 +73,7 @@ def require_the_simulators(costs: Costs, schedules: list[Schedule]) -> int:
 def test_the_fast_evaluation_is_the_simulators(name: str) -> None:
     case, draw = CASES[name], random.Random(3)
     costs = costs_of(case.chain, case.loss, *case.specs(1), AdamW())
-    known = [parse_policy(policy).schedule(costs) for policy in POLICIES]
+    known = [parse_policy(policy).schedule(costs) for policy in IN_MEMORY]
     assert require_the_simulators(costs, [*known, *(random_schedule(costs, draw) for _ in range(10))]) > 10
 
 
