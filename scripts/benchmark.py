@@ -5,6 +5,8 @@ Suites:
   memory        what exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps;
                 and how far predictions are off, ours and those of MemTracker (PyTorch) and torchinfo
   engine        a training step, with PyTorch: time and peak memory, on one thread and on two cores; it takes about half an hour
+  planner       how long planning takes: the persistent program at two sizes, every named model, and tables of equal steps beside
+                checkpoint-schedules
 
 Examples:
   python scripts/benchmark.py derivatives
@@ -38,7 +40,7 @@ from framework import format_size
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine"]] = "derivatives"
+    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine", "planner"]] = "derivatives"
     """What to compare."""
     runs: int = 20
     """Timed runs that a median is of; the suite engine has steps and rounds."""

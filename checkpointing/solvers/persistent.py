@@ -24,12 +24,16 @@ from framework.memory import Array
 #: Numbers that are added at once, so that they stay in the cache; results do not depend on it.
 _CHUNK = 32768
 
+#: For how many t the table is filled side by side, so that rows of one s are read from the cache; results do not depend on it.
+_TILE = 8
+
 
 class PersistentTable:
     """The fastest persistent schedules of a chain for every memory limit up to the largest.
 
     Limits are counted in units of ⌈(memory - ω[0]) / steps⌉ bytes, sizes rounded up and limits down. So a schedule never passes its
-    limit, and it is the fastest of its class if the unit is one byte. Time O(steps·L³), memory 4·(steps + 1)·(L + 1)·(L + 2) bytes.
+    limit, and it is the fastest of its class if the unit is one byte. Time O(steps·L³), memory 4·(steps + 1)·(L + 1)·(L + 2) bytes
+    for the table and a few rows more.
 
     Args:
         chain: The chain.
@@ -108,21 +112,23 @@ class PersistentTable:
         last, width = self._last, self.steps + 1
         self._rows = [np.empty((last + 1 - s if s else 0, width)) for s in range(last + 1)]
         self._least = [np.zeros(last + 1 - s, np.int64) for s in range(last + 1)]
-        beyond = np.empty((last + 1, width))  # of the current t: Σ_{k<j} f_k + C(j, t, m - ω[j-1]) by j
-        first = np.empty(last + 1, np.int64)  # and its first m that is finite, in bytes
+        # For each t of a tile, by j: Σ_{k<j} f_k + C(j, t, m - ω[j-1]), and its first m that is finite, in bytes.
+        beyond, first = np.empty((_TILE, last + 1, width)), np.empty((_TILE, last + 1), np.int64)
         scratch = np.empty((max(1, _CHUNK // width), width))
-        for t in range(1, last + 1):
-            for s in range(t, 0, -1):
-                best = self._rows[s][t - s]
-                self._save(s, t, best)
-                if s < t:
-                    self._run_on(s, t, best, beyond, first, scratch)
-                least = int(np.count_nonzero(best == np.inf))
-                self._least[s][t - s] = least * self.unit
-                shift = min(self._units[s - 1], width)
-                beyond[s, :shift] = np.inf
-                np.add(best[: width - shift], self._forward[s - 1], out=beyond[s, shift:])
-                first[s] = (least + shift) * self.unit
+        for start in range(1, last + 1, _TILE):
+            stop = min(start + _TILE, last + 1)
+            for s in range(stop - 1, 0, -1):
+                for t in range(max(s, start), stop):
+                    best = self._rows[s][t - s]
+                    self._save(s, t, best)
+                    if s < t:
+                        self._run_on(s, t, best, beyond[t - start], first[t - start], scratch)
+                    least = int(np.count_nonzero(best == np.inf))
+                    self._least[s][t - s] = least * self.unit
+                    shift = min(self._units[s - 1], width)
+                    beyond[t - start, s, :shift] = np.inf
+                    np.add(best[: width - shift], self._forward[s - 1], out=beyond[t - start, s, shift:])
+                    first[t - start, s] = (least + shift) * self.unit
 
     def _save(self, s: int, t: int, best: Array) -> None:
         rest = self._rows[s + 1][t - s - 1] if s < t else None

@@ -133,3 +133,25 @@ def test_plans_of_models_stay_within_what_they_were_made_for(name: str) -> None:
         plan = make_plan(schedule_of(table.solution(memory).actions, costs), costs, "persistent", purpose="gradient")
         plan.check()
         assert plan.peak <= fixed + memory
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("length", "count"), [(4, 1200), (5, 800), (6, 300)])
+def test_how_often_and_by_how_much_something_outside_of_the_class_is_better(length: int, count: int) -> None:
+    draw, gaps = random.Random(length), list[float]()
+    while len(gaps) < count:
+        chain = random_chain(draw, length)
+        table = PersistentTable(chain, random_memory(draw, chain))
+        # Where there is no choice, or everything fits, there is nothing to compare.
+        if table.seconds() in (math.inf, chain.least_seconds):
+            continue
+        best = optimum(chain, table.memory)
+        assert best <= table.seconds() == optimum(chain, table.memory, persistent=True)
+        assert table.solution().peak <= table.memory
+        gaps.append(table.seconds() / best - 1)
+    beaten = [gap for gap in gaps if gap > 0]
+    print(
+        f"L = {length}: {count} chains, beaten on {len(beaten) / count:.1%}, mean gap there {np.mean(beaten):.2%}, "
+        f"over all {np.mean(gaps):.2%}, largest {max(gaps):.1%}"
+    )
+    assert 0.1 < len(beaten) / count < 0.7
