@@ -106,8 +106,8 @@ class Evaluator:
         """The step whose forward makes an output or residuals; -1 for the batch."""
         return value - 1 if value <= self.steps else value - 1 - self.steps
 
-    def codes_of(self, schedule: Schedule) -> Codes:
-        """A schedule in integers."""
+    def codes_of(self, schedule: Schedule) -> Codes | None:
+        """A schedule in integers; None if it does more than run steps (it moves values to disk)."""
         n, codes = self.steps, []
         for operation in schedule:
             match operation:
@@ -117,6 +117,8 @@ class Evaluator:
                     codes.append(n)
                 case Backward(step):
                     codes.append(n + 1 + step)
+                case _:
+                    return None
         return tuple(codes)
 
     def schedule_of(self, codes: Codes) -> Schedule:

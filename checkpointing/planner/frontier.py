@@ -9,18 +9,23 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Protocol
 
 from checkpointing.costs import Costs, StepCost, Times
 from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator
 from checkpointing.planner.moves import Moves, ascend, descend
+from checkpointing.planner.units import persistent_schedules
 from checkpointing.schedules import Schedule
 from framework.layers import Spec
 from framework.losses import LossFootprint
 
-#: How many amounts of memory are looked at closely, evenly spaced from the least to all: at most, and in a chain of one step. Schedules of
-#: long chains take longer to look at, and each of their rungs is many moves wide anyway.
-RUNGS, WORK = 64, 8192
+#: How many amounts of memory are looked at closely: at most, and in a chain of one step. Schedules of long chains take longer to look at,
+#: and each of their rungs is many moves wide anyway.
+RUNGS, WORK = 128, 8192
+
+#: The most steps of a chain for which there is time to walk in several ways.
+SHORT = 56
 
 
 class Scheduling(Protocol):
@@ -118,53 +123,97 @@ def _frontier(
     evaluator = Evaluator(costs)
     search = _Search(evaluator)
     for number, policy in enumerate(policies):
-        search.add(evaluator.evaluate(evaluator.codes_of(policy.schedule(costs))), number)
+        codes = evaluator.codes_of(policy.schedule(costs))
+        if codes is not None:
+            search.add(evaluator.evaluate(codes), number)
+    for schedule in persistent_schedules(costs, search.starts[0].peak):
+        codes = evaluator.codes_of(schedule)
+        assert codes is not None
+        search.add(evaluator.evaluate(codes), start=True)
     search.run()
     return Frontier(evaluator, search.points)
 
 
 class _Search:
-    """Walks down from the policies to the least memory and up again, rung by rung, and remembers all it meets."""
+    """Walks down from where it starts to the least memory and up again, rung by rung, and remembers all it meets."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.moves = Moves(evaluator)
-        self.rungs = max(16, min(RUNGS, WORK // evaluator.steps))
+        self.count = max(16, min(RUNGS, WORK // evaluator.steps))
         self.points: list[Point] = []
-        self.policies: list[Evaluation] = []
+        self.starts: list[Evaluation] = []  # the first stores all
 
-    def add(self, evaluation: Evaluation, origin: int | None = None) -> None:
+    def add(self, evaluation: Evaluation, origin: int | None = None, start: bool = False) -> None:
         self.points.append(Point(evaluation.peak, evaluation.seconds, origin, evaluation.codes))
-        if origin is not None:
-            self.policies.append(evaluation)
+        if start or origin is not None:
+            self.starts.append(evaluation)
 
     def run(self) -> None:
-        top = self.policies[0]
-        least = min(self._bottom(start) for start in self._lowest(1))
-        span, at = top.peak - least, top
-        rungs = [top.peak - span * rung // self.rungs for rung in range(self.rungs + 1)]
-        known: dict[int, Evaluation] = {}
-        for limit in rungs:
-            at = descend(self.moves, at, limit)
-            if at.peak > limit:
-                break
-            known[limit] = at = ascend(self.moves, at, limit)
-            self.add(at)
-        least = min(least, self._bottom(at))
+        top = self.starts[0]
+        short = self.moves.evaluator.steps <= SHORT
+        lowest = sorted(self.starts, key=lambda each: (each.peak, *each.time))
+        least = min(self._to_the_bottom(start) for start in (lowest[:2] if short else lowest[:1]))
+        rungs = _rungs(least, top.peak, self.count)
+        for together, from_there in product((True, False), repeat=2) if short else ((True, True),):
+            self._walk(top, rungs, together, from_there)
+        for start in self.starts[1:]:
+            self._down_while_best(start, rungs)
+        for start in lowest if short else ():
+            self._climb(start, rungs)
         for limit in reversed(rungs):
-            best = Frontier(self.moves.evaluator, self.points).within(limit)
-            if best is not None and (limit not in known or best.time < known[limit].time):
+            best = self._best(limit)
+            if best is not None:
                 self.add(ascend(self.moves, self.moves.evaluator.evaluate(best.codes), limit))
 
-    def _lowest(self, count: int) -> list[Evaluation]:
-        """The policies with the least peaks and store-all."""
-        return sorted(self.policies, key=lambda each: (each.peak, *each.time))[:count]
+    def _climb(self, start: Evaluation, rungs: Sequence[int]) -> None:
+        """Walks up rung by rung, and at each keeps what fits."""
+        at = start
+        for limit in reversed(rungs):
+            if limit > at.peak:
+                at = ascend(self.moves, at, limit)
+                self.add(at)
 
-    def _bottom(self, start: Evaluation) -> int:
+    def _walk(self, start: Evaluation, rungs: Sequence[int], together: bool, from_there: bool) -> None:
+        """Walks down rung by rung, and at each keeps again what fits; goes on from there, or from what was before."""
+        at = start
+        for limit in rungs[:-1]:
+            at = descend(self.moves, at, limit, together)
+            if at.peak > limit:
+                return
+            up = ascend(self.moves, at, limit)
+            self.add(up)
+            at = up if from_there else at
+
+    def _to_the_bottom(self, start: Evaluation) -> int:
         """Walks down as far as it goes and returns the peak there."""
         at = start
         while True:
-            lower = descend(self.moves, at, at.peak * (self.rungs - 1) // self.rungs)
+            lower = descend(self.moves, at, at.peak * 15 // 16)
             if lower.peak >= at.peak:
                 return at.peak
             at = lower
             self.add(at)
+
+    def _down_while_best(self, start: Evaluation, rungs: Sequence[int]) -> None:
+        """Walks down rung by rung as long as nothing that is known is better. The way to the last one is the longest: it was gone once."""
+        at = start
+        for limit in rungs[:-1]:
+            if limit >= at.peak:
+                continue
+            known = self._best(limit)
+            if known is not None and known.time <= at.time:
+                return  # on the way down time only grows
+            at = descend(self.moves, at, limit)
+            if at.peak > limit:
+                return
+            self.add(at)
+
+    def _best(self, limit: int) -> Point | None:
+        return min((point for point in self.points if point.peak <= limit), key=lambda each: each.time, default=None)
+
+
+def _rungs(least: int, most: int, count: int) -> list[int]:
+    """Amounts of memory from the most to the least, half of them evenly spaced, half of them by their ratio."""
+    even = [most - (most - least) * number // (count // 2) for number in range(count // 2 + 1)]
+    ratio = (least / most) ** (2 / count) if most else 1.0
+    return sorted({*even, *(int(most * ratio**number) for number in range(1, count // 2))}, reverse=True)

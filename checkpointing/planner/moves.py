@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator, Id
 
-#: How many of the best drops are tried one by one.
+#: How many of the best moves are tried one by one.
 TRIES = 8
 
 
@@ -75,6 +75,7 @@ class Moves:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
+        self.peaks: dict[Codes, int] = {}  # of what `ascend` tried
         self._root = list(range(1 + evaluator.steps))  # of each output: the value whose buffer it names
         for step, aliases in enumerate(evaluator.aliases):
             if aliases:
@@ -167,20 +168,23 @@ class Moves:
         return sorted(found, key=lambda keep: (keep.ratio, keep.place))
 
 
-def descend(moves: Moves, start: Evaluation, limit: int) -> Evaluation:
+def descend(moves: Moves, start: Evaluation, limit: int, together: bool = True) -> Evaluation:
     """Drops what costs the least time for its bytes until a schedule fits a limit, or as far as that goes.
 
-    As many are dropped at once as seem to be enough, and one by one where that does not lower the peak.
+    As many are dropped at once as seem to be enough, and one by one where that does not lower the peak, or is not wanted: it takes longer, and
+    may be a little better or worse.
 
     Args:
         moves: Of the chain.
         start: Where to begin.
         limit: In bytes, like `Evaluation.peak`.
+        together: Whether several may be dropped at once.
     """
     best = start
     while best.peak > limit:
         found = moves.drops(best)
-        for drops in (_enough(found, best.peak - limit), *([drop] for drop in found[:TRIES])):
+        enough = [_enough(found, best.peak - limit)] if together else []
+        for drops in (*enough, *([drop] for drop in found[:TRIES])):
             tried = moves.evaluator.evaluate(_without(best.codes, drops))
             if _high(tried, best.peak) < _high(best, best.peak):
                 best = tried
@@ -236,7 +240,10 @@ def ascend(moves: Moves, start: Evaluation, limit: int) -> Evaluation:
         for keeps in (*tries, *([keep] for keep in found[:TRIES])):
             left_out = {keep.place for keep in keeps}
             codes = tuple(code for place, code in enumerate(best.codes) if place not in left_out)
+            if moves.peaks.get(codes, 0) > limit:
+                continue
             tried = moves.evaluator.evaluate(codes)
+            moves.peaks[codes] = tried.peak
             if tried.peak <= limit and tried.time < best.time:
                 best = tried
                 break
