@@ -13,7 +13,7 @@ import pytest
 from checkpointing import InfeasibleBudget, Plan, RunPlans, costs_of, parse_policy, plan_run
 from checkpointing.costs import Costs
 from checkpointing.operations import Backward, Forward, Loss
-from checkpointing.planner.evaluation import Evaluator
+from checkpointing.planner.evaluation import Evaluation, Evaluator
 from checkpointing.planner.frontier import Point, frontier
 from checkpointing.planner.moves import Moves, ascend, descend
 from checkpointing.policies import candidates
@@ -58,7 +58,9 @@ def require_the_simulators(costs: Costs, schedules: list[Schedule]) -> int:
     evaluator = Evaluator(costs)
     for schedule in schedules:
         plan = make_plan(schedule, costs, "", "gradient")
-        found = evaluator.evaluate(evaluator.codes_of(schedule))
+        codes = evaluator.codes_of(schedule)
+        assert codes is not None
+        found = evaluator.evaluate(codes)
         beside = costs.gradient_nbytes + sum(costs.static.values())
         moments = zip(plan.operations, plan.simulation.timeline, strict=True)
         expected = [m.inside - beside for o, m in moments if isinstance(o, Forward | Loss | Backward)]
@@ -75,6 +77,11 @@ def test_the_fast_evaluation_is_the_simulators(name: str) -> None:
     costs = costs_of(case.chain, case.loss, *case.specs(1), AdamW())
     known = [parse_policy(policy).schedule(costs) for policy in IN_MEMORY]
     assert require_the_simulators(costs, [*known, *(random_schedule(costs, draw) for _ in range(10))]) > 10
+
+
+def test_what_moves_values_to_disk_is_not_evaluated() -> None:
+    costs = named("byte-gpt-tiny")
+    assert Evaluator(costs).codes_of(parse_policy("offload").schedule(costs)) is None
 
 
 def test_the_fast_evaluation_is_the_simulators_on_random_chains() -> None:
@@ -178,11 +185,16 @@ def test_a_point_of_the_frontier_is_found_again_by_its_peak() -> None:
     assert isinstance(found.points[0], Point)
 
 
+def evaluated(moves: Moves, policy: str) -> Evaluation:
+    codes = moves.evaluator.codes_of(parse_policy(policy).schedule(moves.evaluator.costs))
+    assert codes is not None
+    return moves.evaluator.evaluate(codes)
+
+
 def test_descending_and_ascending_stay_within_the_limit_and_the_second_saves_time() -> None:
     costs = named("byte-gpt-small")
-    evaluator = Evaluator(costs)
-    moves = Moves(evaluator)
-    start = evaluator.evaluate(evaluator.codes_of(parse_policy("store-all").schedule(costs)))
+    moves = Moves(Evaluator(costs))
+    start, every = (evaluated(moves, policy) for policy in ("store-all", "every-k:1"))
     limit = start.peak * 6 // 10
     low = descend(moves, start, limit)
     assert low.peak <= limit
@@ -191,7 +203,6 @@ def test_descending_and_ascending_stay_within_the_limit_and_the_second_saves_tim
     assert high.peak <= limit
     assert low.seconds >= high.seconds
     # From a plan that recomputes every stage, what is kept again saves a part of that.
-    every = evaluator.evaluate(evaluator.codes_of(parse_policy("every-k:1").schedule(costs)))
     more = ascend(moves, every, limit)
     assert every.peak < more.peak <= limit
     assert more.seconds < every.seconds

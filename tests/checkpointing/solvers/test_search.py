@@ -113,4 +113,4 @@ def test_tidying_takes_away_what_nobody_uses_and_adds_no_byte() -> None:
         assert after.seconds <= before.seconds
         assert tidy(tidy(actions)) == tidy(actions)
     again = [StageForward(1), StageForward(1, 0), StageForward(2, 0), StageBackward(2), StageBackward(1)]
-    assert tidy(again) == [StageForward(1, 0), StageForward(2, 0, False), StageBackward(2), StageBackward(1)]
+    assert tidy(again) == again[1:]
