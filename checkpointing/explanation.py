@@ -101,11 +101,11 @@ class Explanation:
         count = sum(each.count for each in self.again)
         again = _listed(f"{each.count} {each.kind} ({format_seconds(each.seconds)})" for each in self.again)
         recomputes = f"{count} forwards besides the {self.forwards} that each plan has: {again}" if count else "nothing"
-        costs = (
-            f"{format_seconds(self.seconds)} a step, {self.seconds / self.once - 1:.1%} more than if nothing ran twice"
-            + (" or waited" if self.stall else "")
-            if count or self.stall
-            else f"{format_seconds(self.seconds)} a step, the least there is"
+        longer, waited = bool(count or self.stall), " or waited" if self.stall else ""
+        costs = f"{format_seconds(self.seconds)} a step, " + (
+            f"{self.seconds / self.once - 1:.1%} more than if nothing ran twice{waited}"
+            if longer
+            else "the least there is"
         )
         room = f"within {format_size(self.budget)} no plan takes less than {format_seconds(self.bound)}, so at most {self.gap:.1%} are left to win"
         disk = [
@@ -124,14 +124,12 @@ class Explanation:
             ("keeps", f"{nbytes} after the forward pass, for the backward; values: {kept or 'none'}"),
             *(disk if self.on_disk else []),
             ("recomputes", recomputes),
-            ("costs", f"{costs}; {room}" if count else costs),
+            ("costs", f"{costs}; {room}" if longer else costs),
             (
                 "more memory",
                 self._other(
                     self.larger,
-                    "nothing runs twice, so it buys nothing"
-                    if not count and not self.stall
-                    else "no larger budget is known to buy time",
+                    "nothing runs twice, so it buys nothing" if not longer else "no larger budget is known to buy time",
                 ),
             ),
             ("less memory", self._other(self.smaller, "there is no plan known for less")),

@@ -36,12 +36,13 @@ from checkpointing import (
     parse_policy,
     plan_run,
 )
-from checkpointing.budgets import require_engine_budget
+from checkpointing.budgets import ProcessBudget, ProcessUse
 from checkpointing.curve import CurvePoint, gap
 from checkpointing.explanation import Explanation, format_seconds
 from checkpointing.holdings import holdings
 from checkpointing.planned import Planned
 from checkpointing.policies import candidates
+from checkpointing.process_memory import measure_baseline
 from checkpointing.profiler import model_times
 from checkpointing.reduction_tree import require_shards
 from distributed.worker import shard_specs, static_nbytes
@@ -70,7 +71,7 @@ class PlanOptions:
     plan: Path | None = None
     """Show the plan in this file instead."""
     memory_budget: str | None = None
-    """Most bytes of each worker's engine: engine:64MiB, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy is named."""
+    """Most bytes: engine:64MiB for the arrays of each worker's engine, engine:60% for that part of store-all's activations, or 512MiB or auto for a whole process without Ray, as this one is (train.py measures its own). Default: engine:60%, or the least possible; no budget if a policy is named."""
     measured_costs: bool = False
     """Use times of each layer that are measured on this machine, which takes some seconds once, instead of FLOPs."""
     frontier: bool = False
@@ -209,7 +210,7 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str]:
 
 
 def chosen(options: PlanOptions, costs: Costs, shards: int, world: int) -> tuple[RunPlans, int | None]:
-    """Returns the plans that are asked for, and the budget in bytes."""
+    """Returns the plans that are asked for, and the budget of the engine in bytes."""
     everything = plan_run(costs, policy=StoreAll(), shards=shards, world=world)
     policy: Policy | None = parse_policy(options.policy) if options.policy else None
     if options.plan is not None:
@@ -217,13 +218,41 @@ def chosen(options: PlanOptions, costs: Costs, shards: int, world: int) -> tuple
     text = options.memory_budget
     if text is None and policy is not None and not isinstance(policy, Budget):
         return plan_run(costs, policy=policy, shards=shards, world=world), None
-    budget = require_engine_budget(parse_budget(text or DEFAULT_BUDGET)).resolve(everything)
+    parsed = parse_budget(text or DEFAULT_BUDGET)
+    process = process_use(options, costs) if isinstance(parsed, ProcessBudget) else None
+    parsed = parsed.on_this_node()
+    budget = parsed.resolve(everything, process)
     try:
         return plan_run(costs, policy=policy, budget=budget, shards=shards, world=world), budget
     except InfeasibleBudget as error:
+        if process is not None and isinstance(parsed, ProcessBudget):
+            raise parsed.explain(error, process) from error
         if text is not None:
             raise
         return plan_run(costs, budget=error.smallest, shards=shards, world=world), error.smallest
+
+
+def process_use(options: PlanOptions, costs: Costs) -> ProcessUse:
+    """Measures what a process like this one takes besides the engine, as train.py --workers 0 is one.
+
+    Raises:
+        ValueError: It would be another process that trains.
+    """
+    if options.costs is not None or options.workers:
+        where = (
+            "a Ray worker's process takes is measured when it starts"
+            if options.workers
+            else "another machine's process takes is not known here"
+        )
+        raise ValueError(
+            f"a budget of a whole process cannot be planned here, since what {where}; write engine:{options.memory_budget} for a budget of the engine's arrays"
+        )
+    specs = [costs.batch, *(step.footprint.output for step in costs.steps)]
+    dtype = costs.steps[-1].footprint.output.dtype
+    # The data are counted by the ledger.
+    held = costs.static.get("data/data set", 0)
+    baseline = measure_baseline(dtype, 1, max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs))
+    return ProcessUse(baseline - held)
 
 
 def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:

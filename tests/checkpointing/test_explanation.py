@@ -55,7 +55,7 @@ def test_the_words() -> None:
     ]  # fmt: skip
     assert lines[0].endswith("every-k:1; times are modelled: FLOPs at 50 GFLOP/s")
     assert "2 CausalAttention" in lines[3]
-    assert "more than if nothing ran twice" in lines[4]
+    assert "more than if nothing ran twice;" in lines[4]
     assert "a step takes" in lines[5]
     everything = str(tokens().plans("store-all").train[0].explain())
     assert "recomputes  nothing" in everything
