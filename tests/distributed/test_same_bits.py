@@ -39,6 +39,7 @@ def alone() -> dict[str, Any]:
         (0, {"memory_budget": "engine:50%"}),
         (1, {"policy": "recompute-all"}),
         (2, {"memory_budget": "engine:60%"}),
+        (2, {"policy": "offload"}),
         (3, {"policy": "sqrt-n"}),
         (4, {}),
     ],

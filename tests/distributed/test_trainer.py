@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointing import Engine, InfeasibleBudget, predict, run_plans
+from checkpointing import Engine, InfeasibleBudget, OffloadError, predict, run_plans
 from checkpointing.executor import NotAsPlanned
 from checkpointing.inspector import Finding, Statistics
 from distributed import ClusterError, Diverged, MemoryDisagreement, RunFolder, Trainer, TrainingOptions, WorkerLost
@@ -463,3 +464,29 @@ def test_verify_memory_agrees_after_weights_were_loaded_and_leaves_no_tracing_be
     with pytest.raises(BudgetExceeded):
         trainer.fit()
     assert not tracemalloc.is_tracing()
+
+
+@dataclass(frozen=True)
+class FillsTheDisk(Linear):
+    """From its first forward on, the disk of the process has no room."""
+
+    def forward(self, params: Any, x: Any, context: Any) -> Any:
+        def full(*_: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        if context.training:
+            os.pwrite = full
+        return super().forward(params, x, context)
+
+
+def test_a_disk_that_fills_up_in_a_worker_ends_the_run_with_its_words(ray_cluster: None, tmp_path: Path) -> None:
+    chain = Chain(Linear(16), ReLU(), FillsTheDisk(16), ReLU(), Linear(10))
+    trainer = Trainer(
+        chain, CrossEntropy(), data=clusters(256, 8, 10), workers=2, batch=8, shards=2, steps=2, policy="offload",
+        offload_dir=tmp_path, validation_examples=8,
+    )  # fmt: skip
+    with pytest.raises(
+        OffloadError, match=r"could not be written: No space left on device; .* name a folder on another disk"
+    ):
+        trainer.fit()
+    assert list(tmp_path.iterdir()) == []
