@@ -41,7 +41,7 @@ from checkpointing.curve import CurvePoint, gap
 from checkpointing.explanation import Explanation, format_seconds
 from checkpointing.holdings import holdings
 from checkpointing.planned import Planned
-from checkpointing.policies import candidates
+from checkpointing.policies import candidates, offloading_candidates
 from checkpointing.process_memory import measure_baseline
 from checkpointing.profiler import model_times
 from checkpointing.reduction_tree import require_shards
@@ -257,9 +257,8 @@ def process_use(options: PlanOptions, costs: Costs) -> ProcessUse:
 
 def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:
     """Returns a row for each policy, and for the plan if it is none of them, all that is in JSON."""
-    found = [
-        plan_run(costs, policy=policy, shards=shards, world=world) for policy in candidates(costs) if _shown(policy)
-    ]
+    every = [*candidates(costs), *offloading_candidates(costs)]
+    found = [plan_run(costs, policy=policy, shards=shards, world=world) for policy in every if _shown(policy)]
     if plans.policy.name not in [each.policy.name for each in found]:
         found.append(plans)
     bounds = [[Bounds(costs, shards, world, rank, disk) for rank in range(world)] for disk in (False, True)]

@@ -39,7 +39,17 @@ def test_the_report_and_its_json(tmp_path: Path) -> None:
     done = run("plan", *options, "--html", "page.html", "--costs-out", "costs.json", "--out", "plan.json", cwd=tmp_path)
     data = last_json(done)
     rows = {row["policy"]: row for row in data["policies"]}
-    assert {"store-all", "every-k:1", "every-k:2", "every-k:4", "sqrt-n", "recompute-all"} <= set(rows)
+    assert {
+        "store-all",
+        "every-k:1",
+        "every-k:2",
+        "every-k:4",
+        "sqrt-n",
+        "recompute-all",
+        "offload",
+        "offload:1",
+    } <= set(rows)
+    assert rows["offload"]["peak_bytes"] <= rows["recompute-all"]["peak_bytes"] < rows["store-all"]["peak_bytes"]
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.costs == Costs.load(tmp_path / "costs.json")
     for name, row in rows.items():
