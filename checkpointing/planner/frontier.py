@@ -22,10 +22,10 @@ from framework.losses import LossFootprint
 
 #: How many amounts of memory are looked at closely: at most, and in a chain of one step. Schedules of long chains take longer to look at,
 #: and each of their rungs is many moves wide anyway.
-RUNGS, WORK = 128, 8192
+RUNGS, WORK = 128, 12288
 
-#: The most steps of a chain for which there is time to walk in several ways.
-SHORT = 56
+#: The most steps of a chain for which there is time to walk in several ways, and to walk to the end more than once.
+SHORT, MIDDLE = 56, 128
 
 
 class Scheduling(Protocol):
@@ -155,7 +155,9 @@ class _Search:
         least = min(self._to_the_bottom(start) for start in (lowest[:2] if short else lowest[:1]))
         rungs = _rungs(least, top.peak, self.count)
         for together, from_there in product((True, False), repeat=2) if short else ((True, True),):
-            self._walk(top, rungs, together, from_there)
+            end = self._walk(top, rungs, together, from_there)
+            if self.moves.evaluator.steps <= MIDDLE:
+                self._to_the_bottom(end)
         for start in self.starts[1:]:
             self._down_while_best(start, rungs)
         for start in lowest if short else ():
@@ -173,16 +175,17 @@ class _Search:
                 at = ascend(self.moves, at, limit)
                 self.add(at)
 
-    def _walk(self, start: Evaluation, rungs: Sequence[int], together: bool, from_there: bool) -> None:
+    def _walk(self, start: Evaluation, rungs: Sequence[int], together: bool, from_there: bool) -> Evaluation:
         """Walks down rung by rung, and at each keeps again what fits; goes on from there, or from what was before."""
         at = start
         for limit in rungs[:-1]:
             at = descend(self.moves, at, limit, together)
             if at.peak > limit:
-                return
+                return at
             up = ascend(self.moves, at, limit)
             self.add(up)
             at = up if from_there else at
+        return at
 
     def _to_the_bottom(self, start: Evaluation) -> int:
         """Walks down as far as it goes and returns the peak there."""

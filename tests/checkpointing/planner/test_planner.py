@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from checkpointing import InfeasibleBudget, Plan, RunPlans, costs_of, parse_policy, plan_run
+from checkpointing.bounds import Bounds
 from checkpointing.costs import Costs
 from checkpointing.operations import Backward, Forward, Loss
 from checkpointing.planner.evaluation import Evaluation, Evaluator
@@ -217,6 +218,19 @@ def test_a_transformer_at_three_quarters_of_its_memory_recomputes_no_product() -
     twice = {step for step in again if again.count(step) > 1}
     assert twice
     assert {costs.steps[step].kind for step in twice}.isdisjoint({"Linear", "CausalAttention"})
+
+
+@pytest.mark.parametrize(
+    ("model", "gap"), [("byte-gpt-tiny", 0.015), ("byte-gpt-small", 0.005), ("byte-gpt-medium", 0.005)]
+)
+def test_plans_of_transformers_are_near_the_lower_bound_of_any_plan(model: str, gap: float) -> None:
+    costs = named(model)
+    everything, bounds = plan_run(costs), Bounds(costs)
+    lasting = everything.peak - everything.activation_nbytes
+    for percent in range(30, 100, 5):
+        budget = lasting + everything.activation_nbytes * percent // 100
+        seconds = plan_run(costs, budget=budget).train[0].simulation.seconds
+        assert 1 <= seconds / bounds.seconds(budget) <= 1 + gap
 
 
 @dataclass(frozen=True)
