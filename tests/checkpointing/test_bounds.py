@@ -18,7 +18,8 @@ from framework import AdamW, Chain, Embedding, Linear, MeanSquaredError, Residua
 from tests.checkpointing.cases import POLICIES, Case, all_cases
 from tests.checkpointing.test_random_plans import random_case, random_schedule
 
-CASES = {case.name: case for case in all_cases()}
+#: Dtypes change sizes alone.
+CASES = {case.name: case for case in all_cases() if case.name.endswith("float32")}
 #: Sums of the same times in another order.
 ROUNDING = 1 + 1e-12
 

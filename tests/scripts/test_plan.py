@@ -20,7 +20,8 @@ from framework.layers import flatten
 from tests.checkpointing.cases import POLICIES, all_cases, mlp, tokens
 from tests.scripts.helpers import last_json, run
 
-CASES = {case.name: case for case in all_cases()}
+#: Dtypes change sizes alone.
+CASES = {case.name: case for case in all_cases() if case.name.endswith("float32")}
 
 
 def test_the_report_and_its_json(tmp_path: Path) -> None:
