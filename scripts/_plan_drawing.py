@@ -1,13 +1,20 @@
-"""A plan as a drawing of letters: steps across, time down, and what is held of each step when."""
+"""What plan.py shows in a terminal: tables, and a plan as a drawing of letters, steps across and time down."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from rich import box
+from rich.table import Table
 from rich.text import Text
 
+from checkpointing.curve import CurvePoint
+from checkpointing.explanation import Explanation, format_seconds
 from checkpointing.holdings import ALL, COTANGENT, NOTHING, PART, Holdings
 from framework import format_size
+
+_CAPTION = "gap: by how much a step is longer than the least that any plan of that peak must take"
 
 #: What is held, and what runs.
 _HELD = {NOTHING: (" ", ""), COTANGENT: ("·", "yellow"), PART: ("▒", "blue"), ALL: ("█", "blue")}
@@ -61,3 +68,59 @@ def _lines(operations: int) -> Iterator[tuple[int, int]]:
 def _short(label: str) -> str:
     """A label in 19 letters; of a path the end tells more than the middle."""
     return label if len(label) <= 19 else f"{label[:8]}…{label[-10:]}"
+
+
+def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
+    """Draws the policies side by side."""
+    title = "policies" if budget is None else f"policies; budget {format_size(budget)} ({budget:,} bytes)"
+    drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
+    drawn.add_column("policy", overflow="fold")
+    for name in ("peak", "of store-all", "a step", "extra time", "gap", ""):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(
+            row["policy"],
+            _mebibytes(row["peak_bytes"]),
+            f"{row['peak_bytes'] / rows[0]['peak_bytes']:.0%}",
+            format_seconds(row["seconds"], 4),
+            f"{row['extra_time']:.1%}",
+            f"{row['gap']:.1%}",
+            "chosen" if row["chosen"] else "" if row["fits"] else "too large",
+            style="bold" if row["chosen"] else "" if row["fits"] else "dim",
+        )
+    return drawn
+
+
+def paragraphs(told: Explanation) -> Table:
+    """Draws the plan in words."""
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(justify="right", style="bold", no_wrap=True)
+    drawn.add_column()
+    for name, words in told.paragraphs():
+        drawn.add_row(name, words)
+    return drawn
+
+
+def curve_table(curve: Sequence[CurvePoint]) -> Table:
+    """Draws the memory-time curve."""
+    drawn = Table(title="the memory-time curve", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    for name in ("budget", "peak", "a step", "extra time", "lower bound", "gap"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("policy", overflow="fold")
+    once = curve[-1].seconds
+    for point in curve:
+        drawn.add_row(
+            _mebibytes(point.budget),
+            _mebibytes(point.peak),
+            format_seconds(point.seconds, 4),
+            f"{point.seconds / once - 1:.1%}" if once else "",
+            format_seconds(point.bound, 4),
+            f"{point.gap:.1%}",
+            point.policy,
+        )
+    return drawn
+
+
+def _mebibytes(nbytes: int) -> str:
+    """In one unit, so that a column can be compared."""
+    return f"{nbytes / 2**20:,.1f} MiB"

@@ -10,16 +10,13 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import _console
 from _console import console
-from _plan_drawing import drawing
-from rich import box
-from rich.table import Table
+from _plan_drawing import curve_table, drawing, paragraphs, table
 
 from checkpointing import (
     Bounds,
@@ -38,7 +35,7 @@ from checkpointing import (
 )
 from checkpointing.budgets import ProcessBudget, ProcessUse
 from checkpointing.curve import CurvePoint, gap
-from checkpointing.explanation import Explanation, format_seconds
+from checkpointing.explanation import Explanation
 from checkpointing.holdings import holdings
 from checkpointing.planned import Planned
 from checkpointing.policies import candidates, offloading_candidates
@@ -46,9 +43,8 @@ from checkpointing.process_memory import measure_baseline
 from checkpointing.profiler import model_times
 from checkpointing.reduction_tree import require_shards
 from distributed.worker import shard_specs, static_nbytes
-from framework import AdamW, build, format_size
+from framework import AdamW, build
 
-_CAPTION = "gap: by how much a step is longer than the least that any plan of that peak must take"
 DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 8, 4, "engine:60%"
 
 
@@ -290,37 +286,6 @@ def _shown(policy: Policy) -> bool:
     return not number.isdecimal() or int(number) & (int(number) - 1) == 0
 
 
-def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
-    """Draws the policies side by side."""
-    title = "policies" if budget is None else f"policies; budget {format_size(budget)} ({budget:,} bytes)"
-    drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
-    drawn.add_column("policy", overflow="fold")
-    for name in ("peak", "of store-all", "a step", "extra time", "gap", ""):
-        drawn.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        drawn.add_row(
-            row["policy"],
-            _mebibytes(row["peak_bytes"]),
-            f"{row['peak_bytes'] / rows[0]['peak_bytes']:.0%}",
-            format_seconds(row["seconds"], 4),
-            f"{row['extra_time']:.1%}",
-            f"{row['gap']:.1%}",
-            "chosen" if row["chosen"] else "" if row["fits"] else "too large",
-            style="bold" if row["chosen"] else "" if row["fits"] else "dim",
-        )
-    return drawn
-
-
-def paragraphs(told: Explanation) -> Table:
-    """Draws the plan in words."""
-    drawn = Table.grid(padding=(0, 2))
-    drawn.add_column(justify="right", style="bold", no_wrap=True)
-    drawn.add_column()
-    for name, words in told.paragraphs():
-        drawn.add_row(name, words)
-    return drawn
-
-
 def frontier(options: PlanOptions, costs: Costs, shards: int, world: int) -> list[CurvePoint]:
     """Plans the memory-time curve."""
     with console.status("planning") as status:
@@ -331,34 +296,9 @@ def frontier(options: PlanOptions, costs: Costs, shards: int, world: int) -> lis
         return memory_time_curve(costs, options.points, shards, world, told)
 
 
-def curve_table(curve: Sequence[CurvePoint]) -> Table:
-    """Draws the memory-time curve."""
-    drawn = Table(title="the memory-time curve", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    for name in ("budget", "peak", "a step", "extra time", "lower bound", "gap"):
-        drawn.add_column(name, justify="right", no_wrap=True)
-    drawn.add_column("policy", overflow="fold")
-    once = curve[-1].seconds
-    for point in curve:
-        drawn.add_row(
-            _mebibytes(point.budget),
-            _mebibytes(point.peak),
-            format_seconds(point.seconds, 4),
-            f"{point.seconds / once - 1:.1%}" if once else "",
-            format_seconds(point.bound, 4),
-            f"{point.gap:.1%}",
-            point.policy,
-        )
-    return drawn
-
-
 def explained(told: Explanation) -> dict[str, Any]:
     """The explanation as JSON-ready data."""
     return {**asdict(told), "gap": told.gap, "words": dict(told.paragraphs())}
-
-
-def _mebibytes(nbytes: int) -> str:
-    """In one unit, so that a column can be compared."""
-    return f"{nbytes / 2**20:,.1f} MiB"
 
 
 def _count(number: int, what: str) -> str:
