@@ -3,7 +3,8 @@
 The persistent DP never drops a value before its use. It can pay to do so: a[j-1] goes early, and a later forward of stage j-1, which must run
 anyway to save its residuals, brings it back in time for the backward of stage j. In general the problem is NP-hard. Chains of up to
 `EXACT` stages are solved by A*; longer ones start from the DP's schedule, of which windows are solved again, each exactly,
-from what is held when it begins to what is needed when it ends. So the result is never slower than the DP's.
+from what is held when it begins to what is needed when it ends; up to `WHOLE` stages a search that hurries to the end may then find
+better. So the result is never slower than the DP's.
 
 A* (Hart, Nilsson and Raphael 1968) runs over what is held and which backward is next. Two things keep it small. Nothing is dropped before the
 bytes are needed, and then no more than needed; that loses nothing, since holding is free. And what a state still takes is
@@ -28,6 +29,9 @@ STATES = 200_000
 
 #: The same in a window, and how often all windows are looked at.
 WINDOW_STATES, PASSES = 5_000, 3
+
+#: The most stages of which the whole is searched as well, by these weights (see `_Window.solve`), and for how many states.
+WHOLE, WEIGHTS, WHOLE_STATES = 16, (2.0, 1.2), 6_000
 
 #: What is held of a stage: nothing, its output alone, or its residuals by option.
 NOTHING, ALONE, SAVED = 0, 1, 2
@@ -61,15 +65,22 @@ def search(chain: StageChain, memory: int, steps: int = 500) -> Solution:
         if start is None:
             assert table is not None
             return table.solution()  # which says what is wrong
-        return _by_windows(chain, memory, start)
-    last = chain.length + 1
-    whole = _Window(chain, memory, (NOTHING,) * last, last, 0, (NOTHING,) * last, range(1, last + 1))
-    found = whole.solve(start.seconds if start is not None else math.inf)
+        best = _by_windows(chain, memory, start)
+        for weight in WEIGHTS if chain.length <= WHOLE else ():
+            found = _whole(chain, memory, drops=2).solve(best.seconds, WHOLE_STATES, weight)
+            best = best if found is None else solution(chain, tidy(found))
+        return best
+    found = _whole(chain, memory).solve(start.seconds if start is not None else math.inf)
     if found is not None:
         return solution(chain, tidy(found))
     if start is None:
         raise ValueError(f"no schedule of the chain fits {memory} bytes")
     return start
+
+
+def _whole(chain: StageChain, memory: int, drops: int = EXACT) -> _Window:
+    last = chain.length + 1
+    return _Window(chain, memory, (NOTHING,) * last, last, 0, (NOTHING,) * last, range(1, last + 1), drops)
 
 
 def tidy(actions: Sequence[Action]) -> list[Action]:
@@ -104,11 +115,21 @@ class _Window:
         until: That which is next at the end.
         needed: What must be held at the end: `ALONE` may be inside of residuals, others must be saved as they say.
         inside: The stages that may run forward or be dropped; what is held of others stays.
+        drops: How many are dropped at once at most; the search is exact if that is all inside.
     """
 
     def __init__(
-        self, chain: StageChain, memory: int, held: Held, following: int, until: int, needed: Held, inside: range
+        self,
+        chain: StageChain,
+        memory: int,
+        held: Held,
+        following: int,
+        until: int,
+        needed: Held,
+        inside: range,
+        drops: int = EXACT,
     ) -> None:
+        self.drops = drops
         self.chain, self.memory, self.needed, self.until, self.inside = chain, memory, needed, until, inside
         self.start = held, following
         self._sizes = [(0, stage.nbytes, *(option.nbytes for option in stage.options)) for stage in chain.all]
@@ -119,8 +140,11 @@ class _Window:
             anew = stage.forward_seconds + min(option.backward_seconds for option in stage.options)
             self._least[number] = [anew, anew, *(min(anew, option.backward_seconds) for option in stage.options)]
 
-    def solve(self, limit: float, states: int = STATES) -> list[Action] | None:
-        """Returns the fastest actions that take less time than a limit; None if there are none or too many states."""
+    def solve(self, limit: float, states: int = STATES, weight: float = 1.0) -> list[Action] | None:
+        """Returns actions that take less time than a limit, with weight 1 the fastest; None if there are none or too many states.
+
+        A weight above 1 on what is left prefers states near the end (Pohl 1970), so that long chains come to one.
+        """
         known = {self.start: 0.0}
         came: dict[_State, tuple[_State, Action]] = {}
         queue = [(self._bound(*self.start), 0, 0.0, self._live(*self.start), self.start)]
@@ -134,13 +158,13 @@ class _Window:
             for cost, reached, action, bytes_then in self._edges(state, live):
                 total = seconds + cost
                 if total < known.get(reached, math.inf):
-                    bound = total + self._bound(*reached)
-                    if bound >= limit * (1 - 1e-12):
+                    left = self._bound(*reached)
+                    if total + left >= limit * (1 - 1e-12):
                         continue
                     known[reached] = total
                     came[reached] = state, action
                     number += 1
-                    heapq.heappush(queue, (bound, -number, total, bytes_then, reached))
+                    heapq.heappush(queue, (total + weight * left, -number, total, bytes_then, reached))
         return None
 
     def _done(self, held: Held) -> bool:
@@ -203,7 +227,7 @@ class _Window:
             yield held, 0
             return
         sizes = {i: self._sizes[i - 1][held[i - 1]] for i in self.inside if held[i - 1] and i not in stay}
-        for count in range(1, len(sizes) + 1):
+        for count in range(1, min(self.drops, len(sizes)) + 1):
             for chosen in combinations(sizes, count):
                 freed = sum(map(sizes.__getitem__, chosen))
                 if freed >= over > freed - min(map(sizes.__getitem__, chosen)):

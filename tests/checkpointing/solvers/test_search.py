@@ -89,10 +89,14 @@ def test_long_chains_are_never_slower_than_the_dps_and_sometimes_faster() -> Non
     assert beaten > 2
 
 
-def test_windows_close_a_part_of_the_gap_between_the_dp_and_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("whole", "part"), [(0, 0.05), (16, 0.9)])
+def test_what_is_not_exact_closes_a_part_of_the_gap_between_the_dp_and_the_optimum(
+    monkeypatch: pytest.MonkeyPatch, whole: int, part: float
+) -> None:
     draw = random.Random(8)
     dps = ours = best = 0.0
     monkeypatch.setattr(module, "EXACT", 6)
+    monkeypatch.setattr(module, "WHOLE", whole)
     for _ in range(60):
         chain = random_chain(draw, 7)
         memory = random_memory(draw, chain)
@@ -100,7 +104,7 @@ def test_windows_close_a_part_of_the_gap_between_the_dp_and_the_optimum(monkeypa
         if dp < math.inf:
             dps, ours, best = dps + dp, ours + search(chain, memory).seconds, best + optimum(chain, memory)
     assert best <= ours < dps
-    assert dps - ours > (dps - best) / 20
+    assert dps - ours > (dps - best) * part
 
 
 def test_tidying_takes_away_what_nobody_uses_and_adds_no_byte() -> None:
