@@ -14,19 +14,17 @@ from checkpointing.plan import Plan
 from checkpointing.policies import (
     Budget,
     EveryK,
-    InfeasibleBudget,
     Mixed,
     Offload,
     Policy,
     RecomputeAll,
     Revolve,
-    RunPlans,
     Selective,
     SqrtN,
     StoreAll,
     parse_policy,
-    plan_run,
 )
+from checkpointing.runs import InfeasibleBudget, RunPlans, plan_run
 
 __all__ = [
     "Bounds",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpointing.memory_limits import automatic_budget, require_memory
-from checkpointing.policies import InfeasibleBudget, RunPlans
+from checkpointing.runs import InfeasibleBudget, RunPlans
 from framework.sizes import format_size, parse_size
 
 _EXAMPLES = (

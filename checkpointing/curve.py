@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from checkpointing.bounds import Bounds
 from checkpointing.costs import Costs
-from checkpointing.policies import InfeasibleBudget, RunPlans, StoreAll, plan_run
+from checkpointing.policies import StoreAll
+from checkpointing.runs import InfeasibleBudget, RunPlans, plan_run
 
 
 @dataclass(frozen=True)

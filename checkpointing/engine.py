@@ -14,8 +14,9 @@ from checkpointing.costs import Times, costs_of
 from checkpointing.executor import Executor, Job, LayerParameters, Outcome, Reduction, Sums
 from checkpointing.inspector import Finding, Inspector
 from checkpointing.plan import Plan
-from checkpointing.policies import Policy, RunPlans, StoreAll, parse_policy, plan_run
+from checkpointing.policies import Policy, StoreAll, parse_policy
 from checkpointing.reduction_tree import require_shards
+from checkpointing.runs import RunPlans, plan_run
 from checkpointing.witness import Witness
 from framework.keys import Key
 from framework.layers import BATCH, Chain, Composite, Context, Layer, Spec, advance_state, flatten

@@ -11,7 +11,8 @@ from checkpointing.costs import Costs
 from checkpointing.curve import gap, least_budget
 from checkpointing.operations import Drop, Fetch, Forward, Load, Loss, Operation, PlanError, Value, output, residuals
 from checkpointing.plan import Plan
-from checkpointing.policies import StoreAll, plan_run
+from checkpointing.policies import StoreAll
+from checkpointing.runs import plan_run
 from framework.layers import BATCH
 from framework.sizes import format_size
 

@@ -23,7 +23,8 @@ from checkpointing.engine import run_plans
 from checkpointing.executor import Totals
 from checkpointing.inspector import Finding
 from checkpointing.offload import measure_disk
-from checkpointing.policies import InfeasibleBudget, Policy, RunPlans, StoreAll
+from checkpointing.policies import Policy, StoreAll
+from checkpointing.runs import InfeasibleBudget, RunPlans
 from checkpointing.timing import Progress, measure_times
 from checkpointing.witness import Verification
 from distributed.divergence import Diverged
