@@ -161,7 +161,7 @@ class _Search:
         for start in self.starts[1:]:
             self._down_while_best(start, rungs)
         for start in lowest if short else ():
-            self._climb(start, rungs)
+            self._climb(start, rungs[::2])
         for limit in reversed(rungs):
             best = self._best(limit)
             if best is not None:
