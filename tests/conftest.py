@@ -1,11 +1,12 @@
 """Settings that all tests share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.shared_files import shared_files
 
 # Fixed examples, so that a run fails or passes the same way everywhere; time never decides a test.
 settings.register_profile(
@@ -22,9 +23,8 @@ settings.load_profile("fixed")
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """After all tests: no process of ours, and no shared memory that was not there before."""
-    shared = Path("/dev/shm")
-    before = set(shared.iterdir()) if shared.exists() else set()
+    before = shared_files()
     yield
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
     assert [" ".join(process.cmdline()) for process in alive] == []
-    assert not (set(shared.iterdir()) if shared.exists() else set()) - before
+    assert not shared_files() - before

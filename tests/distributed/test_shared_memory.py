@@ -18,6 +18,7 @@ from checkpointing.executor import Totals
 from checkpointing.reduction_tree import additions_after, shards_of
 from distributed.collectives.shared_memory import CollectiveError, SharedMemory, header_nbytes
 from framework import Key, Ledger
+from tests.shared_files import shared_files
 
 
 def open_world(world: int, shards: int, size: int, dtype: str = "float32", timeout: float = 30.0) -> list[SharedMemory]:
@@ -91,7 +92,7 @@ def test_the_mean_gradient_has_the_bits_of_one_process_in_tree_order(
 
 
 def test_the_result_lies_in_the_buffer_of_shard_0_and_no_name_is_left_in_shared_memory() -> None:
-    before = sorted(Path("/dev/shm").iterdir())
+    before = shared_files()
     one, two = open_world(2, 2, 10)
     buffers = [Ledger().empty((10,), np.float32, "gradients", allocator=rank) for rank in (one, two)]
     for buffer in buffers:
@@ -101,7 +102,7 @@ def test_the_result_lies_in_the_buffer_of_shard_0_and_no_name_is_left_in_shared_
         second = pool.submit(two.reduce, {(1, 1): buffers[1]}, {1: Totals(1.0, 2.0)})
     assert first.result()[0] is buffers[0]
     np.testing.assert_array_equal(second.result()[0], np.full(10, 2.0, np.float32))
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert not shared_files() - before
 
 
 def test_a_slot_is_free_again_when_the_last_view_of_it_has_died() -> None:

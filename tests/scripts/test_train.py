@@ -15,6 +15,7 @@ import pytest
 
 from framework import Spec, build
 from tests.scripts.helpers import command, last_json, run
+from tests.shared_files import shared_files
 
 #: A run that takes a moment.
 QUICK = ("--workers", "0", "--model", "mlp-small", "--batch", "8", "--shards", "4", "--steps", "3")
@@ -31,7 +32,7 @@ METRICS = {
 
 
 def test_two_ray_workers_train_a_language_model_within_their_budget_and_it_writes_text(tmp_path: Path) -> None:
-    before = sorted(Path("/dev/shm").iterdir())
+    before = shared_files()
     options = ("--steps", "6", "--validation-examples", "16", "--run-dir", "run", "--json", "--dropout", "0.1")
     done = run("train", *options, cwd=tmp_path)
     summary = last_json(done)
@@ -54,7 +55,7 @@ def test_two_ray_workers_train_a_language_model_within_their_budget_and_it_write
     text = last_json(run("generate", "run", "--prompt", "def ", "--length", "40", "--json", cwd=tmp_path))
     assert text["prompt"] == "def "
     assert 0 < len(text["text"]) <= 40
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert not shared_files() - before
 
 
 def test_json_is_the_last_line_and_quiet_leaves_it_alone(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_a_model_of_ones_own_from_the_working_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wait", [1.2, 2.0, 3.0])
 def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, wait: float) -> None:
-    started, before = time.time(), sorted(Path("/dev/shm").iterdir())
+    started, before = time.time(), shared_files()
     process = subprocess.Popen(
         command("train", "--steps", "1000000"),
         cwd=tmp_path,
@@ -204,7 +205,7 @@ def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, wait: floa
     while (left := ray_processes_since(started)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert not shared_files() - before
 
 
 def ray_processes_since(moment: float) -> list[str]:
@@ -221,7 +222,7 @@ def ray_processes_since(moment: float) -> list[str]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    before = sorted(Path("/dev/shm").iterdir())
+    before = shared_files()
     options = ("--model", "mlp-small", "--batch", "8", "--shards", "4", "--steps", "1000000", "--run-dir", "run")
     process = subprocess.Popen(
         command("train", *options, "--workers", "2"),
@@ -243,7 +244,7 @@ def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, cod
     assert "Traceback" not in output + errors
     _, alive = psutil.wait_procs(family, timeout=15)
     assert alive == []
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert not shared_files() - before
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(len(rows)))
     assert len(rows) > 0
