@@ -51,8 +51,9 @@ from framework.parameters import Constant
         ("resnet-small", 4, 1, 3e-3),
         ("unet", 4, 2, 5e-3),
         ("byte-gpt-tiny", 4, 2, 3e-3),
-        ("byte-gpt-small", 1, 1, 1e-3),
-        ("byte-gpt-tiny-tied", 4, 2, 3e-3),
+        # The other byte GPTs are of the same layers, and take longer.
+        pytest.param("byte-gpt-small", 1, 1, 1e-3, marks=pytest.mark.memory),
+        pytest.param("byte-gpt-tiny-tied", 4, 2, 3e-3, marks=pytest.mark.memory),
         ("byte-gpt-small-tied", 1, 1, 1e-3),
         ("byte-lstm-small", 2, 2, 1e-2),
     ],

@@ -73,6 +73,7 @@ def test_the_faster_configuration_of_pytorch_is_the_peer(tmp_path: Path) -> None
             assert row["ratio"] == row["ours"] / row["peer"]
 
 
+@pytest.mark.memory
 def test_two_workers_begin_with_the_loss_of_one_thread(modules: Any) -> None:
     cases, run_here = modules("engine_cases"), modules("engine_sides").run_here
     fresh = modules("measure").in_fresh_process
