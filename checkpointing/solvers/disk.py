@@ -9,6 +9,7 @@ Sources: Aupy, Herrmann, Hovland and Robert 2016 (doi 10.1137/15M1019222), disk 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class _Steps(NamedTuple):
     stored: bool
 
 
-class _Hierarchy:
+class _Hierarchy(ABC):
     """What both kinds have in common: a table of times for each level, and the way back through it."""
 
     def __init__(self, length: int, slots: int, forward: float, backward: float) -> None:
@@ -88,8 +89,9 @@ class _Hierarchy:
                 todo += reversed(self.parts(item))
         return found
 
+    @abstractmethod
     def parts(self, steps: _Steps) -> list[DiskAction | _Steps]:
-        raise NotImplementedError
+        """Returns what some steps do first, and the shorter runs of steps that are left."""
 
     def split(self, steps: _Steps, j: int, rest: _Steps, again: _Steps, last: bool) -> list[DiskAction | _Steps]:
         state, level = steps.first - 1, steps.level
