@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from checkpointing.budgets import ProcessBudget
 from checkpointing.process_memory import measure_baseline
 from distributed.cluster import ClusterError, connect
-from distributed.collectives.shared_memory import CollectiveError
+from distributed.collectives.communicator import CollectiveError
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
 from distributed.nodes import choose, resolve
 from distributed.worker import Worker, WorkerTask

@@ -18,7 +18,8 @@ from checkpointing.plan import Plan
 from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
 from checkpointing.reduction_tree import roots_of, shards_of
 from checkpointing.witness import Verification, Witness
-from distributed.collectives.shared_memory import SegmentAddress, SharedMemory, header_nbytes
+from distributed.collectives.gradients import GradientReduction, header_nbytes
+from distributed.collectives.segment import SegmentAddress
 from framework import weights
 from framework.data import Dataset, EpochOrder, order_dtype, spread
 from framework.layers import Spec
@@ -148,7 +149,7 @@ class Worker:
             )  # made now, and what that took is given back before the first array
         give_back_free_memory()
         self._witness: Witness | None = None
-        self._shared: SharedMemory | None = None
+        self._shared: GradientReduction | None = None
         self._offloads: Engine | None = None
         try:
             self._build(task)
@@ -177,7 +178,7 @@ class Worker:
             self._counted.append(
                 self._ledger.count(static["communication/segment header"], "communication", "segment header")
             )
-            self._shared = SharedMemory(
+            self._shared = GradientReduction(
                 task.rank, task.world, task.shards, layout.gradients.size, layout.dtype,
                 most // layout.gradients.nbytes, task.timeout,
             )  # fmt: skip

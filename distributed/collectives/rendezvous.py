@@ -1,0 +1,176 @@
+"""How ranks of one node wait for each other: counters in shared memory, each with one writer.
+
+A rank *arrives* by adding one to a counter of its own, and waits until all others have counted as far. Between the two it can do
+something useful. Counters are published by plain stores, which x86 keeps in order: who sees a counter sees all that its rank wrote before.
+
+A rank has several *channels*, each with a counter: what is done on one (by a thread that communicates) is independent of the others.
+
+Who waits polls: a few hundred times at once, then between short sleeps, so that more ranks than cores get on. Whoever is late is looked at
+through its pidfd: a process that has ended is an error within a moment, not after the timeout.
+
+The control area at the head of a segment: the abort flag (0, or the id of the process that gave up), then a cache line for each channel.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from distributed.collectives.communicator import CollectiveError
+from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress
+
+#: Channels of a rank.
+CHANNELS = 4
+CONTROL_NBYTES = CACHE_LINE * (1 + CHANNELS)
+#: Polls of the counters before a waiting rank begins to sleep, and its shortest and longest sleep in seconds.
+_SPINS, _SHORTEST, _LONGEST = 200, 2e-5, 1e-3
+#: Seconds between looks at whether the late ones are alive.
+_LOOK = 0.05
+
+
+class Rendezvous:
+    """One rank's view of where all ranks are.
+
+    Args:
+        rank: This rank.
+        segments: All ranks' segments.
+        timeout: Seconds that a rank waits for the others where a call does not say.
+    """
+
+    def __init__(self, rank: int, segments: Sequence[Segment], timeout: float) -> None:
+        self.rank, self.timeout = rank, timeout
+        self._segments = segments
+        self._flags = [segment.words(0, 1) for segment in segments]
+        self._pids = [segment.address.pid for segment in segments]
+        self._pidfds = _open_pidfds(rank, self._pids)
+        self._close = weakref.finalize(self, _close_all, list(self._pidfds.values()))
+
+    def channel(self, number: int) -> Channel:
+        """Returns one of this rank's channels, which counts on from where it is."""
+        return Channel(self, self._segments, number)
+
+    def wait(self, late: Callable[[], list[int]], operation: str, timeout: float | None = None) -> None:
+        """Waits until nobody is late.
+
+        Args:
+            late: Returns the ranks that have not come yet.
+            operation: For errors.
+            timeout: Seconds to wait.
+
+        Raises:
+            CollectiveError: A late rank's process has ended, somebody gave up, or the timeout has passed.
+        """
+        patience = self.timeout if timeout is None else timeout
+        started, polls, pause, look = time.monotonic(), 0, _SHORTEST, 0.0
+        while missing := late():
+            if any(flag[0] for flag in self._flags) and late():  # what all have reached is passed by all
+                raise self._given_up(operation, time.monotonic() - started)
+            polls += 1
+            if polls <= _SPINS:
+                continue
+            waited = time.monotonic() - started
+            if waited >= look:
+                look = waited + _LOOK
+                if (dead := self._dead(missing)) and set(dead) & set(late()):
+                    raise self._died(operation, missing, dead, waited)
+            if waited > patience:
+                raise CollectiveError(
+                    f"rank {self.rank}: ranks {missing} late, waited {waited:.1f} s in {operation}",
+                    operation, missing, seconds=waited,
+                )  # fmt: skip
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+    def abort(self) -> None:
+        """Tells all ranks, this one included, to wait no longer: their collectives raise. Any thread may call it."""
+        give_up(self._segments[self.rank])
+
+    def close(self) -> None:
+        """Looks after the others' processes no more."""
+        self._pidfds = {}
+        self._close()
+
+    def _dead(self, ranks: Sequence[int]) -> list[int]:
+        """Returns those of some ranks whose process has ended."""
+        watched = {self._pidfds[rank]: rank for rank in ranks if rank in self._pidfds}
+        poll = select.poll()
+        for descriptor in watched:
+            poll.register(descriptor, select.POLLIN)  # readable once the process has ended
+        return [watched[descriptor] for descriptor, _ in poll.poll(0)]
+
+    def _died(self, operation: str, late: list[int], dead: list[int], waited: float) -> CollectiveError:
+        who = ", ".join(f"rank {rank} (pid {self._pids[rank]})" for rank in dead)
+        return CollectiveError(
+            f"rank {self.rank}: {who} died, waited {waited:.1f} s in {operation}", operation, late, dead, waited
+        )
+
+    def _given_up(self, operation: str, waited: float) -> CollectiveError:
+        rank, by = next((rank, flag[0]) for rank, flag in enumerate(self._flags) if flag[0])
+        why = f"rank {rank} failed" if by == self._pids[rank] else f"process {by} aborted it"
+        return CollectiveError(
+            f"rank {self.rank}: {operation} given up after {waited:.1f} s, since {why}", operation, seconds=waited
+        )
+
+
+class Channel:
+    """A sequence of meetings of all ranks, for one thread of each at a time."""
+
+    def __init__(self, rendezvous: Rendezvous, segments: Sequence[Segment], number: int) -> None:
+        offset = CACHE_LINE * (1 + number)
+        self._rendezvous = rendezvous
+        self._counters = [segment.words(offset, 1) for segment in segments]
+        self._own = self._counters[rendezvous.rank]
+
+    def arrive(self) -> int:
+        """Tells the others that this rank has come, and returns which meeting that is: what to wait for."""
+        self._own[0] += 1
+        return self._own[0]
+
+    def wait(self, meeting: int, operation: str, timeout: float | None = None) -> None:
+        """Waits until all ranks have come to a meeting; see `Rendezvous.wait`."""
+        self._rendezvous.wait(partial(self._late, meeting), operation, timeout)
+
+    def barrier(self, operation: str = "barrier", timeout: float | None = None) -> None:
+        """Arrives, and waits for the others."""
+        self.wait(self.arrive(), operation, timeout)
+
+    def _late(self, meeting: int) -> list[int]:
+        return [rank for rank, counter in enumerate(self._counters) if counter[0] < meeting]
+
+
+def give_up(segment: Segment) -> None:
+    """Raises the flag of a segment: the collectives of all ranks that are connected with its owner raise."""
+    segment.words(0, 1)[0] = os.getpid()
+
+
+def abort(address: SegmentAddress) -> None:
+    """Makes the collectives of all ranks raise that are connected with the owner of a segment; any process of the node may call it.
+
+    Raises:
+        CollectiveError: The segment cannot be attached to.
+    """
+    give_up(Segment.attach(address, f"process {address.pid}"))
+
+
+def _open_pidfds(rank: int, pids: Sequence[int]) -> dict[int, int]:
+    """Opens a pidfd for each rank that lives in another process."""
+    found: dict[int, int] = {}
+    try:
+        for other, pid in enumerate(pids):
+            if pid != os.getpid():
+                found[other] = os.pidfd_open(pid)
+    except OSError as error:
+        _close_all(list(found.values()))
+        raise CollectiveError(
+            f"rank {rank} cannot look after rank {other} (pid {pid}): {error.strerror}", "connect", [other], [other]
+        ) from error
+    return found
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Waiting for ranks that are late, stopped, killed, or told to give up. Ranks are processes forked from this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from distributed.collectives.communicator import CollectiveError, additions
+from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous
+from distributed.collectives.segment import Segment, attach_all
+from framework.optimizers import tree_sum
+
+PROGRAM = """
+import sys, time
+from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous
+from distributed.collectives.segment import Segment
+segment = Segment.create("test", CONTROL_NBYTES)
+print(segment.address.descriptor, flush=True)
+exec(sys.stdin.read())
+"""
+
+
+@contextmanager
+def peer(then: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[float], Rendezvous]]]:
+    """Starts a process that owns the segment of rank 1, and yields it and what connects rank 0, who is here, with it.
+
+    Args:
+        then: What the process runs when this one is connected.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdin and process.stdout
+    own = Segment.create("test", CONTROL_NBYTES)
+    other = type(own.address)(process.pid, int(process.stdout.readline()), CONTROL_NBYTES)
+
+    def connect(timeout: float) -> Rendezvous:
+        assert process.stdin
+        found = Rendezvous(0, attach_all(0, own, [own.address, other]), timeout)
+        process.stdin.write(f"own = {asdict(own.address)}\n{then}")
+        process.stdin.close()
+        return found
+
+    try:
+        yield process, connect
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_a_killed_peer_is_named_long_before_the_timeout() -> None:
+    with peer("time.sleep(60)") as (process, connect):
+        rendezvous = connect(60.0)
+        process.kill()
+        started = time.monotonic()
+        with pytest.raises(
+            CollectiveError, match=rf"rank 0: rank 1 \(pid {process.pid}\) died, waited .* in mine"
+        ) as e:
+            rendezvous.channel(2).barrier("mine")
+        assert time.monotonic() - started < 10
+        assert (e.value.operation, e.value.late, e.value.dead) == ("mine", (1,), (1,))
+
+
+def test_a_stopped_peer_is_late_when_the_timeout_has_passed() -> None:
+    with peer("time.sleep(60)") as (process, connect):
+        rendezvous = connect(60.0)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(CollectiveError, match=r"rank 0: ranks \[1\] late, waited 0\.\d s in mine") as error:
+            rendezvous.channel(0).barrier("mine", timeout=0.3)
+        assert (error.value.late, error.value.dead) == ((1,), ())
+        assert error.value.seconds >= 0.3
+
+
+def test_a_peer_that_has_arrived_may_end() -> None:
+    with peer("segment.words(64, 1)[0] = 1") as (process, connect):
+        rendezvous = connect(60.0)
+        process.wait()
+        rendezvous.channel(0).barrier()
+        with pytest.raises(CollectiveError, match="died"):
+            rendezvous.channel(0).barrier()
+
+
+def test_another_process_that_is_told_an_address_can_abort() -> None:
+    program = "from distributed.collectives.rendezvous import abort\nfrom distributed.collectives.segment import SegmentAddress\nabort(SegmentAddress(**own))\ntime.sleep(60)"
+    with peer(program) as (process, connect):
+        rendezvous = connect(60.0)
+        with pytest.raises(CollectiveError, match=f"rank 0: mine given up .* since process {process.pid} aborted it"):
+            rendezvous.channel(1).barrier("mine")
+
+
+def test_channels_are_independent() -> None:
+    segments = [Segment.create("test", CONTROL_NBYTES) for _ in range(2)]
+    one, two = (Rendezvous(rank, segments, 10.0) for rank in range(2))
+    meeting = one.channel(0).arrive()
+    two.channel(1).arrive()
+    with pytest.raises(CollectiveError, match=r"ranks \[1\] late"):
+        one.channel(0).wait(meeting, "mine", timeout=0.01)
+    one.channel(1).barrier()
+    two.channel(0).arrive()
+    one.channel(0).wait(meeting, "mine")
+
+
+def test_no_descriptor_is_left_open() -> None:
+    def descriptors() -> set[str]:
+        return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+    before = descriptors()
+    with peer("time.sleep(60)") as (_, connect):
+        rendezvous = connect(1.0)
+        assert len(descriptors()) > len(before)
+        rendezvous.close()
+        del rendezvous, connect
+    assert descriptors() <= before
+
+
+@pytest.mark.parametrize("world", range(1, 10))
+def test_ranks_are_added_in_the_order_of_tree_sum(world: int) -> None:
+    values = [(1.0 + rank) * 10.0 ** (7 * rank % 16) for rank in range(world)]
+    found = list(values)
+    for i, j in additions(world):
+        found[i] += found[j]
+    assert found[0] == tree_sum(values)
