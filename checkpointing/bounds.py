@@ -81,7 +81,7 @@ class Bounds:
         trained = [step for step in steps if costs.steps[step].trains]
         backwards = {step: _backward(costs, step, disk) for step in trained}
         # The targets wait for the loss, which comes after a forward of each step.
-        forwards = [_forward(costs, step, disk) + (0 if disk else costs.targets.nbytes) for step in steps]
+        forwards = [_forward(costs, step, disk) + (0 if disk else costs.targets_nbytes) for step in steps]
         self.memory = self._lasting + max(self._gradients) + max(*forwards, *backwards.values(), _loss(costs, disk))
         self._cuts = [
             _Cut.of(backwards[step], _items(costs, trained[:place], backward_needs(costs, step)))
@@ -165,7 +165,7 @@ def _loss(costs: Costs, disk: bool) -> int:
     loss, last = costs.loss, len(costs.steps) - 1
     y = costs.output(last).nbytes
     inside = max(loss.forward_workspace, (0 if loss.in_place else y) + loss.backward_workspace)
-    return _held(costs, [output(last)], last, disk) + costs.targets.nbytes + loss.own_nbytes + inside
+    return _held(costs, [output(last)], last, disk) + costs.targets_nbytes + loss.own_nbytes + inside
 
 
 def _held(costs: Costs, values: Iterable[Value], step: int, disk: bool) -> int:

@@ -74,6 +74,7 @@ class Costs:
         batch: Spec of a shard's input.
         targets: Spec of a shard's targets.
         loss: Bytes and FLOPs of the loss.
+        weights: Spec of the weights of a shard's examples; None where each counts as one, so that there is no such array.
         gradient_nbytes: Bytes of one gradient buffer.
         norm_workspace: Scratch of the global norm.
         update_workspace: Scratch of the optimizer.
@@ -86,6 +87,7 @@ class Costs:
     batch: Spec
     targets: Spec
     loss: LossFootprint
+    weights: Spec | None = None
     gradient_nbytes: int = 0
     norm_workspace: int = 0
     update_workspace: int = 0
@@ -99,6 +101,16 @@ class Costs:
         if self.times is None:
             return f"modelled: FLOPs at {MODELLED_FLOPS_PER_SECOND / 1e9:g} GFLOP/s"
         return f"measured: {self.times.source}"
+
+    @property
+    def target_specs(self) -> tuple[Spec, ...]:
+        """Specs of the arrays of the value t: the targets, and the weights of their examples if there are any."""
+        return (self.targets,) if self.weights is None else (self.targets, self.weights)
+
+    @property
+    def targets_nbytes(self) -> int:
+        """Bytes of the value t."""
+        return sum(spec.nbytes for spec in self.target_specs)
 
     def seconds(self, step: int) -> Seconds:
         """The times of a step, measured or modelled."""
@@ -187,6 +199,7 @@ def costs_of(
     optimizer: Optimizer | None = None,
     static: Mapping[str, int] | None = None,
     training: bool = True,
+    weighted: bool = False,
 ) -> Costs:
     """Returns the costs of one shard's pass and of a step's end.
 
@@ -200,6 +213,7 @@ def costs_of(
         optimizer: Who updates the parameters; None where nothing does.
         static: More bytes that live through the step, by "category/owner" (data, communication).
         training: False for an evaluation pass.
+        weighted: Whether examples come with weights, as those of a padded batch do.
 
     Raises:
         ValueError: A step does not take its input, or fails when it is measured (the message names it), or nothing has parameters.
@@ -213,11 +227,14 @@ def costs_of(
     held = {"parameters/model": layout.nbytes, "parameters/state": layout.state.nbytes, **(static or {})}
     if optimizer is not None:
         held[f"optimizer/{type(optimizer).__name__}"] = optimizer.state_nbytes(layout)
+    last = found[-1].footprint.output
     return Costs(
         steps=found,
         batch=batch,
         targets=targets,
-        loss=loss.footprint(found[-1].footprint.output, targets),
+        loss=loss.footprint(last, targets),
+        # Of the outputs' dtype: a product of two dtypes would go through NumPy's buffers.
+        weights=Spec((batch.shape[0],), last.dtype) if weighted else None,
         gradient_nbytes=layout.gradients.nbytes,
         norm_workspace=norm_workspace_nbytes(layout),
         update_workspace=optimizer.workspace_nbytes(layout) if optimizer else 0,

@@ -59,6 +59,7 @@ def written(costs: Costs) -> dict[str, Any]:
         **({"measured": times.source} if times else {}),
         "batch": _spec(costs.batch),
         "targets": _spec(costs.targets),
+        **({"weights": _spec(costs.weights)} if costs.weights else {}),
         "steps": steps,
         "loss": loss,
         "gradient_nbytes": costs.gradient_nbytes,
@@ -98,6 +99,7 @@ def read(data: Any) -> Read:
     rest: dict[str, Any] = {
         "batch": costs.take("batch", spec),
         "targets": costs.take("targets", spec),
+        "weights": costs.take("weights", spec, None),
         "loss": loss,
         **{name: costs.take(name, whole, 0) for name in ("gradient_nbytes", "norm_workspace", "update_workspace")},
         "static": costs.take("static", mapped(whole), {}),

@@ -25,8 +25,8 @@ from framework.memory import Allocator, Array, Ledger
 from framework.optimizers import Optimizer, clip_factor
 from framework.parameters import Layout, Parameters
 
-#: Writes a shard's inputs and targets into given arrays.
-Load = Callable[[int, Array, Array], None]
+#: Writes a shard's inputs and targets into given arrays, and the weights of its examples where the plan has them.
+Load = Callable[..., None]
 
 
 class Engine:
@@ -322,6 +322,7 @@ def run_plans(
     times: Times | None = None,
     offload: bool = False,
     disk_bandwidth: int | None = None,
+    weighted: tuple[bool, bool] = (False, False),
 ) -> RunPlans:
     """Plans a training run: see `plan_run`.
 
@@ -340,10 +341,11 @@ def run_plans(
         times: Measured times of a training pass; None where they are modelled.
         offload: Whether a budget may choose plans that hold values on disk.
         disk_bandwidth: Bytes a second of that disk; by default it is assumed.
+        weighted: Whether examples come with weights, in training and in validation.
     """
     made: Sequence[Any] = [
-        costs_of(layer, loss, batch, targets, optimizer, static, training)
-        for training in ((True, False) if validate else (True,))
+        costs_of(layer, loss, batch, targets, optimizer, static, training, weights)
+        for training, weights in list(zip((True, False), weighted, strict=True))[: 1 + validate]
     ]
     training = replace(made[0], times=times, disk_bandwidth=disk_bandwidth or made[0].disk_bandwidth)
     return plan_run(training, made[1] if validate else None, policy, budget, shards, world, offload=offload)

@@ -117,13 +117,13 @@ class Job:
     """What a plan is run on.
 
     Attributes:
-        load: Writes a shard's inputs and targets into given arrays.
+        load: Writes a shard's inputs and targets, and the weights of its examples where the plan has them, into given arrays.
         key: For random numbers; each operation folds its shard and path into it.
         update: Changes the parameters and the state, given the mean gradient (with the statistics behind it) and its norm. It is not
             called where the loss or the norm is not finite.
     """
 
-    load: Callable[[int, Array, Array], None]
+    load: Callable[..., None]
     key: Key
     update: Callable[[Array, float], None] | None = None
 
@@ -378,7 +378,8 @@ class Run:
         costs, table, shard = self.costs, self.table, operation.shard
         self.shard, self.key = shard, self.job.key.fold(shard)
         x = table[output(BATCH)] = self.ledger.empty(costs.batch.shape, costs.batch.dtype, "batch", "batch")
-        t = table[TARGETS] = self.ledger.empty(costs.targets.shape, costs.targets.dtype, "batch", "targets")
+        t = tuple(self.ledger.empty(spec.shape, spec.dtype, "batch", "targets") for spec in costs.target_specs)
+        table[TARGETS] = t
         if self.training:
             layout = self.executor.layout
             size = layout.gradients.size
@@ -387,7 +388,7 @@ class Run:
             of_parameters, of_statistics = layout.parts(g)
             self.grads = layout.grouped_views(of_parameters)
             self.statistics = layout.statistics.grouped_views(of_statistics)
-        self.job.load(shard, x, t)
+        self.job.load(shard, x, *t)
 
     def forward(self, operation: Forward) -> None:
         leaf = self.leaves[operation.step]
@@ -408,12 +409,12 @@ class Run:
 
     def loss(self, operation: Loss) -> None:
         last, loss = len(self.steps) - 1, self.executor.loss
-        y, targets = self.table[output(last)], self.table[TARGETS]
+        y, (targets, weights) = self.table[output(last)], (*self.table[TARGETS], None)[:2]
         context = Context(self.ledger, "loss", in_place=self.place in self.plan.simulation.in_place)
-        total, count, own = loss.forward(y, targets, None, context)
+        total, count, own = loss.forward(y, targets, weights, context)
         if self.training:
-            self.table[cotangent(last)] = loss.vjp(y, targets, None, own, context)
-        score = 0.0 if self.training or loss.metric is None else loss.score(y, targets, None, context)
+            self.table[cotangent(last)] = loss.vjp(y, targets, weights, own, context)
+        score = 0.0 if self.training or loss.metric is None else loss.score(y, targets, weights, context)
         self.sums[self.shard] = Totals(total, count, score)
 
     def backward(self, operation: Backward) -> None:

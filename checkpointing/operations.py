@@ -1,7 +1,8 @@
 """The operations and values of a plan, and how they are spelled.
 
 Values: ``a[s]`` is the output of leaf step s (``a[batch]`` the input), ``r[s]`` its own residuals, ``d[s]`` the cotangent of
-``a[s]``, ``t`` the targets, ``g[i,n]`` the gradient summed over shards i..i+n-1.
+``a[s]``, ``t`` the targets, with the weights of their examples where there are any, ``g[i,n]`` the gradient summed over
+shards i..i+n-1.
 """
 
 from __future__ import annotations

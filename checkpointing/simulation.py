@@ -138,7 +138,7 @@ def simulate_parts(parts: Sequence[tuple[Sequence[Value], Sequence[Operation]]],
     found = []
     for values, operations in parts:
         for value in values:
-            nbytes = costs.targets.nbytes if value == TARGETS else costs.output(value.at).nbytes
+            nbytes = costs.targets_nbytes if value == TARGETS else costs.output(value.at).nbytes
             simulator.make(value, nbytes, "cotangents" if value.kind == "d" else "activations", "border")
         timeline = simulator.run(operations).timeline
         found.append((max((moment.inside for moment in timeline), default=simulator.live), simulator.live))
@@ -204,7 +204,8 @@ class _Simulator:
                 self.undone.clear()
                 self.written.clear()
                 self.make(output(BATCH), self.costs.batch.nbytes, "batch", "batch")
-                self.make(TARGETS, self.costs.targets.nbytes, "batch", "targets")
+                pieces = tuple(spec.nbytes for spec in self.costs.target_specs)
+                self.make(TARGETS, self.costs.targets_nbytes, "batch", "targets", pieces)
                 if self.purpose != "evaluate":
                     self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients", f"shard {shard}")
             case Forward(step, keep):

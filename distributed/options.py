@@ -13,6 +13,7 @@ from checkpointing.offload import require_folder
 from checkpointing.planned import Planned
 from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
+from framework.data import LastBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class TrainingOptions:
     """Virtual shards that a batch is cut into: a power of two, at least one for each worker. Part of the run's identity."""
     batch: int = 8
     """Examples in a global batch, over all workers; divisible by the shards."""
+    last_batch: LastBatch = "drop"
+    """What becomes of an epoch's last examples where they are fewer than a batch: drop leaves them out; pad trains on them, too, and divides by their number. The same for validation. Part of the run's identity."""
     steps: int = 100
     """Training steps."""
     seed: int = 0
@@ -54,7 +57,7 @@ class TrainingOptions:
     validate_every: int | None = None
     """Steps between validations; there is always one at the end."""
     validation_examples: int = 512
-    """Validation examples, spread evenly over the validation split; rounded down to whole batches, at least one."""
+    """Validation examples, spread evenly over the validation split; rounded down to whole batches, at least one, unless the last is padded."""
     weights: Path | None = None
     """Weights to start from: a weights.safetensors file, or the folder of a run."""
     address: str | None = None
@@ -94,6 +97,8 @@ class TrainingOptions:
                 f"a batch of {self.batch} does not divide into {self.shards} equal shards; give a batch that is a multiple of "
                 f"{self.shards}, or fewer shards"
             )
+        if self.last_batch not in ("drop", "pad"):
+            raise ValueError(f"--last-batch is drop or pad, but got {self.last_batch!r}")
         if self.address is not None and not self.workers:
             raise ValueError(f"{_flag('address')} is for workers, but there are none; give {_flag('workers')}")
         if self.memory not in ("block", "heap"):

@@ -40,7 +40,7 @@ from distributed.worker import (
     validation_windows,
 )
 from framework import weights
-from framework.data import ByteText, Dataset
+from framework.data import Batches, ByteText, Dataset
 from framework.layers import Chain, flatten, input_specs
 from framework.losses import Loss
 from framework.models import Model
@@ -126,11 +126,13 @@ class Trainer:
         self.optimizer = optimizer or AdamW()
         self.run_folder = run_folder
         self.layout = self._layout()
-        self._validation = validation_windows(self.data, self.options.batch, self.options.validation_examples)
-        if self.data.size("train") < self.options.batch:
-            raise ValueError(
-                f"a batch of {self.options.batch} examples is larger than the {self.data.size('train')} for training; lower --batch"
-            )
+        batch, last_batch = self.options.batch, self.options.last_batch
+        self._validation = validation_windows(self.data, batch, self.options.validation_examples, last_batch)
+        #: How the examples of a training epoch, and those of a validation, are cut into batches.
+        self._batches = tuple(
+            Batches(size, batch, last_batch) for size in (self.data.size("train"), len(self._validation))
+        )
+        self._require_no_statistics_of_padding()
         self._group: Group | None = None
         folder = self.options.offload_dir
         self._disk_bandwidth = None if folder is None or self.options.address else measure_disk(folder)
@@ -246,6 +248,16 @@ class Trainer:
     def _layout(self) -> Layout:
         return self.model.chain.layout(shard_specs(self.data, self.options.batch, self.options.shards)[0])
 
+    def _require_no_statistics_of_padding(self) -> None:
+        """Raises if a layer would take statistics of a training batch that is padded."""
+        batches, batch = self._batches[0], self.options.batch
+        if batches.padded and (names := list(self.layout.statistics.specs)):
+            raise ValueError(
+                f"layer {names[0].rpartition('.')[0]!r} takes statistics of a batch, which would see the padding of an epoch's last one: "
+                f"{batches.size} examples for training leave {batches.size % batch} for it in batches of {batch}. Drop it with "
+                "--last-batch drop, take a batch that divides the examples, or a norm of each example (GroupNorm, LayerNorm)"
+            )
+
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
         options = self.options
         return run_plans(
@@ -261,6 +273,7 @@ class Trainer:
             times=self._times,
             offload=options.offload_dir is not None,
             disk_bandwidth=self._disk_bandwidth,
+            weighted=(self._batches[0].padded, self._batches[1].padded),
         )
 
     def _measured_times(self, progress: Progress | None) -> Times:
@@ -319,6 +332,7 @@ class Trainer:
             world=options.world,
             shards=options.shards,
             batch=options.batch,
+            last_batch=options.last_batch,
             seed=options.seed,
             clip=options.clip_norm,
             limit=self.budget,
@@ -374,7 +388,7 @@ class Trainer:
                 raise self._diverged(step, name, rows[0][name], group.call("inspect", step))
         return {
             **{name: rows[0][name] for name in ("step", "loss", "learning_rate", "gradient_norm")},
-            "tokens_per_second": self._targets_per_batch / seconds,
+            "tokens_per_second": self._targets_of(step) / seconds,
             "step_seconds": seconds,
             "live_bytes": max(row["live_bytes"] for row in rows),
             "peak_bytes": max(row["peak_bytes"] for row in rows),
@@ -386,13 +400,14 @@ class Trainer:
         """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
         return self._parsed_budget if isinstance(self._parsed_budget, ProcessBudget) else None
 
-    @property
-    def _targets_per_batch(self) -> int:
-        return self.options.batch * max(1, self.data.targets.size)
+    def _targets_of(self, step: int) -> int:
+        """The targets of the batch of a step, without those of padding."""
+        batches = self._batches[0]
+        return batches.true(step % len(batches), 0, self.options.batch) * max(1, self.data.targets.size)
 
     def _validate(self, group: Group, step: int, progress: Callable[[int, int], None] | None) -> dict[str, float]:
         """Returns the validation loss, and the loss's metric if it has one."""
-        batches = len(self._validation) // self.options.batch
+        batches = len(self._batches[1])
         sums = Totals(0.0, 0.0)
         for first in range(0, batches, _VALIDATION_CALL):
             some = min(_VALIDATION_CALL, batches - first)
@@ -449,7 +464,7 @@ class Trainer:
             "validation_accuracy": history[-1].get("validation_accuracy"),
             "unigram_entropy": None,
             "bigram_cross_entropy": None,
-            "tokens_per_second": self._targets_per_batch / seconds,
+            "tokens_per_second": self._targets_of(0) / seconds,
             "step_seconds_median": seconds,
             "workers": options.workers,
             "shards": options.shards,

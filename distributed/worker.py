@@ -21,7 +21,7 @@ from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction, header_nbytes
 from distributed.collectives.segment import SegmentAddress
 from framework import weights
-from framework.data import Dataset, EpochOrder, order_dtype, spread
+from framework.data import Batches, Dataset, EpochOrder, LastBatch, order_dtype, spread
 from framework.layers import Spec
 from framework.memory import Array, Ledger
 from framework.models import Model
@@ -43,6 +43,7 @@ class WorkerTask:
         world: W, the number of ranks.
         shards: V.
         batch: Examples of a global batch.
+        last_batch: What becomes of the last batch of an epoch, and of a validation, where it is not whole.
         seed: The run's seed.
         clip: Greatest norm of a gradient.
         limit: The ledger's hard limit in bytes.
@@ -65,6 +66,7 @@ class WorkerTask:
     world: int
     shards: int
     batch: int
+    last_batch: LastBatch
     seed: int
     clip: float | None
     limit: int | None
@@ -124,16 +126,19 @@ def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
     return simulation.static + in_block + shared + on_heap
 
 
-def validation_windows(data: Dataset, batch: int, most: int) -> list[int]:
-    """Returns the validation examples of a run: spread evenly, a multiple of the batch (at least one batch).
+def validation_windows(data: Dataset, batch: int, most: int, last_batch: LastBatch = "drop") -> list[int]:
+    """Returns the validation examples of a run, spread evenly: `most`, or all, if the last batch is padded; else a multiple of the batch.
 
     Raises:
-        ValueError: There are fewer than a batch.
+        ValueError: There are fewer than a batch, which is not padded.
     """
     size = data.size("validation")
+    if last_batch == "pad":
+        return spread(size, most)
     if size < batch:
         raise ValueError(
-            f"the validation split has {size} examples, fewer than a batch of {batch}; lower --batch, or give more data"
+            f"the validation split has {size} examples, fewer than a batch of {batch}; lower --batch, give more data, or pad it with "
+            "--last-batch pad"
         )
     return spread(size, max(batch, min(size, most) // batch * batch))
 
@@ -197,7 +202,10 @@ class Worker:
         )
         self._offloads = self._engine
         self._engine.reserve([task.train, task.evaluate])
-        self._order = EpochOrder(task.data.size("train"), task.batch, task.seed, self._ledger)
+        batches = Batches(task.data.size("train"), task.batch, task.last_batch)
+        self._order = EpochOrder(batches, task.seed, self._ledger)
+        self._windows = validation_windows(task.data, task.batch, task.validation_examples, task.last_batch)
+        self._validation = Batches(len(self._windows), task.batch, task.last_batch)
         self._rows = task.batch // task.shards
         # The limit lasts as long as this worker: products in another number of threads have other bits.
         self._threads = threadpool_limits(task.threads)
@@ -218,8 +226,7 @@ class Worker:
         try:
             with np.errstate(all="ignore"):  # the Trainer stops a run whose loss or gradient is not finite, with words
                 if self._witness:
-                    batch = validation_windows(self._task.data, self._task.batch, self._task.batch)
-                    self._engine.evaluate(self._task.evaluate, self._loader("validation", batch), self._witness)
+                    self._engine.evaluate(self._task.evaluate, self._load_validation(0), self._witness)
                 outcome = self._engine.train_step(self._task.train, self._load_train(step), step, rate, self._witness)
             if self._witness:
                 self._testify(self._witness)
@@ -257,20 +264,16 @@ class Worker:
 
     def inspect_validation(self, number: int) -> Finding | None:
         """Runs a validation batch again whose loss was not finite: see `inspect`."""
-        indices = validation_windows(self._task.data, self._task.batch, self._task.validation_examples)
-        batch = indices[number * self._task.batch : (number + 1) * self._task.batch]
         with np.errstate(all="ignore"):
-            return self._engine.inspect(self._task.evaluate, self._loader("validation", batch), 0)
+            return self._engine.inspect(self._task.evaluate, self._load_validation(number), 0)
 
     def validate(self, first: int, count: int) -> list[Totals]:
         """Returns the totals of some validation batches."""
         totals = []
-        indices = validation_windows(self._task.data, self._task.batch, self._task.validation_examples)
         try:
             with np.errstate(all="ignore"):
                 for number in range(first, first + count):
-                    batch = indices[number * self._task.batch : (number + 1) * self._task.batch]
-                    sums = self._engine.evaluate(self._task.evaluate, self._loader("validation", batch))
+                    sums = self._engine.evaluate(self._task.evaluate, self._load_validation(number))
                     totals.append(self._shared.total(sums) if self._shared else total_of(sums))
         except BaseException:
             self._give_up()
@@ -314,18 +317,29 @@ class Worker:
         self._let_go()
 
     def _load_train(self, step: int) -> Any:
-        def load(shard: int, x: Array, targets: Array) -> None:
-            indices = self._order.indices(step, shard * self._rows, self._rows)
-            self._task.data.load("train", indices.tolist(), x, targets)
+        def load(shard: int, x: Array, targets: Array, *weights: Array) -> None:
+            first, rows = shard * self._rows, self._rows
+            self._task.data.load("train", self._order.indices(step, first, rows), x, targets)
+            _weigh(self._order.true(step, first, rows), *weights)
 
         return load
 
-    def _loader(self, split: str, batch: Sequence[int]) -> Any:
-        def load(shard: int, x: Array, targets: Array) -> None:
-            self._task.data.load(split, batch[shard * self._rows : (shard + 1) * self._rows], x, targets)
+    def _load_validation(self, number: int) -> Any:
+        def load(shard: int, x: Array, targets: Array, *weights: Array) -> None:
+            first, rows = shard * self._rows, self._rows
+            indices = [self._windows[place] for place in self._validation.places(number, first, rows)]
+            self._task.data.load("validation", indices, x, targets)
+            _weigh(self._validation.true(number, first, rows), *weights)
 
         return load
 
     def _give_up(self) -> None:
         if self._shared:
             self._shared.abort()
+
+
+def _weigh(true: int, weights: Array | None = None) -> None:
+    """Writes the weights of a shard's examples: one for each that is no padding, zero for the rest."""
+    if weights is not None:
+        weights[:true] = 1
+        weights[true:] = 0

@@ -44,6 +44,7 @@ from checkpointing.profiler import model_times
 from checkpointing.reduction_tree import require_shards
 from distributed.worker import shard_specs, static_nbytes
 from framework import AdamW, build
+from framework.data import Batches, LastBatch
 
 DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 8, 4, "engine:60%"
 
@@ -60,6 +61,8 @@ class PlanOptions:
     """Examples in a global batch; divisible by the shards. Default: 8."""
     shards: int | None = None
     """Virtual shards that a batch is cut into (a power of two). Default: 4, as train.py; with --costs 1."""
+    last_batch: LastBatch = "drop"
+    """What becomes of an epoch's last examples, as for train.py: padding has weights, which take a few bytes."""
     workers: int = 0
     """Ray workers that the shards are dealt to; 0 is one process. The plan with the largest peak is shown."""
     policy: str | None = None
@@ -193,7 +196,8 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str]:
     model = model.fitted(data)
     x, targets = shard_specs(data, batch, shards)
     static = static_nbytes(data, shards, bool(options.workers))
-    costs = costs_of(model.chain, model.loss, x, targets, AdamW(), static)
+    weighted = options.last_batch == "pad" and Batches(data.size("train"), batch, "pad").padded
+    costs = costs_of(model.chain, model.loss, x, targets, AdamW(), static, weighted=weighted)
     if options.measured_costs:
         with _console.measuring() as progress:
             costs = costs.with_times(model_times(model, x, targets, 1, progress))

@@ -193,7 +193,7 @@ class _Run:
     def run(self, codes: list[int], keeps: list[bool], drops: list[list[Id]]) -> list[int]:
         ev, n, inside = self.evaluator, self.evaluator.steps, []
         self.bind(0, self.new(ev.size[0]))
-        self.bind(ev.targets, self.new(ev.costs.targets.nbytes))
+        self.bind(ev.targets, self.new(ev.costs.targets_nbytes))
         used = {value for code in codes for value in ev.uses[code]}
         for value in (0, ev.targets):
             if value not in used:

@@ -107,7 +107,7 @@ def frontier(costs: Costs, policies: Sequence[Scheduling]) -> Frontier:
         costs: Costs of a training pass over a shard. Of them only what the pass itself takes counts.
         policies: Where the search starts. The first stores all.
     """
-    return _frontier(costs.steps, costs.batch, costs.targets, costs.loss, costs.times, tuple(policies))
+    return _frontier(costs.steps, costs.batch, costs.targets, costs.loss, costs.weights, costs.times, tuple(policies))
 
 
 @lru_cache(maxsize=32)
@@ -116,10 +116,11 @@ def _frontier(
     batch: Spec,
     targets: Spec,
     loss: LossFootprint,
+    weights: Spec | None,
     times: Times | None,
     policies: tuple[Scheduling, ...],
 ) -> Frontier:
-    costs = Costs(steps, batch, targets, loss, times=times)
+    costs = Costs(steps, batch, targets, loss, weights, times=times)
     evaluator = Evaluator(costs)
     search = _Search(evaluator)
     for number, policy in enumerate(policies):

@@ -49,7 +49,7 @@ def fixed_nbytes(costs: Costs, shards: int = 1, world: int = 1) -> int:
             roots.append((shard, 1))
             most = max(most, len(roots))
             list(additions_after(roots))
-    return sum(costs.static.values()) + costs.targets.nbytes + most * costs.gradient_nbytes
+    return sum(costs.static.values()) + costs.targets_nbytes + most * costs.gradient_nbytes
 
 
 def schedule_of(actions: Iterable[Action], costs: Costs) -> Schedule:
@@ -95,7 +95,7 @@ def _stage(costs: Costs, number: int, before: list[Value], after: list[Value]) -
     entering, leaving = _nbytes(costs, before), _nbytes(costs, after)
     # Where nothing but the batch enters, what is read of it is held anyway.
     held = [*before, _BATCH, TARGETS]
-    batch = costs.batch.nbytes + costs.targets.nbytes
+    batch = costs.batch.nbytes + costs.targets_nbytes
 
     def run(kept: set[Value], cotangents: list[Value]) -> list[tuple[int, int]]:
         stay = {*held, *after, *kept}
@@ -127,7 +127,7 @@ def _loss(costs: Costs) -> Stage:
         [([last, TARGETS], shard_operations([Loss()], costs, read_later=[_BATCH, _cotangent(last)]))], costs
     )
     # The targets are among what is fixed; the output and its cotangent are the chain's.
-    temporary = max(0, peak - costs.targets.nbytes - 2 * _nbytes(costs, [last]))
+    temporary = max(0, peak - costs.targets_nbytes - 2 * _nbytes(costs, [last]))
     option = Option(0, costs.loss_seconds.backward, backward_temporary=temporary, name="all")
     return Stage(0, costs.loss_seconds.forward, (option,))
 
