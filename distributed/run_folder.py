@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +18,8 @@ class RunFolder:
     """Writes the files of a run.
 
     ``config.json`` and ``plan.json`` come first, a line of ``metrics.jsonl`` after each step, ``summary.json`` and
-    ``weights.safetensors`` at the end; each file but the metrics appears whole or not at all.
+    ``weights.safetensors`` at the end; each file but the metrics appears whole or not at all. Of runs that begin at the same time one
+    gets the folder.
 
     Args:
         path: The folder.
@@ -26,15 +31,51 @@ class RunFolder:
 
     def __init__(self, path: Path, force: bool = False) -> None:
         self.path = path
+        self._force = force
+        self._others: Iterator[Path] = iter(())
+        self._lock: int | None = None
         self._metrics: TextIO | None = None
         if path.exists():
             self._require_own(force)
 
+    @classmethod
+    def new(cls, model: str, root: Path = Path("runs")) -> RunFolder:
+        """A folder named after this moment and a model; with a number where others have the name, or take it before it is opened."""
+        paths = (root / name for name in _names(model))
+        folder = cls(next(path for path in paths if not path.exists()))
+        folder._others = paths
+        return folder
+
     def open(self) -> None:
-        """Makes the folder, or empties it of the run that is overwritten."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes the folder, or empties it of the run that is overwritten; until `close` no other run writes to it.
+
+        Raises:
+            FileExistsError: Another run has made it meanwhile, or is still writing to it.
+        """
+        while True:
+            try:
+                self.path.mkdir(parents=True)  # of two at the same time one succeeds
+                break
+            except FileExistsError:
+                other = next(self._others, None)
+                if other is None:
+                    self._require_own(self._force)
+                    break
+                self.path = other
+        self._take()
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
+
+    def _take(self) -> None:
+        """Locks the folder, which leaves no file behind, and ends with the process at the latest."""
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise FileExistsError(
+                f"another run is writing to {self.path}; wait for its end, or name another folder with --run-dir"
+            ) from error
 
     @property
     def weights(self) -> Path:
@@ -61,6 +102,9 @@ class RunFolder:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _require_own(self, force: bool) -> None:
         if not force:
@@ -71,15 +115,13 @@ class RunFolder:
             raise FileExistsError(f"{self.path} is no run folder, so --force does not overwrite it; name another")
 
 
-def new_run_path(model: str, root: Path = Path("runs")) -> Path:
-    """Returns a folder name of this moment and model that does not exist yet."""
+def _names(model: str) -> Iterator[str]:
+    """Folder names of this moment and a model, the first without a number."""
     name = model.replace(":", "-").replace("/", "-")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    path, number = root / f"{stamp}-{name}", 1
-    while path.exists():
-        number += 1
-        path = root / f"{stamp}-{number}-{name}"
-    return path
+    yield f"{stamp}-{name}"
+    for number in itertools.count(2):
+        yield f"{stamp}-{number}-{name}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from checkpointing import InfeasibleBudget
 from checkpointing.offload import default_folder, lies_in_memory
 from distributed import RunFolder, Trainer, TrainingOptions
-from distributed.run_folder import new_run_path
 from framework import Dataset, Model, build, format_size
 
 #: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
@@ -77,8 +76,7 @@ class Train(TrainingOptions):
 def main(options: Train) -> dict[str, Any]:
     console.quiet = options.quiet
     model = build(options.model, options.dtype, options.dropout)
-    path = options.run_dir or new_run_path(model.name)
-    folder = RunFolder(path, options.force)
+    folder = RunFolder(options.run_dir, options.force) if options.run_dir else RunFolder.new(model.name)
     trainer = make_trainer(options, model)
     trainer.run_folder = folder
     try:
@@ -90,11 +88,11 @@ def main(options: Train) -> dict[str, Any]:
             result = trainer.fit(*callbacks)
     except (KeyboardInterrupt, _console.Terminated):
         if folder.path.exists():
-            _console.errors.print(f"metrics so far are in {path}; there are no weights", markup=False)
+            _console.errors.print(f"metrics so far are in {folder.path}; there are no weights", markup=False)
         raise
     finally:
         trainer.close()
-    conclude(result.summary, path)
+    conclude(result.summary, folder.path)
     return result.summary
 
 
