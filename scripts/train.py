@@ -146,10 +146,10 @@ def introduce(trainer: Trainer, options: Train) -> None:
         text = f"{data['train_examples']:,} examples{told_examples(trainer, data)}; {data['validation_examples']:,} for validation"
     part = plans.activation_nbytes / plans.store_all_activation_nbytes
     budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
-    if (whole := trainer.process_budget) is not None and whole.nbytes and trainer.process and trainer.budget:
+    if (whole := trainer.process_budget) is not None and whole.nbytes and trainer.planning.process and trainer.budget:
         budget = (
             f"{format_size(whole.nbytes)} for each worker's process{f' ({whole.reason})' if whole.reason else ''}: "
-            f"{format_size(trainer.process.baseline)} before the first array, {format_size(trainer.budget)} for the engine"
+            f"{format_size(trainer.planning.process.baseline)} before the first array, {format_size(trainer.budget)} for the engine"
         )
     threads, cores = max(1, options.workers) * options.threads_per_worker, os.cpu_count() or 1
     if threads > cores:

@@ -123,10 +123,10 @@ def _on_workers(case: Case, how: Configuration, steps: int) -> dict[str, Any]:
     )
     rows: list[dict[str, Any]] = []
     reports = trainer.fit(rows.append).summary["ranks"]
-    assert trainer.process is not None
+    assert trainer.planning.process is not None
     return {
         "seconds": [row["step_seconds"] for row in rows[UNTIMED:]],
-        "peak": sum(report["process"]["peak_rss"] - trainer.process.baseline for report in reports),
+        "peak": sum(report["process"]["peak_rss"] - trainer.planning.process.baseline for report in reports),
         "loss": rows[0]["loss"],
     }
 

@@ -7,6 +7,7 @@ import pytest
 from checkpointing import InfeasibleBudget
 from checkpointing.budgets import ProcessUse
 from distributed import Trainer
+from distributed.run_planning import RunPlanning
 from framework import GELU, Chain, CrossEntropy, Linear
 from framework.data import clusters
 from tests.checkpointing.test_own_layers import Noise, Swish
@@ -35,7 +36,7 @@ def test_the_block_and_what_a_layer_takes_besides_it_fit_a_budget_of_the_whole_p
     chain = Chain(Linear(512), Swish(), *(layer for _ in range(6) for layer in (Linear(512), GELU())), Linear(4))
     data = clusters(examples=4096, features=16, classes=4)
     process = ProcessUse(baseline=0, reserve=0)
-    monkeypatch.setattr(Trainer, "_process_use", lambda self, group: process)
+    monkeypatch.setattr(RunPlanning, "_process_use", lambda self, group: process)
 
     def planned(memory: str, budget: int) -> Trainer:
         trainer = Trainer(
@@ -49,11 +50,11 @@ def test_the_block_and_what_a_layer_takes_besides_it_fit_a_budget_of_the_whole_p
 
     plenty = planned("block", 2**30)
     budget = process.with_engine(plenty.plans.peak)
-    assert plenty.reserved_nbytes > budget  # although the peak alone fits
+    assert plenty.planning.reserved_nbytes > budget  # although the peak alone fits
     assert planned("heap", budget).plans.policy.name == "store-all"
     fitting = planned("block", budget)
     assert fitting.plans.policy.name != "store-all"
-    assert fitting.reserved_nbytes <= budget
+    assert fitting.planning.reserved_nbytes <= budget
     with pytest.raises(InfeasibleBudget) as refused:
         planned("block", budget // 2)
-    assert planned("block", refused.value.smallest).reserved_nbytes <= refused.value.smallest
+    assert planned("block", refused.value.smallest).planning.reserved_nbytes <= refused.value.smallest

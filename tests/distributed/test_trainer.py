@@ -423,11 +423,11 @@ def test_a_trainer_can_be_started_before_it_fits_closed_and_used_again() -> None
     trainer = Trainer(
         build("mlp-small"), steps=2, batch=16, memory_budget="2GiB"
     )  # this process has grown over the tests
-    assert trainer.predicted_process_nbytes is None
+    assert trainer.planning.predicted_process_nbytes is None
     trainer.start()
     trainer.start()
-    assert trainer.process_budget is not None and trainer.predicted_process_nbytes is not None
-    assert trainer.predicted_process_nbytes < 2**31
+    assert trainer.process_budget is not None and trainer.planning.predicted_process_nbytes is not None
+    assert trainer.planning.predicted_process_nbytes < 2**31
     trainer.close()
     trainer.close()
     hashes = {trainer.fit().summary["parameters_sha256"] for _ in range(2)}
@@ -461,7 +461,7 @@ def test_verify_memory_agrees_after_weights_were_loaded_and_leaves_no_tracing_be
     (found,) = small(weights=tmp_path / "run", verify_memory=True).fit().summary["verified"]
     assert found["faults"] == []
     trainer = small(verify_memory=True)
-    trainer.budget = 100
+    trainer.planning.budget = 100
     with pytest.raises(BudgetExceeded):
         trainer.fit()
     assert not tracemalloc.is_tracing()

@@ -258,12 +258,12 @@ def test_a_validation_that_is_padded_is_the_mean_of_all_examples_that_are_asked_
     options: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 2, "validation_examples": 13}
     run = Trainer(Chain(Linear(6), Tanh(), Linear(CLASSES)), loss, data=data, last_batch="pad", **options)
     result = run.fit()
-    assert len(run._validation) == 13 and run.plans.train[0].costs.weights is None
-    value, _ = traced(run, result.parameters.flat, "validation", run._validation)
+    assert len(run.validation) == 13 and run.plans.train[0].costs.weights is None
+    value, _ = traced(run, result.parameters.flat, "validation", run.validation)
     np.testing.assert_allclose(result.summary["validation_loss"], value, rtol=1e-12)
     assert result.summary["ledger_peak_bytes"] == result.summary["predicted_peak_bytes"]
     dropped = Trainer(Chain(Linear(6), Tanh(), Linear(CLASSES)), loss, data=data, **options)
-    assert len(dropped._validation) == 8
+    assert len(dropped.validation) == 8
 
 
 def test_there_are_weights_where_there_can_be_padding_and_they_are_in_the_plan() -> None:

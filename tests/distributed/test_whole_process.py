@@ -153,8 +153,8 @@ def test_what_each_rank_takes_for_its_arrays_has_room_in_its_process(model: str,
 
     def planned(nbytes: int) -> Trainer:
         trainer = Trainer(build(model), memory_budget=str(nbytes), **options)
-        trainer.process = process  # as if it had been measured
-        trainer._plan()
+        trainer.planning.process = process  # as if it had been measured
+        trainer.planning.plan()
         return trainer
 
     for part in (0.0, 0.1, 0.5, 1.0):
@@ -177,7 +177,7 @@ def test_auto_takes_what_is_free_and_says_where_it_comes_from() -> None:
         assert trainer.process_budget is not None
         assert "are free" in trainer.process_budget.reason or "leaves" in trainer.process_budget.reason
         assert "margin" in trainer.process_budget.reason
-        assert trainer.budget is not None and trainer.process is not None
+        assert trainer.budget is not None and trainer.planning.process is not None
         assert trainer.plans.policy.name == "store-all"
         assert trainer.fit().summary["budget_bytes"] == trainer.process_budget.nbytes
     finally:

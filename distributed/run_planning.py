@@ -1,0 +1,195 @@
+"""Planning of a training run: from options and budget to the plans of all ranks, and the bytes that they come to."""
+
+from __future__ import annotations
+
+from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
+from checkpointing.costs import Times, costs_of
+from checkpointing.engine import run_plans
+from checkpointing.offload import measure_disk
+from checkpointing.policies import Policy, StoreAll
+from checkpointing.runs import InfeasibleBudget, RunPlans
+from checkpointing.timing import Progress, measure_times
+from distributed.groups import Group, RayGroup
+from distributed.options import TrainingOptions
+from distributed.worker import outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
+from framework.data import Batches, Dataset
+from framework.layers import flatten, input_specs
+from framework.models import Model
+from framework.optimizers import Optimizer
+from framework.parameters import Layout
+
+
+class RunPlanning:
+    """Plans a run within its budget.
+
+    Without a budget of the whole process `plans` and `budget` are there at once, else after `measure`.
+
+    Args:
+        model: The model, of the data's sizes.
+        optimizer: Updates it.
+        data: The examples.
+        options: How it is trained.
+        batches: How the examples of a training epoch, and those of a validation, are cut into batches.
+        on_measuring: Told how far it is when times are measured (see `checkpointing.timing.measure_times`).
+
+    Attributes:
+        layout: Where each parameter lies.
+        plans: The plans of all ranks.
+        budget: The limit of the engine's bytes in each worker; None for no limit.
+        process: What a worker's process takes besides, once it has been measured.
+
+    Raises:
+        ValueError: A layer would take statistics of padding.
+        InfeasibleBudget: The policy does not fit the budget, or nothing does.
+    """
+
+    plans: RunPlans
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        data: Dataset,
+        options: TrainingOptions,
+        batches: tuple[Batches, Batches],
+        on_measuring: Progress | None = None,
+    ) -> None:
+        self._model, self._optimizer, self._data, self._options = model, optimizer, data, options
+        self._batches = batches
+        self._specs = shard_specs(data, options.batch, options.shards)
+        self.layout: Layout = model.chain.layout(self._specs[0])
+        self._require_no_statistics_of_padding()
+        self.budget: int | None = None
+        self.process: ProcessUse | None = None
+        self._budget = options.parsed_budget()
+        folder = options.offload_dir
+        self._disk_bandwidth = None if folder is None or options.address else measure_disk(folder)
+        self._times: Times | None = self._measured_times(on_measuring) if options.measured_costs else None
+        if self.process_budget is None:
+            self.plan()
+
+    @property
+    def process_budget(self) -> ProcessBudget | None:
+        """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
+        return self._budget if isinstance(self._budget, ProcessBudget) else None
+
+    def measure(self, group: Group) -> None:
+        """Measures what the workers' processes take, and plans within a budget of the whole process.
+
+        Raises:
+            InfeasibleBudget: What the processes take leaves too little for every plan.
+        """
+        if isinstance(group, RayGroup):
+            self._budget = group.budget or self._budget
+        elif self.process_budget is not None:
+            self._budget = self.process_budget.on_this_node()
+        # A plan stays, and making it leaves gaps in the heap of this very process; so a first one is there when it is measured.
+        rehearsal = self._planned(budget=2**62) if self.process_budget and not self._options.workers else None
+        self.process = self._process_use(group)
+        del rehearsal
+        if self.process_budget is not None:
+            self.plan()
+
+    def plan(self) -> None:
+        """Makes `plans` within `budget`, the limit of the engine's bytes."""
+        budget = self._budget
+        limit = budget.resolve(self._planned(StoreAll()), self.process) if budget is not None else None
+        try:
+            in_block = self.process_budget is not None and self._options.memory == "block"
+            self.plans = (
+                self._plans_with_room(limit)
+                if in_block and limit is not None
+                else self._planned(self._options.parsed_policy(), limit)
+            )
+            self.budget = limit
+        except InfeasibleBudget as error:
+            if self.process_budget is not None and self.process is not None:
+                raise self.process_budget.explain(error, self.process) from error
+            raise
+
+    @property
+    def reserved_nbytes(self) -> int:
+        """Bytes that the rank with the most takes for its arrays: in the block they are a little more than the peak."""
+        return self._reserved_nbytes(self.plans)
+
+    @property
+    def predicted_process_nbytes(self) -> int | None:
+        """The predicted peak of a worker's resident memory; None before the workers have started."""
+        if self.process is None:
+            return None
+        return self.process.baseline + self.process.outside + self.reserved_nbytes + USUAL_GROWTH_NBYTES
+
+    def _process_use(self, group: Group) -> ProcessUse:
+        """Measures what the worker processes take besides the engine; the largest counts for all."""
+        options = self._options
+        steps = flatten(self._model.chain)
+        given = input_specs(steps, self._specs[0])
+        specs = [spec for each in given for spec in (each if isinstance(each, tuple) else (each,))]
+        rows, width = max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs)
+        baselines = group.measure(self.layout.dtype.name, options.threads_per_worker, rows, width)
+        # In this process the data set is there already, and the ledger counts it.
+        held = 0 if options.workers else self._data.nbytes
+        return ProcessUse(max(baselines) - held, outside_nbytes(self.layout, options.shards, options.world))
+
+    def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
+        options = self._options
+        return run_plans(
+            self._model.chain,
+            self._model.loss,
+            *self._specs,
+            self._optimizer,
+            policy=policy,
+            budget=budget,
+            shards=options.shards,
+            world=options.world,
+            static=static_nbytes(self._data, options.shards, bool(options.workers)),
+            times=self._times,
+            offload=options.offload_dir is not None,
+            disk_bandwidth=self._disk_bandwidth,
+            weighted=(self._batches[0].padded, self._batches[1].padded),
+        )
+
+    def _require_no_statistics_of_padding(self) -> None:
+        """Raises if a layer would take statistics of a training batch that is padded."""
+        batches, batch = self._batches[0], self._options.batch
+        if batches.padded and (names := list(self.layout.statistics.specs)):
+            raise ValueError(
+                f"layer {names[0].rpartition('.')[0]!r} takes statistics of a batch, which would see the padding of an epoch's last one: "
+                f"{batches.size} examples for training leave {batches.size % batch} for it in batches of {batch}. Drop it with "
+                "--last-batch drop, take a batch that divides the examples, or a norm of each example (GroupNorm, LayerNorm)"
+            )
+
+    def _measured_times(self, progress: Progress | None) -> Times:
+        chain, loss = self._model.chain, self._model.loss
+        return measure_times(
+            costs_of(chain, loss, *self._specs), chain, loss, self._options.threads_per_worker, progress
+        )
+
+    def _plans_with_room(self, limit: int) -> RunPlans:
+        """Returns the plans of which the blocks, and what lies beside them, have room in the process.
+
+        A plan's peak is that of one operation. But the block stays whole when a layer of one's own takes memory besides it, and
+        when most gradients of the reduction tree are alive in shared memory, which may be at another one.
+        """
+        policy, target = self._options.parsed_policy(), limit
+        enough: list[int] = []  # for each plan that was made, the limit that it needs
+        while True:
+            try:
+                plans = self._planned(policy, target)
+            except InfeasibleBudget as error:
+                least = min(enough) if enough else self._engine_nbytes(self._planned(policy, error.smallest))
+                raise InfeasibleBudget(str(error), max(error.smallest, least)) from error
+            enough.append(self._engine_nbytes(plans))
+            if enough[-1] <= limit:
+                return plans
+            target = plans.peak - 1
+
+    def _engine_nbytes(self, plans: RunPlans) -> int:
+        """The least engine bytes of a process that has room for some plans in blocks: little more or less than their peak."""
+        return -(-self._reserved_nbytes(plans) * 100 // (100 + HEAP_PERCENT))
+
+    def _reserved_nbytes(self, plans: RunPlans) -> int:
+        block = self._options.memory == "block"
+        return max(
+            reserved_nbytes(train, evaluate, block) for train, evaluate in zip(plans.train, plans.evaluate, strict=True)
+        )
