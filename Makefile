@@ -48,7 +48,7 @@ clean:
 	touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) --editable '.[test,datasets]'
+	$(PIP) --editable '.[test,datasets,tensorboard]'
 	touch $@
 
 .venv/.installed-peers: .venv/.installed-test

@@ -1,5 +1,6 @@
 """Data-parallel training: virtual shards, Ray workers, all-reduce in shared memory, and the Trainer."""
 
+from distributed.callbacks import Callback
 from distributed.cluster import ClusterError
 from distributed.divergence import Diverged
 from distributed.groups import WorkerLost
@@ -8,6 +9,7 @@ from distributed.run_folder import RunFolder
 from distributed.trainer import MemoryDisagreement, Trainer, TrainingResult
 
 __all__ = [
+    "Callback",
     "ClusterError",
     "Diverged",
     "MemoryDisagreement",

@@ -60,6 +60,8 @@ class TrainingOptions:
     """Validation examples, spread evenly over the validation split; rounded down to whole batches, at least one, unless the last is padded."""
     weights: Path | None = None
     """Weights to start from: a weights.safetensors file, or the folder of a run."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard, into the folder tensorboard of the run; takes the package tensorboardX."""
     address: str | None = None
     """A running Ray cluster to join, as HOST:PORT or auto. Default: Ray is started on this machine."""
     timeout: float = 300.0

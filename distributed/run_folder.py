@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-_FILES = ("config.json", "plan.json", "metrics.jsonl", "summary.json", "weights.safetensors")
+#: The files of a run, as patterns: what an overwriting run removes.
+_FILES = (
+    "config.json", "plan.json", "metrics.jsonl", "summary.json", "weights.safetensors", "logs/*.log", "tensorboard/events.*",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -63,8 +66,9 @@ class RunFolder:
                     break
                 self.path = other
         self._take()
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
+        for pattern in _FILES:
+            for file in self.path.glob(pattern):
+                file.unlink()
 
     def _take(self) -> None:
         """Locks the folder, which leaves no file behind, and ends with the process at the latest."""
@@ -80,6 +84,11 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         return self.path / "weights.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of event files for TensorBoard."""
+        return self.path / "tensorboard"
 
     @property
     def plan(self) -> Path:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from checkpointing.inspector import Finding
 from checkpointing.runs import RunPlans
 from checkpointing.timing import Progress
 from checkpointing.witness import Verification
+from distributed.callbacks import Callback, Callbacks, Functions, JsonLines, OnStep, OnValidation, TensorBoard
 from distributed.divergence import Diverged
 from distributed.groups import Group, LocalGroup, RayGroup
 from distributed.options import TrainingOptions
@@ -34,9 +35,6 @@ from framework.models import Model
 from framework.optimizers import AdamW, Optimizer
 from framework.parameters import Layout, Parameters
 from framework.schedules import WarmupCosine
-
-#: Called after each step with its metrics; see `Trainer.fit`.
-Callback = Callable[[dict[str, Any]], None]
 
 #: Validation batches that are asked for at once, so that progress is seen.
 _VALIDATION_CALL = 8
@@ -70,11 +68,13 @@ class Trainer:
     `plans` and `budget` come with `start`, which measures the processes.
 
     Args:
-        model: A `Model` (see `framework.build`), or a chain; a chain comes with `loss` and `data`.
+        model: A `Model` (see `framework.build`), or a chain, or a function without arguments that builds one of them; a chain comes
+            with `loss` and `data`.
         loss: The loss, if `model` is a chain.
         optimizer: By default AdamW.
         data: The examples; by default the model's own.
         run_folder: Where the run is recorded; None records nothing.
+        callbacks: Told what happens in the run (see `distributed.callbacks.Callback`), after what writes into the run folder.
         on_measuring: Told how far it is when times are measured (see `checkpointing.timing.measure_times`).
         **options: See `TrainingOptions`.
 
@@ -91,27 +91,24 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model | Chain,
+        model: Model | Chain | Callable[[], Model | Chain],
         loss: Loss | None = None,
         optimizer: Optimizer | None = None,
         data: Dataset | None = None,
         *,
         run_folder: RunFolder | None = None,
+        callbacks: Sequence[Callback] = (),
         on_measuring: Progress | None = None,
         **options: Any,
     ) -> None:
         self.options = _options(options)
-        if isinstance(model, Chain):
-            if loss is None or data is None:
-                raise ValueError(
-                    "a chain says neither its loss nor its data: pass both, Trainer(chain, loss, data=...)"
-                )
-            model = Model("chain", model, loss, lambda paths: data)
+        model = _model(model, loss, data)
         self.data = data if data is not None else model.dataset(())
         model = model.fitted(self.data)
         self.model = replace(model, loss=loss) if loss is not None else model
         self.optimizer = optimizer or AdamW()
         self.run_folder = run_folder
+        self._callbacks = [*self._recording(), *callbacks]
         batch, last_batch = self.options.batch, self.options.last_batch
         self.validation = validation_windows(self.data, batch, self.options.validation_examples, last_batch)
         #: How the examples of a training epoch, and those of a validation, are cut into batches.
@@ -125,10 +122,10 @@ class Trainer:
         if self.options.weights is not None:
             weights.require_match(self._weights_file, self.layout)  # refused before any worker starts
 
-    def fit(
-        self, on_step: Callback | None = None, on_validation: Callable[[int, int], None] | None = None
-    ) -> TrainingResult:
+    def fit(self, on_step: OnStep | None = None, on_validation: OnValidation | None = None) -> TrainingResult:
         """Trains.
+
+        The arguments are for what one function can do; `callbacks` of the Trainer are told more.
 
         Args:
             on_step: Called after each step with ``step, loss, learning_rate, gradient_norm, tokens_per_second,
@@ -144,30 +141,38 @@ class Trainer:
 
         After an interrupt the workers are gone and the metrics so far are readable.
         """
-        options, history = self.options, []
+        options, history = self.options, list[dict[str, Any]]()
         self.start()
         group = self._group
         assert group is not None
+        told = Callbacks([*self._callbacks, Functions(on_step, on_validation)])
         try:
             if self.run_folder is not None:  # only now: a run that cannot start leaves nothing
                 self.run_folder.open()
                 self.run_folder.write("config.json", config_of(self))
                 self.plans.train[0].save(self.run_folder.plan)
+            told.on_start(self)
             for step in range(options.steps):
                 row = self._step(group, step)
                 last = step + 1 == options.steps
                 if last or (options.validate_every and (step + 1) % options.validate_every == 0):
-                    row |= self._validate(group, step, on_validation)
+                    row |= self._validate(group, step, told.on_validation)
                 history.append(row)
-                if self.run_folder is not None:
-                    self.run_folder.add_metrics(row)
-                if on_step is not None:
-                    on_step(row)
+                told.on_step(row)
                 if options.verify_memory and step == 0:
                     self._require_verified(group)
-            return self._finish(group, history)
+            result = self._finish(group, history)
+        except BaseException as error:
+            self._end(told, error)
+            raise
+        self._end(told, None)
+        return result
+
+    def _end(self, told: Callbacks, error: BaseException | None) -> None:
+        self.close()
+        try:
+            told.on_end(error)
         finally:
-            self.close()
             if self.run_folder is not None:
                 self.run_folder.close()
 
@@ -223,6 +228,17 @@ class Trainer:
     def process_budget(self) -> ProcessBudget | None:
         """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
         return self.planning.process_budget
+
+    def _recording(self) -> list[Callback]:
+        """What writes into the run folder."""
+        if self.run_folder is None:
+            if self.options.tensorboard:
+                raise ValueError(
+                    "--tensorboard writes into the run folder, but there is none; give the Trainer a run_folder"
+                )
+            return []
+        more = [TensorBoard(self.run_folder)] if self.options.tensorboard else []
+        return [JsonLines(self.run_folder), *more]
 
     def _task(self, rank: int) -> WorkerTask:
         options = self.options
@@ -285,7 +301,7 @@ class Trainer:
         batches = self.batches[0]
         return batches.true(step % len(batches), 0, self.options.batch) * max(1, self.data.targets.size)
 
-    def _validate(self, group: Group, step: int, progress: Callable[[int, int], None] | None) -> dict[str, float]:
+    def _validate(self, group: Group, step: int, progress: OnValidation) -> dict[str, float]:
         """Returns the validation loss, and the loss's metric if it has one."""
         batches = len(self.batches[1])
         sums = Totals(0.0, 0.0)
@@ -296,8 +312,7 @@ class Trainer:
                     bad = group.call("inspect_validation", number)
                     raise self._diverged(step, "validation loss", totals.loss / totals.divisor, bad)
                 sums = Totals(*(a + b for a, b in zip(sums, totals, strict=True)))
-            if progress is not None:
-                progress(first + some, batches)
+            progress(first + some, batches)
         found = {"validation_loss": sums.loss / sums.divisor}
         if self.model.loss.metric is not None:
             found[f"validation_{self.model.loss.metric}"] = sums.score / sums.divisor
@@ -327,6 +342,27 @@ class Trainer:
             weights.save(path, parameters, {"model": self.model.name})
             self.run_folder.write("summary.json", summary)
         return TrainingResult(summary, history, parameters, path)
+
+
+def _model(model: Model | Chain | Callable[[], Model | Chain], loss: Loss | None, data: Dataset | None) -> Model:
+    """Returns a model, made of a chain, or built by a function, where that was given."""
+    if callable(model):
+        built = model()
+        if not isinstance(built, Model | Chain):
+            raise TypeError(
+                f"a function that builds a model returns a Model or a Chain, but got {type(built).__name__}"
+            )
+        model = built
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, Chain):
+        raise TypeError(
+            f"a model is a Chain, a Model, or a function that builds one, but got {type(model).__name__}; make a chain of a layer: "
+            "Chain(layer)"
+        )
+    if loss is None or data is None:
+        raise ValueError("a chain says neither its loss nor its data: pass both, Trainer(chain, loss, data=...)")
+    return Model("chain", model, loss, lambda paths: data)
 
 
 def _options(given: dict[str, Any]) -> TrainingOptions:
