@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpointing.costs import Costs
 from checkpointing.operations import Value, output
-from checkpointing.reduction_tree import roots_of, shards_of
+from checkpointing.reduction_tree import added_by_layer, shards_of
 from checkpointing.simulation import backward_needs
 from framework.layers import BATCH
 from framework.memory import Array
@@ -72,34 +72,45 @@ class Bounds:
         self._lasting = sum(costs.static.values())
         mine = shards_of(shards, world, rank)
         # While a shard is at work its own gradient is there, and the sums of those before.
-        self._gradients = [costs.gradient_nbytes * (len(roots_of(mine[:number])) + 1) for number in range(len(mine))]
+        self._gradients = [(costs.held_gradients(mine, shard), added_by_layer(mine, shard)) for shard in mine]
         once = [*costs.loss_seconds]
         for number, step in enumerate(costs.steps):
             once += costs.seconds(number)[: 2 if step.trains else 1]
         self._once = once
         steps = range(len(costs.steps))
         trained = [step for step in steps if costs.steps[step].trains]
-        backwards = {step: _backward(costs, step, disk) for step in trained}
+        # Whether cotangents are added layer by layer, for which each backward has scratch.
+        backwards = {
+            by_layer: {step: _backward(with_scratch, step, disk) for step in trained}
+            for by_layer, with_scratch in ((False, costs), (True, costs.layer_by_layer()))
+        }
         # The targets wait for the loss, which comes after a forward of each step.
         forwards = [_forward(costs, step, disk) + (0 if disk else costs.targets_nbytes) for step in steps]
-        self.memory = self._lasting + max(self._gradients) + max(*forwards, *backwards.values(), _loss(costs, disk))
-        self._cuts = [
-            _Cut.of(backwards[step], _items(costs, trained[:place], backward_needs(costs, step)))
-            for place, step in enumerate(trained)
-        ]
-        last = steps[-1]
-        self._cuts.append(_Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), _items(costs, trained, [])))
+        self.memory = self._lasting + max(
+            gradients + max(*forwards, *backwards[by_layer].values(), _loss(costs, disk))
+            for gradients, by_layer in self._gradients
+        )
+        self._cuts: dict[bool, list[_Cut]] = {False: [], True: []}
         if disk:
-            self._cuts.clear()
+            return
+        last = steps[-1]
+        after_loss = _Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), _items(costs, trained, []))
+        items = [_items(costs, trained[:place], backward_needs(costs, step)) for place, step in enumerate(trained)]
+        for by_layer in {by_layer for _, by_layer in self._gradients}:
+            taken = backwards[by_layer]
+            self._cuts[by_layer] = [
+                *(_Cut.of(taken[step], each) for step, each in zip(trained, items, strict=True)),
+                after_loss,
+            ]
 
     def seconds(self, budget: int) -> float:
         """Returns seconds that no plan within a budget in bytes goes below; infinite where no plan is within it."""
         if budget < self.memory:
             return math.inf
         total = []
-        for gradients in self._gradients:
+        for gradients, by_layer in self._gradients:
             room = budget - self._lasting - gradients
-            total += [*self._once, max((cut.again(room) for cut in self._cuts), default=0.0)]
+            total += [*self._once, max((cut.again(room) for cut in self._cuts[by_layer]), default=0.0)]
         return math.fsum(total)
 
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from checkpointing import costs_schema
 from checkpointing.probing import Question, measure
+from checkpointing.reduction_tree import added_by_layer, shards_of, sums_at
 from framework.layers import BATCH, Footprint, Layer, Spec, Step, flatten, input_specs, layout_of
 from framework.losses import Loss, LossFootprint
 from framework.optimizers import Optimizer, norm_workspace_nbytes
+from framework.parameters import Layout
 
 #: The speed that the time model assumes. It scales all times alike and changes no choice.
 MODELLED_FLOPS_PER_SECOND = 50e9
@@ -54,6 +56,7 @@ class StepCost:
         footprint: Its bytes and FLOPs.
         trains: Whether it or a step before it has parameters, so that it has a Backward.
         wanted: For each input, whether its cotangent is needed.
+        gradient_nbytes: Bytes of the cotangents of parameters that this step alone uses.
     """
 
     path: str
@@ -63,6 +66,7 @@ class StepCost:
     footprint: Footprint
     trains: bool
     wanted: tuple[bool, ...]
+    gradient_nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,37 @@ class Costs:
         return (
             self.times.loss if self.times is not None else _modelled(self.loss.forward_flops, self.loss.backward_flops)
         )
+
+    @property
+    def rest_nbytes(self) -> int:
+        """Bytes of a gradient that no step finishes alone: of shared parameters, and statistics."""
+        return self.gradient_nbytes - sum(step.gradient_nbytes for step in self.steps)
+
+    def held_gradients(self, shards: range, shard: int) -> int:
+        """Returns the bytes of gradients that a rank holds while it works on one of its shards."""
+        rest = self.rest_nbytes if added_by_layer(shards, shard) else 0
+        return sums_at(shards, shard) * self.gradient_nbytes + rest
+
+    def of_the_pass(self, shards: int, world: int) -> Costs:
+        """Returns the costs by which a shard's pass is planned: those of the shard beside which a rank holds most gradients.
+
+        A pass that fits beside these fits beside all: where a shard's cotangents are added layer by layer, the scratch for it is never
+        larger than the buffer that it saves.
+        """
+        each = (shards_of(shards, world, rank) for rank in range(world))
+        _, by_layer = max(
+            (self.held_gradients(mine, shard), added_by_layer(mine, shard)) for mine in each for shard in mine
+        )
+        return self.layer_by_layer() if by_layer else self
+
+    def layer_by_layer(self) -> Costs:
+        """Returns the costs of a shard whose cotangents are added layer by layer: each backward has scratch for its parameters'."""
+
+        def with_scratch(step: StepCost) -> StepCost:
+            workspace = step.footprint.backward_workspace + step.gradient_nbytes
+            return replace(step, footprint=replace(step.footprint, backward_workspace=workspace))
+
+        return replace(self, steps=tuple(map(with_scratch, self.steps)))
 
     @property
     def stages(self) -> int:
@@ -223,7 +258,7 @@ def costs_of(
     layout = layout_of(steps, specs)
     if not layout.size:
         raise ValueError("the model has no parameters, so there is nothing to train")
-    found = _step_costs(steps, specs, training)
+    found = _step_costs(steps, specs, training, layout)
     held = {"parameters/model": layout.nbytes, "parameters/state": layout.state.nbytes, **(static or {})}
     if optimizer is not None:
         held[f"optimizer/{type(optimizer).__name__}"] = optimizer.state_nbytes(layout)
@@ -242,7 +277,7 @@ def costs_of(
     )
 
 
-def _step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool) -> tuple[StepCost, ...]:
+def _step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool, layout: Layout) -> tuple[StepCost, ...]:
     trains: dict[int, bool] = {BATCH: False}
     found = []
     for number, (step, x) in enumerate(zip(steps, specs, strict=True)):
@@ -252,7 +287,18 @@ def _step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool) -> tu
         )
         trains[number] = bool(step.layer.parameters(x)) or any(wanted)
         footprint = step.layer.footprint(x, training)
-        found.append(StepCost(step.path, step.layer.kind, step.inputs, step.stage, footprint, trains[number], wanted))
+        found.append(
+            StepCost(
+                step.path,
+                step.layer.kind,
+                step.inputs,
+                step.stage,
+                footprint,
+                trains[number],
+                wanted,
+                layout.own_nbytes(step.path),
+            )
+        )
     return _measured(steps, specs, found, training)
 
 

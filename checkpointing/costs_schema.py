@@ -49,6 +49,7 @@ def written(costs: Costs) -> dict[str, Any]:
             "stage": step.stage,
             "trains": step.trains,
             "wanted": list(step.wanted),
+            "gradient_nbytes": step.gradient_nbytes,
             "footprint": _plain(step.footprint),
         }
         steps.append(told | ({"seconds": list(times.steps[number])} if times else {}))
@@ -107,6 +108,12 @@ def read(data: Any) -> Read:
     if (bandwidth := costs.take("disk_bandwidth", _bandwidth, None)) is not None:
         rest["disk_bandwidth"] = bandwidth
     costs.close()
+    of_steps = sum(step["gradient_nbytes"] for step, _ in found)
+    if of_steps > rest["gradient_nbytes"]:
+        raise ValueError(
+            f"gradient_nbytes of the steps are {of_steps} in all, but those of the costs, which are all cotangents of parameters, are "
+            f"{rest['gradient_nbytes']}"
+        )
     for name in rest["static"]:
         if name.partition("/")[0] not in CATEGORIES or "/" not in name:
             raise ValueError(
@@ -138,6 +145,7 @@ def _step(data: Any, number: int) -> tuple[dict[str, Any], tuple[float, ...] | N
         "footprint": step.take("footprint", lambda value, where: _footprint(value, where, len(inputs))),
         "trains": step.take("trains", flag, True),
         "wanted": wanted,
+        "gradient_nbytes": step.take("gradient_nbytes", whole, 0),
     }
     seconds = step.take("seconds", _pair, None)
     step.close()

@@ -323,6 +323,7 @@ def run_plans(
     offload: bool = False,
     disk_bandwidth: int | None = None,
     weighted: tuple[bool, bool] = (False, False),
+    bucket_nbytes: int | None = None,
 ) -> RunPlans:
     """Plans a training run: see `plan_run`.
 
@@ -342,10 +343,20 @@ def run_plans(
         offload: Whether a budget may choose plans that hold values on disk.
         disk_bandwidth: Bytes a second of that disk; by default it is assumed.
         weighted: Whether examples come with weights, in training and in validation.
+        bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; None for one of all at the end.
     """
     made: Sequence[Any] = [
         costs_of(layer, loss, batch, targets, optimizer, static, training, weights)
         for training, weights in list(zip((True, False), weighted, strict=True))[: 1 + validate]
     ]
     training = replace(made[0], times=times, disk_bandwidth=disk_bandwidth or made[0].disk_bandwidth)
-    return plan_run(training, made[1] if validate else None, policy, budget, shards, world, offload=offload)
+    return plan_run(
+        training,
+        made[1] if validate else None,
+        policy,
+        budget,
+        shards,
+        world,
+        offload=offload,
+        bucket_nbytes=bucket_nbytes,
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from checkpointing.block import Block
+from checkpointing.buckets import Finished, buckets_of
 from checkpointing.leaves import Leaf, leaves_of
 from checkpointing.offload import OffloadFile, Transfer
 from checkpointing.operations import (
@@ -38,7 +39,7 @@ from checkpointing.operations import (
     output,
 )
 from checkpointing.plan import Plan
-from checkpointing.reduction_tree import Node
+from checkpointing.reduction_tree import additions_between
 from checkpointing.simulation import Merge, holder_of
 from checkpointing.witness import Witness
 from framework import kernels
@@ -92,19 +93,53 @@ class LayerParameters(Protocol):
 class Reduction(Protocol):
     """Adds gradients and losses across ranks."""
 
-    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, Totals]:
-        """Returns the mean gradient in place of shard 0's buffer, and the totals over all shards."""
+    def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
+        """Begins to reduce some elements of the gradient, and may return before that is done.
+
+        Args:
+            sums: The rank's sums of gradients, by the first shard of each.
+            places: Which elements.
+            totals: The rank's own totals by shard.
+        """
+        ...
+
+    def finish(self) -> tuple[Array, Totals]:
+        """Waits for all that was begun; returns the mean gradient in place of shard 0's buffer, and the totals over all shards."""
         ...
 
 
 class LocalReduction:
-    """One rank: the root is the sum already, and is divided by the count of targets."""
+    """One rank: its sums are added and divided by the count of targets."""
 
-    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, Totals]:
-        (total,) = roots.values()
-        totals = total_of(sums)
-        total /= totals.divisor
-        return total, totals
+    def __init__(self) -> None:
+        self._found: tuple[Array, Totals] | None = None
+
+    def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
+        over_all = total_of(totals)
+        reduce_in_tree(sums, places, over_all.divisor)
+        self._found = sums[0], over_all
+
+    def finish(self) -> tuple[Array, Totals]:
+        assert self._found is not None
+        found, self._found = self._found, None
+        return found
+
+
+def reduce_in_tree(sums: Mapping[int, Array], places: Sequence[slice], divisor: float) -> None:
+    """Adds sums of gradients up the tree, in place, into that of shard 0, and divides it; block by block, so that each stays in the cache.
+
+    Args:
+        sums: All of them, by the first shard of each: (size,).
+        places: The elements for which that is done.
+        divisor: The count of targets.
+    """
+    additions = additions_between(sums)
+    for place in places:
+        for block in kernels.row_blocks(place.stop - place.start, 1):
+            here = slice(place.start + block.start, place.start + block.stop)
+            for first, second in additions:
+                sums[first][here] += sums[second][here]
+            sums[0][here] /= divisor
 
 
 def total_of(sums: Sums) -> Totals:
@@ -182,6 +217,8 @@ class Executor:
         self.offload_dir = offload_dir
         self.disk: OffloadFile | None = None
         self._leaves: dict[int, tuple[Plan, list[Leaf]]] = {}
+        self._finished: dict[str, Finished] = {}
+        self._buckets: dict[int, tuple[Plan, list[list[slice]]]] = {}
 
     def leaves(self, plan: Plan) -> list[Leaf]:
         """What runs of a plan read of each step; made at the first."""
@@ -189,6 +226,19 @@ class Executor:
         if known is None or known[0] is not plan:
             context = partial(Context, self.ledger, training=plan.purpose != "evaluate", states=self.states)
             known = self._leaves[id(plan)] = plan, leaves_of(self.steps, plan.costs, self.params, context)
+        return known[1]
+
+    def finished(self, path: str) -> Finished:
+        """The cotangents that the backward of a step finishes."""
+        if path not in self._finished:
+            self._finished[path] = Finished.of(self.layout, path)
+        return self._finished[path]
+
+    def buckets(self, plan: Plan) -> list[list[slice]]:
+        """For each Reduce of a plan, the elements of the gradient that it is for."""
+        known = self._buckets.get(id(plan))
+        if known is None or known[0] is not plan:
+            known = self._buckets[id(plan)] = plan, buckets_of(plan, self.finished, self.layout)
         return known[1]
 
     def reserve(self, plans: Sequence[Plan]) -> None:
@@ -291,7 +341,8 @@ class Run:
         self.costs, self.ledger, self.steps = plan.costs, executor.ledger, executor.steps
         self.training = plan.purpose != "evaluate"
         self.table: dict[Value, Any] = {}
-        self.grads: dict[str, dict[str, Array]] = {}  # views of the gradient buffer of the shard at work
+        self.grads: dict[str, dict[str, Array]] = {}  # views of the gradient of the shard at work
+        self.sibling: Array | None = None  # the gradient that the shard's cotangents are added to layer by layer
         self.statistics: dict[
             str, dict[str, Array]
         ] = {}  # views of its end, until a step's first forward has written there
@@ -350,7 +401,7 @@ class Run:
 
     def let_go_of_views(self) -> None:
         """The shard's backward is done, and views of its gradient must not outlive the buffer."""
-        self.grads, self.statistics = {}, {}
+        self.grads, self.statistics, self.sibling = {}, {}, None
 
     def require_dead(self, held: int, moment: Moment) -> int:
         """Raises if more is alive than the plan holds, and what was `held` besides; returns what is held besides now."""
@@ -381,14 +432,22 @@ class Run:
         t = tuple(self.ledger.empty(spec.shape, spec.dtype, "batch", "targets") for spec in costs.target_specs)
         table[TARGETS] = t
         if self.training:
-            layout = self.executor.layout
-            size = layout.gradients.size
-            g = self.ledger.empty((size,), layout.dtype, "gradients", f"shard {shard}", self.gradients)
-            table[gradient(shard, 1)] = g
-            of_parameters, of_statistics = layout.parts(g)
-            self.grads = layout.grouped_views(of_parameters)
-            self.statistics = layout.statistics.grouped_views(of_statistics)
+            self.load_gradient(shard)
         self.job.load(shard, x, *t)
+
+    def load_gradient(self, shard: int) -> None:
+        layout, owner = self.executor.layout, f"shard {shard}"
+        self.sibling = self.table.get(gradient(shard - 1, 1)) if shard % 2 else None
+        own = layout if self.sibling is None else layout.rest
+        size = own.gradients.size
+        if self.sibling is None:
+            g = self.ledger.empty((size,), layout.dtype, "gradients", owner, self.gradients)
+        else:
+            g = self.ledger.empty((size,), layout.dtype, "cotangents", owner) if size else self.sibling[:0]
+        self.table[gradient(shard, 1)] = g
+        of_parameters, of_statistics = own.parts(g)
+        self.grads = own.grouped_views(of_parameters)
+        self.statistics = layout.statistics.grouped_views(of_statistics)
 
     def forward(self, operation: Forward) -> None:
         leaf = self.leaves[operation.step]
@@ -429,9 +488,18 @@ class Run:
             self.witness.watch("its output", () if y is None else y)
             self.witness.watch("its residuals", own)
             self.witness.watch("its output's cotangent", () if context.in_place else given)
+        grads, scratch = self.grads.get(leaf.path, {}), None
+        if self.sibling is not None and (finished := self.executor.finished(leaf.path)).size:
+            scratch = self.ledger.empty((finished.size,), self.sibling.dtype, "workspace", leaf.path)
+            grads = {**grads, **finished.views_of(scratch)}
         heap = self.on_heap(leaf.path)
-        cotangents = leaf.layer.vjp(leaf.params, inputs, y, own, given, self.grads.get(leaf.path, {}), context)
+        cotangents = leaf.layer.vjp(leaf.params, inputs, y, own, given, grads, context)
         del heap
+        self.written(leaf, grads)
+        if scratch is not None and self.sibling is not None:
+            finished.add(self.sibling, scratch)
+            self.added(leaf, self.sibling)
+        del grads, scratch
         each = cotangents if len(leaf.sources) > 1 else (cotangents,)
         merges = zip(leaf.sources, self.simulation.merges[self.place], each, strict=True)
         for i, (source, merge, new) in enumerate(merges):
@@ -502,21 +570,41 @@ class Run:
         kind = "the output" if value.kind == "a" else "the residuals"
         return f"{kind} of {self.steps[value.at].path} ({value})"
 
+    def written(self, leaf: Leaf, grads: Mapping[str, Array]) -> None:
+        """Told what a VJP has written of its parameters' cotangents."""
+
+    def added(self, leaf: Leaf, total: Array) -> None:
+        """Told that they have been added to another shard's gradient."""
+
     def accumulate(self, operation: Accumulate) -> None:
+        layer_by_layer = self.sibling is not None and operation.first + 1 == self.shard and operation.count == 1
         self.let_go_of_views()
         first, count = operation.first, operation.count
         total = self.table.pop(gradient(first, count))
-        total += self.table[gradient(first + count, count)]
+        more = self.table[gradient(first + count, count)]
+        if layer_by_layer:
+            layout = self.executor.layout
+            for name, part in layout.rest.gradients.slices.items():
+                target = total[layout.gradients.slices[name]]
+                target += more[part]
+        else:
+            total += more
         self.table[gradient(first, 2 * count)] = total
 
     def reduce(self, operation: Reduce) -> None:
+        buckets = self.executor.buckets(self.plan)
+        last = operation.bucket + 1 == len(buckets)
+        sums = {value.at: array for value, array in self.table.items() if value.kind == "g"}
+        if not last and self.sibling is not None:
+            del sums[self.shard]  # it is not one of the sums, but what is added to its sibling's in the end
+        self.executor.reduction.begin(sums, buckets[operation.bucket], self.sums)
+        if not last:
+            return
         self.let_go_of_views()
-        roots = {(value.at, value.span): array for value, array in self.table.items() if value.kind == "g"}
-        total, totals = self.executor.reduction.reduce(roots, self.sums)
+        total, totals = self.executor.reduction.finish()
         self.mean = totals.loss / totals.divisor
-        for first, span in roots:
-            if first == 0:  # the sum took its place
-                del self.table[gradient(first, span)]
+        for value in [value for value in self.table if value.kind == "g" and value.at == 0]:
+            del self.table[value]  # the sum took its place
         self.table[gradient(0, self.plan.shards)] = total
 
     def norm(self, operation: Norm) -> None:

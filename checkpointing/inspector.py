@@ -9,13 +9,14 @@ Under a budget the plan is the one that fits. What the inspector takes itself ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from checkpointing.executor import Executor, Job, Run
+from checkpointing.leaves import Leaf
 from checkpointing.operations import (
     TARGETS,
     Accumulate,
@@ -37,6 +38,7 @@ from framework.layers import BATCH
 from framework.memory import Allocator, Array
 
 _BLOCK = 4096
+_SUM = "the sum over shards of the cotangents of "
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,20 @@ class _InspectedRun(Run):
         self.look("its residuals", table[leaf.residuals] if leaf.footprint.own else ())
         self.look("its output's cotangent", table[leaf.cotangent])
         self.look("what that is added to", [table.get(source.cotangent, ()) for source in leaf.sources])
+        if self.sibling is not None:
+            places = self.executor.finished(leaf.path).places
+            self.look("what its parameters' are added to", [self.sibling[there] for there, _ in places])
         super().backward(operation)
-        self.find(
-            [
-                *((f"the cotangent of {leaf.path}.{name}", a) for name, a in self.grads.get(leaf.path, {}).items()),
-                *((f"the cotangent of {self.named(n)}", table.get(value, ())) for n, value in leaf.sources),
-            ],
-            operation,
-        )
+        self.find(((f"the cotangent of {self.named(n)}", table.get(value, ())) for n, value in leaf.sources), operation)
+
+    def written(self, leaf: Leaf, grads: Mapping[str, Array]) -> None:
+        made = ((f"the cotangent of {leaf.path}.{name}", a) for name, a in grads.items())
+        self.find_in(made, self.plan.operations[self.place])
+
+    def added(self, leaf: Leaf, total: Array) -> None:
+        names = self.executor.layout.own[leaf.path]
+        made = ((name, a) for name, a in self.sums_of(total) if name.removeprefix(_SUM) in names)
+        self.find_in(made, self.plan.operations[self.place])
 
     def accumulate(self, operation: Accumulate) -> None:
         value = gradient(operation.first, operation.count)
@@ -194,6 +202,9 @@ class _InspectedRun(Run):
     def reduce(self, operation: Reduce) -> None:
         self.look("the rank's sums", [a for value, a in self.table.items() if value.kind == "g"])
         super().reduce(operation)
+        if gradient(0, self.plan.shards) not in self.table:  # it has only begun
+            self.before = []
+            return
         mean = self.table[gradient(0, self.plan.shards)]
         self.find([*self.sums_of(mean), ("the mean loss", np.array(self.mean))], operation)
 
@@ -212,7 +223,7 @@ class _InspectedRun(Run):
         """The parts of a gradient buffer, named by their parameters, and the statistics behind them."""
         cotangents, statistics = self.executor.layout.parts(flat)
         for name, a in self.executor.layout.views(cotangents).items():
-            yield f"the sum over shards of the cotangents of {name}", a
+            yield f"{_SUM}{name}", a
         for name, a in self.executor.layout.statistics.views(statistics).items():
             yield f"the sum over shards of the statistics {name}", a
 
@@ -223,13 +234,17 @@ class _InspectedRun(Run):
 
     def find(self, made: Iterable[tuple[str, Any]], operation: Any = None) -> None:
         """Looks at what an operation has made, or at what was there before the first."""
+        self.find_in(made, operation)
+        self.before = []
+
+    def find_in(self, made: Iterable[tuple[str, Any]], operation: Any) -> None:
+        """Looks at a part of what an operation has made."""
         if self.inspector.finding is None:
             for what, arrays in made:
                 statistics = Statistics.of(arrays)
                 if not statistics.finite:
                     self.inspector.finding = self.told(what, operation, statistics)
                     break
-        self.before = []
 
     def told(self, what: str, operation: Any, statistics: Statistics) -> Finding:
         if operation is None:

@@ -69,7 +69,11 @@ def gradient(first: int, count: int) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Makes a[batch] and t of a shard, and in training its gradient buffer g[shard,1]."""
+    """Makes a[batch] and t of a shard, and in training its gradient g[shard,1].
+
+    Where g[shard-1,1] is there and the shard is odd, its Backwards add to that at once. Then g[shard,1] holds only what no
+    Backward finishes alone: of parameters that several steps share, and statistics.
+    """
 
     shard: int
 
@@ -124,7 +128,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Accumulate:
-    """Adds g[first+count,count] into g[first,count], which becomes g[first,2·count]."""
+    """Adds g[first+count,count], or what of it has not been added yet, into g[first,count], which becomes g[first,2·count]."""
 
     first: int
     count: int
@@ -132,7 +136,11 @@ class Accumulate:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Adds all ranks' roots of a bucket up the tree and divides by the count of targets: makes g[0,V]."""
+    """Begins to add all ranks' sums of a bucket up the tree, and to divide by the count of targets.
+
+    A bucket is what the Backwards of the last shard have finished since the Reduce before; the last one's also what none finishes alone.
+    The last Reduce waits for all of them: it makes g[0,V].
+    """
 
     bucket: int
 

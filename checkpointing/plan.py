@@ -122,10 +122,20 @@ class Plan:
         if self.purpose == "evaluate":
             self._require_order("of an evaluation", [], (Accumulate, Reduce, Norm, Update))
             return
-        ending: list[Operation] = [Reduce(0)]
+        buckets = sum(isinstance(operation, Reduce) for operation in self.operations)
+        ending: list[Operation] = [*(Loss() for _ in mine), *map(Reduce, range(max(1, buckets)))]
         if self.purpose == "train":
             ending += [Norm(), Update(0)]
-        self._require_order("of the step's end", ending, (Reduce, Norm, Update))
+        self._require_order("of losses and of the step's end", ending, (Loss, Reduce, Norm, Update))
+        reduces = [place for place, operation in enumerate(self.operations) if isinstance(operation, Reduce)]
+        if any(
+            isinstance(operation, Accumulate) and operation.count > 1 for operation in self.operations[reduces[0] :]
+        ):
+            raise PlanError("sums of several shards are added after the first Reduce has begun, which needs them")
+        if any(isinstance(operation, Backward | Accumulate) for operation in self.operations[reduces[-1] :]):
+            raise PlanError(
+                "the last Reduce comes before the gradient is whole: a Backward or an Accumulate follows it"
+            )
         sums = {v.at: v.span for v in self.simulation.roots}
         if sums != dict(roots_of(mine)):
             raise PlanError(

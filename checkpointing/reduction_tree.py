@@ -3,11 +3,15 @@
 The tree depends on the number of shards V alone: shards 2k and 2k+1 are added first, then neighbouring pairs, and so on. Whoever
 computes which shards, the same additions happen in the same order, so the sum has the same bits.
 A node is written (first, count): the sum over shards first..first+count-1.
+
+A rank saves a buffer where it can. The sibling of a shard that is at work may be there already: then each layer's cotangents
+are added to the sibling's as soon as they are known, and the shard needs no buffer of its own (`added_by_layer`). And what would be added
+when the rank's last shard is done is left to the reduction across ranks, which does it slice by slice (`roots_of`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 Node = tuple[int, int]
 
@@ -48,12 +52,41 @@ def additions_after(roots: list[Node]) -> Iterator[Node]:
         yield first, count
 
 
+def added_by_layer(shards: range, shard: int) -> bool:
+    """Whether a rank adds a shard's cotangents layer by layer to those of its sibling, shard - 1.
+
+    >>> [added_by_layer(range(3, 8), shard) for shard in range(3, 8)]
+    [False, False, True, False, True]
+    """
+    return shard % 2 == 1 and shard - 1 in shards
+
+
+def sums_at(shards: range, shard: int) -> int:
+    """How many whole gradient buffers a rank holds while it works on a shard, the shard's own included.
+
+    >>> [sums_at(range(8), shard) for shard in range(8)]
+    [1, 1, 2, 2, 2, 2, 3, 3]
+    """
+    before = sum(1 for _ in _merged(range(shards.start, shard)))
+    return before + (not added_by_layer(shards, shard))
+
+
 def roots_of(shards: range) -> list[Node]:
-    """Returns the roots of the largest subtrees inside a rank's shards.
+    """Returns the sums that a rank ends with: the largest subtrees inside its shards, where the last merges are left to the reduction.
 
     >>> roots_of(range(3, 6))
     [(3, 1), (4, 2)]
+    >>> roots_of(range(8))
+    [(0, 4), (4, 2), (6, 2)]
     """
+    last = shards[-1]
+    if added_by_layer(shards, last):
+        return [*_merged(range(shards.start, last - 1)), (last - 1, 2)]
+    return [*_merged(range(shards.start, last)), (last, 1)]
+
+
+def _merged(shards: range) -> list[Node]:
+    """The roots of the largest subtrees inside some shards."""
     roots: list[Node] = []
     for shard in shards:
         roots.append((shard, 1))
@@ -62,13 +95,18 @@ def roots_of(shards: range) -> list[Node]:
     return roots
 
 
-def additions_across(shards: int, world: int) -> list[Node]:
-    """Returns the additions (i, n) of g[i,n] += g[i+n,n] that lead from all ranks' roots to the sum over all shards."""
-    roots: list[Node] = []
-    additions: list[Node] = []
-    for rank in range(world):
-        for root in roots_of(shards_of(shards, world, rank)):
-            roots.append(root)
-            additions.extend(additions_after(roots))
-    assert roots == [(0, shards)], roots
-    return additions
+def additions_between(firsts: Iterable[int]) -> list[tuple[int, int]]:
+    """Returns the additions that lead from sums to the sum over all shards, as pairs (to, from) of their first shards.
+
+    Args:
+        firsts: The first shard of each sum; together they are all shards, 0 included.
+
+    >>> additions_between([0, 4, 6])
+    [(4, 6), (0, 4)]
+    """
+    found = []
+    # The sum that begins at shard s is a right child, and its sibling begins where s has one trailing binary one less. Those of the lower
+    # levels of the tree are added first.
+    for first in sorted((first for first in firsts if first), key=lambda first: (first & -first, first)):
+        found.append((first & (first - 1), first))
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from checkpointing.costs import Costs
-from checkpointing.operations import Backward, Drop, Forward, Loss
+from checkpointing.operations import Backward, Drop, Forward, Loss, Reduce
 from checkpointing.plan import Plan
 from checkpointing.planner.frontier import Frontier, frontier
 from checkpointing.policies import Budget, Policy, StoreAll, candidates, offloading_candidates
@@ -65,6 +65,7 @@ def plan_run(
     world: int = 1,
     purpose: str = "train",
     offload: bool = False,
+    bucket_nbytes: int | None = None,
 ) -> RunPlans:
     """Chooses a policy and plans every rank of a run.
 
@@ -83,6 +84,7 @@ def plan_run(
         world: W, the number of ranks.
         purpose: Of the training plans: train or gradient.
         offload: Whether a budget may choose plans that hold values on disk.
+        bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; None for one of all at the end.
 
     Raises:
         InfeasibleBudget: The policy does not fit the budget, or nothing does; the message names the smallest that would.
@@ -98,10 +100,10 @@ def plan_run(
         evaluate = _plans(evaluation(evaluation_costs), evaluation_costs, "", "evaluate", shards, world)
 
     def planned(candidate: Policy) -> RunPlans:
-        train = _plans(candidate.schedule(costs), costs, candidate.name, purpose, shards, world)
+        train = _plans(candidate.schedule(costs), costs, candidate.name, purpose, shards, world, bucket_nbytes)
         return RunPlans(candidate, train, evaluate, store_all)
 
-    everything = _plans(StoreAll().schedule(costs), costs, StoreAll.name, purpose, shards, world)
+    everything = _plans(StoreAll().schedule(costs), costs, StoreAll.name, purpose, shards, world, bucket_nbytes)
     store_all = _largest(everything).simulation.activation_nbytes
     if policy is not None and not isinstance(policy, Budget):
         chosen = planned(policy)
@@ -110,13 +112,14 @@ def plan_run(
         return chosen
     if budget is None:
         return planned(StoreAll())
-    best = frontier(costs, candidates(costs))
+    passing = costs.of_the_pass(shards, world)
+    best = frontier(passing, candidates(passing))
     beside, elsewhere = _besides_the_pass(everything, best)
     elsewhere = max([elsewhere, *(plan.peak for plan in evaluate)])
     point, fitting = best.within(budget - beside), []
     if point is not None and elsewhere <= budget:
         taken = Budget() if point.origin is None else candidates(costs)[point.origin]
-        train = _plans(best.schedule(point), costs, taken.name, purpose, shards, world)
+        train = _plans(best.schedule(point), costs, taken.name, purpose, shards, world, bucket_nbytes)
         fitting.append(RunPlans(taken, train, evaluate, store_all))
     on_disk = [planned(candidate) for candidate in offloading_candidates(costs)] if offload or not fitting else []
     if offload:
@@ -157,8 +160,17 @@ def _require_known_bytes(costs: Costs | None) -> None:
             )
 
 
-def _plans(schedule: Schedule, costs: Costs, policy: str, purpose: str, shards: int, world: int) -> tuple[Plan, ...]:
-    return tuple(make_plan(schedule, costs, policy, purpose, shards, world, rank) for rank in range(world))
+def _plans(
+    schedule: Schedule,
+    costs: Costs,
+    policy: str,
+    purpose: str,
+    shards: int,
+    world: int,
+    bucket_nbytes: int | None = None,
+) -> tuple[Plan, ...]:
+    ranks = range(world)
+    return tuple(make_plan(schedule, costs, policy, purpose, shards, world, rank, bucket_nbytes) for rank in ranks)
 
 
 def _besides_the_pass(everything: Sequence[Plan], best: Frontier) -> tuple[int, int]:
@@ -168,7 +180,7 @@ def _besides_the_pass(everything: Sequence[Plan], best: Frontier) -> tuple[int, 
         for operation, moment in zip(plan.operations, plan.simulation.timeline, strict=True):
             if isinstance(operation, Forward | Loss | Backward):
                 inside = max(inside, moment.inside)
-            elif not isinstance(operation, Drop):  # during which nothing is made
+            elif not isinstance(operation, Drop | Reduce):  # during which nothing is made
                 elsewhere = max(elsewhere, moment.inside)
     return inside - best.store_all, elsewhere
 

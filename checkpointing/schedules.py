@@ -33,7 +33,7 @@ from checkpointing.operations import (
     residuals,
 )
 from checkpointing.plan import Plan
-from checkpointing.reduction_tree import Node, additions_after, shards_of
+from checkpointing.reduction_tree import Node, additions_after, roots_of, shards_of
 from checkpointing.simulation import backward_needs
 from framework.layers import BATCH
 
@@ -64,6 +64,7 @@ def make_plan(
     shards: int = 1,
     world: int = 1,
     rank: int = 0,
+    bucket_nbytes: int | None = None,
 ) -> Plan:
     """Returns the plan of a rank that runs every shard by one schedule.
 
@@ -75,25 +76,52 @@ def make_plan(
         shards: V, the virtual shards.
         world: W, the number of ranks.
         rank: Whose plan.
+        bucket_nbytes: Of how many bytes of gradients a reduction begins, as soon as the last shard has made them; None for one at the end.
     """
     body = shard_operations(schedule, costs, training=purpose != "evaluate")
     mine = shards_of(shards, world, rank)
     operations: list[Operation] = []
-    roots: list[Node] = []
+    sums: list[Node] = []
     for shard in mine:
-        operations += [Load(shard), *body]
+        last = shard == mine[-1] and purpose != "evaluate"
+        operations += [Load(shard), *(_with_reductions(body, costs, bucket_nbytes) if last else body)]
         if purpose == "evaluate":
             continue
-        roots.append((shard, 1))
-        for first, count in additions_after(roots):
-            operations += [Accumulate(first, count), Drop(gradient(first + count, count))]
-    if purpose != "evaluate":
-        operations.append(Reduce(0))
-        # The sum takes the place of the lowest root, shard 0's; the others have been read.
-        operations += [Drop(gradient(*root)) for root in roots if root[0] != 0]
+        sums.append((shard, 1))
+        for first, count in additions_after(sums):
+            if not last or count == 1:  # the reduction does the others
+                operations += [Accumulate(first, count), Drop(gradient(first + count, count))]
+        if last:
+            operations.append(Reduce(sum(isinstance(operation, Reduce) for operation in operations)))
+            # The sum takes the place of the lowest root, shard 0's; the others have been read.
+            operations += [Drop(gradient(*root)) for root in roots_of(mine) if root[0] != 0]
     if purpose == "train":
         operations += [Norm(), Update(0), Drop(gradient(0, shards))]
     return Plan(tuple(operations), costs, policy, purpose, shards, world, rank)
+
+
+def _with_reductions(body: Sequence[Operation], costs: Costs, bucket_nbytes: int | None) -> list[Operation]:
+    """Returns a shard's operations with a Reduce wherever backwards have made a bucket of gradients, but for the last one."""
+    if bucket_nbytes is None:
+        return list(body)
+    backwards = [operation.step for operation in body if isinstance(operation, Backward)]
+    more = {
+        step: sum(costs.steps[after].gradient_nbytes for after in backwards[number + 1 :])
+        for number, step in enumerate(backwards)
+    }
+    found: list[Operation] = []
+    full, nbytes, bucket = False, 0, 0
+    for operation in body:
+        if full and not isinstance(
+            operation, Drop
+        ):  # which belong to the Backward before: it may overwrite what they drop
+            found.append(Reduce(bucket))
+            full, nbytes, bucket = False, 0, bucket + 1
+        found.append(operation)
+        if isinstance(operation, Backward):
+            nbytes += costs.steps[operation.step].gradient_nbytes
+            full = nbytes >= bucket_nbytes and more[operation.step] > 0
+    return found
 
 
 def shard_operations(

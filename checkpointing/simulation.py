@@ -69,7 +69,7 @@ class Simulation:
         in_place: The places of operations that overwrite what they read: their output lies where their input lay, or the
             input's cotangent where the output's lay.
         left: The values that are left at the end.
-        roots: The rank's sums of gradients when its Reduce begins.
+        roots: The rank's sums of gradients when its last Reduce begins.
         heap: For each operation that has some, by its place in the plan: bytes that a layer's rule takes in passing from plain NumPy. They
             count inside the operation, but are no buffers: they lie on the heap, wherever the buffers do.
         buffers: All buffers that the plan makes, scratch included, and their lives, in the order in which they are made.
@@ -160,6 +160,10 @@ class _Simulator:
         self.heap: dict[int, int] = {}
         self.dropped_next: set[Value] = set()  # by the Drops that follow the operation at once
         self.roots: tuple[Value, ...] = ()
+        self.buckets = 0  # that this plan reduces
+        self.trained = {number for number, step in enumerate(costs.steps) if step.trains}
+        self.shard = -1
+        self.layer_by_layer = False  # whether the cotangents of the shard at work are added to its sibling's at once
         self.next_buffer = self.place = 0
         self.lives: list[Buffer] = []
         self.life_of: dict[int, int] = {}  # buffer -> its place in lives
@@ -174,6 +178,7 @@ class _Simulator:
     def run(self, operations: Sequence[Operation]) -> Simulation:
         static, timeline = self.live, []
         paths = [step.path for step in self.costs.steps]
+        self.buckets = sum(isinstance(operation, Reduce) for operation in operations)
         for place, operation in enumerate(operations):
             self.inside, self.place = self.live, place
             self.dropped_next = _drops_after(operations, place)
@@ -207,7 +212,7 @@ class _Simulator:
                 pieces = tuple(spec.nbytes for spec in self.costs.target_specs)
                 self.make(TARGETS, self.costs.targets_nbytes, "batch", "targets", pieces)
                 if self.purpose != "evaluate":
-                    self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients", f"shard {shard}")
+                    self.load_gradient(shard)
             case Forward(step, keep):
                 self.forward(step, keep)
             case Loss():
@@ -226,9 +231,11 @@ class _Simulator:
                 self.wait(value)
             case Accumulate(first, count):
                 self.need(gradient(first + count, count))
+                if self.layer_by_layer and count == 1 and self.undone != self.trained:
+                    raise PlanError("comes before the shard's last Backward, so a part of the gradient is lost")
                 self.rename(gradient(first, count), gradient(first, 2 * count))
-            case Reduce():
-                self.reduce()
+            case Reduce(bucket):
+                self.reduce(bucket)
             case Norm():
                 self.need(gradient(0, self.shards))
                 self.peak_at(self.costs.norm_workspace)
@@ -237,6 +244,15 @@ class _Simulator:
                 self.need(gradient(0, self.shards))
                 self.peak_at(self.costs.update_workspace)
                 self.scratch("optimizer", self.costs.update_workspace)
+
+    def load_gradient(self, shard: int) -> None:
+        """Makes g[shard,1]: a whole gradient, or, where the sibling's is there to be added to, what no step finishes alone."""
+        self.shard = shard
+        self.layer_by_layer = shard % 2 == 1 and gradient(shard - 1, 1) in self.buffer_of
+        if self.layer_by_layer:
+            self.make(gradient(shard, 1), self.costs.rest_nbytes, "cotangents", f"shard {shard}")
+        else:
+            self.make(gradient(shard, 1), self.costs.gradient_nbytes, "gradients", f"shard {shard}")
 
     def forward(self, step: int, keep: int | None) -> None:
         cost = self.costs.steps[step]
@@ -303,8 +319,12 @@ class _Simulator:
         made: list[int | None] = []  # the new cotangents' buffers
         over = footprint.backward_in_place and cost.wanted == (True,) and self.may_overwrite(cotangent(step))
         new = [0 if aliases or over else nbytes for nbytes, aliases in self._cotangents(step)]
-        self.peak_at(sum(new) + footprint.backward_workspace + self.on_heap(footprint.backward_heap))
-        self.scratch(cost.path, footprint.backward_workspace)
+        scratch = footprint.backward_workspace
+        if self.layer_by_layer:
+            self.need(gradient(self.shard - 1, 1))
+            scratch += cost.gradient_nbytes
+        self.peak_at(sum(new) + scratch + self.on_heap(footprint.backward_heap))
+        self.scratch(cost.path, scratch)
         for number, (wanted, aliases) in enumerate(zip(cost.wanted, footprint.cotangent_aliases, strict=True)):
             if not wanted:
                 made.append(None)
@@ -397,7 +417,9 @@ class _Simulator:
         specs = (self.costs.output(value.at),) if value.kind == "a" else self.costs.steps[value.at].footprint.own
         return tuple(spec.nbytes for spec in specs)
 
-    def reduce(self) -> None:
+    def reduce(self, bucket: int) -> None:
+        if bucket + 1 != self.buckets:
+            return  # it has begun; the last one waits for all
         self.roots = tuple(sorted(value for value in self.buffer_of if value.kind == "g"))
         if not self.roots:
             raise PlanError("there is no gradient to reduce")

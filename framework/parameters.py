@@ -162,9 +162,30 @@ class Layout:
         """The layout of the state."""
         return Layout(self._state)
 
+    @functools.cached_property
+    def own(self) -> dict[str, tuple[str, ...]]:
+        """The parameters that one layer alone uses, by the path of that layer."""
+        shared, found = set(self.aliases.values()), dict[str, tuple[str, ...]]()
+        for name in self.specs:
+            if name not in shared:
+                path = name.rpartition(".")[0]
+                found[path] = (*found.get(path, ()), name)
+        return found
+
+    @functools.cached_property
+    def rest(self) -> Layout:
+        """The layout of parameters that several layers use, whose cotangents no VJP finishes alone, and of all statistics."""
+        own = {name for names in self.own.values() for name in names}
+        specs = {name: spec for name, spec in self.specs.items() if name not in own}
+        return Layout(specs, self._statistics, aliases=self.aliases)
+
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
+
+    def own_nbytes(self, path: str) -> int:
+        """Bytes of the parameters that the layer of a path alone uses."""
+        return sum(self.specs[name].size for name in self.own.get(path, ())) * self.dtype.itemsize
 
     def parts(self, gradient: Array) -> tuple[Array, Array]:
         """Returns views of the parameters' part of a gradient buffer and of the statistics' part."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from checkpointing.costs import Costs
 from checkpointing.operations import TARGETS, Backward, Forward, Loss, Value, cotangent, output
-from checkpointing.reduction_tree import additions_after, shards_of
+from checkpointing.reduction_tree import shards_of
 from checkpointing.schedules import Schedule, backwards, forwards, shard_operations
 from checkpointing.simulation import backward_needs, simulate_parts
 from checkpointing.solvers.chain import Action, Option, Stage, StageBackward, StageChain, StageForward
@@ -27,7 +27,7 @@ def chain_of(costs: Costs) -> StageChain:
     """Returns the abstract chain of a model: its stages are the elements of the outermost Chain, and each has one option, to keep all.
 
     Args:
-        costs: A training pass of one shard, with its times.
+        costs: A training pass of one shard, with its times; of several shards, `Costs.of_the_pass`.
     """
     borders = _borders(costs)
     stages = [_stage(costs, number, *around) for number, around in enumerate(pairwise(borders))]
@@ -42,14 +42,9 @@ def fixed_nbytes(costs: Costs, shards: int = 1, world: int = 1) -> int:
         shards: V, the virtual shards.
         world: W, the number of ranks; it is the one with the most.
     """
-    most = 0
-    for rank in range(world):
-        roots: list[tuple[int, int]] = []
-        for shard in shards_of(shards, world, rank):
-            roots.append((shard, 1))
-            most = max(most, len(roots))
-            list(additions_after(roots))
-    return sum(costs.static.values()) + costs.targets_nbytes + most * costs.gradient_nbytes
+    each = (shards_of(shards, world, rank) for rank in range(world))
+    most = max(costs.held_gradients(mine, shard) for mine in each for shard in mine)
+    return sum(costs.static.values()) + costs.targets_nbytes + most
 
 
 def schedule_of(actions: Iterable[Action], costs: Costs) -> Schedule:

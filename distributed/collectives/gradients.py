@@ -1,23 +1,29 @@
-"""Gradients and losses added across the ranks of one node, in place.
+"""Gradients and losses added across the ranks of one node, in place, while the backward goes on.
 
-Gradient buffers are slots of their rank's segment, so a gradient is never copied to be sent. To reduce, each rank adds its slice of
-all roots up the canonical tree, in place, into the buffer of shard 0.
+Gradient buffers are slots of their rank's segment, so a gradient is never copied to be sent. To reduce a bucket, each rank adds its share of
+all sums up the canonical tree, in place, into the buffer of shard 0. A thread of each rank does that, bucket after bucket, while the
+rank's backward makes the next ones; the last Reduce waits for it. Who adds which elements, and when, changes no bit: an element's
+additions are those of the tree.
+
+The thread meets those of the other ranks on a channel of its own: once a bucket, when all ranks have made it, and once in the end. It takes
+no memory.
 
 A segment: the control area, the totals and the slots of roots by shard, then the slots.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from checkpointing.executor import Sums, Totals, total_of
-from checkpointing.reduction_tree import Node, additions_across, roots_of, shards_of
+from checkpointing.executor import Sums, Totals, reduce_in_tree, total_of
+from checkpointing.reduction_tree import roots_of, shards_of
 from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous, give_up
 from distributed.collectives.segment import CACHE_LINE, PAGE, Segment, SegmentAddress, attach_all, round_up
-from framework import kernels
 from framework.memory import Allocation, Array
 from framework.optimizers import NORM_BLOCK
 
@@ -66,10 +72,24 @@ class GradientReduction:
         dtype: Their dtype.
         slots: The most gradient buffers of this rank that are alive at once.
         timeout: Seconds that a collective waits for the other ranks.
+        overlap: Whether a bucket is reduced as soon as it is made; else all are when the last one is.
+        bandwidth: Bytes a second of a network that there is not: what a bucket would take there is waited. None for none.
+
+    Attributes:
+        seconds: How long the last reduction kept the rank waiting.
     """
 
     def __init__(
-        self, rank: int, world: int, shards: int, size: int, dtype: np.dtype[Any], slots: int, timeout: float = 300.0
+        self,
+        rank: int,
+        world: int,
+        shards: int,
+        size: int,
+        dtype: np.dtype[Any],
+        slots: int,
+        timeout: float = 300.0,
+        overlap: bool = True,
+        bandwidth: float | None = None,
     ) -> None:
         self.rank, self.world, self.shards, self.size, self.dtype = rank, world, shards, size, dtype
         self.timeout = timeout
@@ -79,9 +99,13 @@ class GradientReduction:
         self.address = self._own.address
         self._free = list(range(slots))
         self._slot_at: dict[int, int] = {}  # address -> slot
-        blocks = -(-size // NORM_BLOCK)
-        mine = shards_of(blocks, world, rank)
-        self._slice = slice(mine.start * NORM_BLOCK, min(mine.stop * NORM_BLOCK, size))
+        self.seconds = 0.0
+        self._overlap, self._bandwidth = overlap and world > 1, bandwidth
+        self._waiting: list[tuple[Mapping[int, Array], Sequence[slice], Sums]] = []  # buckets, where nothing overlaps
+        self._begun: list[Future[None]] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._everyone: dict[int, Array] = {}  # while a step is reduced: all ranks' sums, by their first shard
+        self._totals: Totals | None = None
         self._rendezvous: Rendezvous | None = None
         if world == 1:
             self.connect([self.address])
@@ -95,7 +119,7 @@ class GradientReduction:
         self._segments = attach_all(self.rank, self._own, addresses)
         self._headers = [_Header(segment, self.shards) for segment in self._segments]
         self._rendezvous = Rendezvous(self.rank, self._segments, self.timeout)
-        self._channel = self._rendezvous.channel(0)
+        self._channel, self._reducing = self._rendezvous.channel(0), self._rendezvous.channel(1)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], allocation: Allocation) -> Array:
         """Returns a free slot as a gradient buffer; it is free again when the last view of it has died."""
@@ -113,17 +137,35 @@ class GradientReduction:
         self._free.append(number)
         self._free.sort()
 
-    def reduce(self, roots: Mapping[Node, Array], sums: Sums) -> tuple[Array, Totals]:
-        """Adds all ranks' roots up the tree; see `checkpointing.executor.Reduction`.
+    def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
+        """Begins to reduce some elements; see `checkpointing.executor.Reduction`."""
+        if not self._overlap:
+            self._waiting.append((sums, places, totals))
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, f"reduction of rank {self.rank}")
+        self._begun.append(self._thread.submit(self._reduce, sums, places, totals))
 
-        The result lies in rank 0's memory: no rank may write to it before the next barrier.
+    def finish(self) -> tuple[Array, Totals]:
+        """Waits for all that was begun, and returns the mean gradient and the totals over all shards.
+
+        The gradient lies in rank 0's memory: no rank may write to it before the next barrier.
+
+        Raises:
+            CollectiveError: Ranks did not come within the timeout, one died, or one gave up.
         """
-        self._publish(roots)
-        totals = self._exchange(sums)
-        places = self._places()
-        self._add_slice(places, totals.divisor)
-        self.barrier("all-reduce")
-        return roots[min(roots)] if self.rank == 0 else places[0], totals
+        started = time.perf_counter()
+        try:
+            for bucket in self._waiting:
+                self._reduce(*bucket)
+            for future in self._begun:
+                future.result()
+            self._reducing.barrier("all-reduce")
+            assert self._totals is not None
+            return self._everyone[0], self._totals
+        finally:
+            self._forget()
+            self.seconds = time.perf_counter() - started
 
     def total(self, sums: Sums) -> Totals:
         """Returns the totals over all ranks' shards, added in the tree."""
@@ -140,7 +182,12 @@ class GradientReduction:
         self._channel.barrier(what)
 
     def close(self) -> None:
-        """Lets nobody attach any more. The memory is gone when the last mapping is."""
+        """Ends the thread, and lets nobody attach any more. The memory is gone when the last mapping is."""
+        if self._begun:
+            self.abort()  # the step failed, and its thread may wait for others
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        self._forget()
         self._own.close()
         if self._rendezvous:
             self._rendezvous.close()
@@ -149,41 +196,75 @@ class GradientReduction:
         """Tells the other ranks to wait no longer: their collectives raise."""
         give_up(self._own)
 
-    def _publish(self, roots: Mapping[Node, Array]) -> None:
-        """Tells the others where this rank's roots lie; they may read it after the next barrier."""
-        for (first, _), root in roots.items():
-            self._headers[self.rank].root_slots[first] = self._slot_at[_address(root)]
+    def _reduce(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
+        """Adds this rank's share of a bucket when all ranks have made it."""
+        if not self._everyone:
+            self._publish(sums, totals)
+        self._reducing.barrier("all-reduce")
+        if not self._everyone:
+            self._everyone, self._totals = self._sums_of_all(sums), self._totals_of_all()
+        assert self._totals is not None
+        if self._bandwidth is not None:
+            time.sleep(sum(place.stop - place.start for place in places) * self.dtype.itemsize / self._bandwidth)
+        reduce_in_tree(self._everyone, share_of(places, self.world, self.rank), self._totals.divisor)
 
-    def _exchange(self, sums: Sums) -> Totals:
+    def _publish(self, sums: Mapping[int, Array], totals: Sums) -> None:
+        """Tells the others where this rank's sums lie, and its totals; they may read that after the next meeting."""
+        header = self._headers[self.rank]
+        for first, array in sums.items():
+            header.root_slots[first] = self._slot_at[_address(array)]
+        for shard, each in totals.items():
+            header.sums[shard] = tuple(each)
+
+    def _exchange(self, totals: Sums) -> Totals:
         """Returns the totals over all ranks' shards; a barrier."""
-        for shard, totals in sums.items():
-            self._headers[self.rank].sums[shard] = tuple(totals)
+        self._publish({}, totals)
         self.barrier("exchange of losses")
-        everyone: Sums = {}
-        for rank, header in enumerate(self._headers):
-            for shard in shards_of(self.shards, self.world, rank):
-                everyone[shard] = Totals(*header.sums[shard].tolist())
-        return total_of(everyone)
+        return self._totals_of_all()
 
-    def _places(self) -> dict[int, Array]:
-        """Returns all ranks' roots, by their first shard."""
-        return {
-            first: self._slot(self._segments[rank], int(self._headers[rank].root_slots[first]))
-            for rank in range(self.world)
-            for first, _ in roots_of(shards_of(self.shards, self.world, rank))
-        }
+    def _totals_of_all(self) -> Totals:
+        return total_of({
+            shard: Totals(*header.sums[shard].tolist())
+            for rank, header in enumerate(self._headers)
+            for shard in shards_of(self.shards, self.world, rank)
+        })  # fmt: skip
 
-    def _add_slice(self, places: Mapping[int, Array], divisor: float) -> None:
-        """Adds this rank's slice of all roots up the tree into that of shard 0, and divides it."""
-        additions = additions_across(self.shards, self.world)
-        for block in kernels.row_blocks(self._slice.stop - self._slice.start, 1):
-            here = slice(self._slice.start + block.start, self._slice.start + block.stop)
-            for first, number in additions:
-                places[first][here] += places[first + number][here]
-            places[0][here] /= divisor
+    def _sums_of_all(self, own: Mapping[int, Array]) -> dict[int, Array]:
+        """Returns all ranks' sums, by their first shard."""
+        found = dict(own)
+        for rank, (segment, header) in enumerate(zip(self._segments, self._headers, strict=True)):
+            if rank != self.rank:
+                for first, _ in roots_of(shards_of(self.shards, self.world, rank)):
+                    found[first] = self._slot(segment, int(header.root_slots[first]))
+        return found
+
+    def _forget(self) -> None:
+        """Holds no gradient any more."""
+        self._everyone, self._totals = {}, None
+        self._waiting.clear()
+        self._begun.clear()
 
     def _slot(self, segment: Segment, number: int) -> Array:
         return segment.array(self._start + number * self._stride, self.size, self.dtype)
+
+
+def share_of(places: Sequence[slice], world: int, rank: int) -> list[slice]:
+    """Returns a rank's share of some elements, cut at multiples of 4,096.
+
+    >>> share_of([slice(0, 8192), slice(10000, 14096)], 3, 1)
+    [slice(4096, 8192, None)]
+    """
+    mine = shards_of(-(-sum(place.stop - place.start for place in places) // NORM_BLOCK), world, rank)
+    found, before = [], 0
+    for place in places:
+        start, stop = (
+            min(max(place.start + edge * NORM_BLOCK - before, place.start), place.stop)
+            for edge in (mine.start, mine.stop)
+        )
+        if stop > start:
+            found.append(slice(start, stop))
+        before += place.stop - place.start
+    return found
 
 
 def _address(a: Array) -> int:

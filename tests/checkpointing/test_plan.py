@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from checkpointing import Plan, PlanError
+from checkpointing import Plan, PlanError, StoreAll
 from checkpointing.operations import (
     Accumulate,
     Backward,
@@ -18,12 +18,15 @@ from checkpointing.operations import (
     Fetch,
     Forward,
     Load,
+    Loss,
     Offload,
     Operation,
+    Reduce,
     Value,
     from_json,
     to_json,
 )
+from checkpointing.schedules import make_plan
 from tests.checkpointing.cases import POLICIES, nested, tokens
 
 PLAN = tokens().plans("every-k:1", shards=4, world=2).train[0]
@@ -62,11 +65,61 @@ def test_doing_any_operation_twice_is_found(plan: Plan) -> None:
 
 
 def test_gradients_added_in_another_tree_are_refused() -> None:
-    plan = tokens().plans("store-all", shards=4).train[0]
-    place = next(i for i, operation in enumerate(plan.operations) if operation == Accumulate(0, 2))
-    assert place > 0
+    plan = tokens().plans("store-all", shards=8).train[0]
+    assert Accumulate(0, 2) in plan.operations
+    for other in (Accumulate(1, 1), Accumulate(0, 2)):
+        with pytest.raises(PlanError):
+            changed(plan, [other if o == Accumulate(0, 1) else o for o in plan.operations]).check()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("nbytes", [1, 300, 10**9])
+def test_a_bucket_is_reduced_as_soon_as_the_last_shard_has_finished_it(world: int, nbytes: int) -> None:
+    costs = tokens().plans("store-all", shards=8).train[0].costs
+    for rank in range(world):
+        plan = make_plan(
+            StoreAll().schedule(costs), costs, "store-all", shards=8, world=world, rank=rank, bucket_nbytes=nbytes
+        )
+        plan.check()
+        operations = list(plan.operations)
+        reduces = [place for place, operation in enumerate(operations) if isinstance(operation, Reduce)]
+        last_load = max(place for place, operation in enumerate(operations) if isinstance(operation, Load))
+        assert reduces[0] > last_load
+        finished = 0
+        for place in range(last_load, reduces[-1]):
+            if isinstance(operation := operations[place], Backward):
+                finished += costs.steps[operation.step].gradient_nbytes
+                assert finished < nbytes + max(step.gradient_nbytes for step in costs.steps)
+            elif place in reduces:
+                assert finished >= nbytes
+                finished = 0
+        assert len(reduces) == 1 or nbytes < costs.gradient_nbytes
+        # It begins, and changes nothing of what is held.
+        whole = make_plan(StoreAll().schedule(costs), costs, "store-all", shards=8, world=world, rank=rank)
+        held = [
+            m.inside for m, o in zip(plan.simulation.timeline, operations, strict=True) if not isinstance(o, Reduce)
+        ]
+        assert held == [
+            m.inside
+            for m, o in zip(whole.simulation.timeline, whole.operations, strict=True)
+            if not isinstance(o, Reduce)
+        ]
+
+
+def test_reductions_that_begin_too_early_or_in_another_order_are_refused() -> None:
+    costs = tokens().plans("store-all", shards=8).train[0].costs
+    plan = make_plan(StoreAll().schedule(costs), costs, "store-all", shards=8, world=2, bucket_nbytes=1)
+    operations = list(plan.operations)
+    first = operations.index(Reduce(0))
+    loss = max(place for place, operation in enumerate(operations) if isinstance(operation, Loss))
+    early = [*operations[:loss], Reduce(0), *operations[loss:first], *operations[first + 1 :]]
+    swapped = [Reduce(1) if o == Reduce(0) else Reduce(0) if o == Reduce(1) else o for o in operations]
+    for wrong in (early, swapped, [o for o in operations if o != Reduce(1)]):
+        with pytest.raises(PlanError, match="order of losses and of the step's end"):
+            changed(plan, wrong).check()
+    rest = operations.index(Accumulate(2, 1))
     with pytest.raises(PlanError):
-        changed(plan, [Accumulate(1, 1) if o == Accumulate(0, 1) else o for o in plan.operations]).check()
+        changed(plan, [*operations[:rest], *operations[rest + 1 : -4], operations[rest], *operations[-4:]]).check()
 
 
 def test_backwards_in_another_order_are_refused() -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from checkpointing.reduction_tree import additions_across, additions_after, require_shards, roots_of, shards_of
+from checkpointing.reduction_tree import (
+    added_by_layer,
+    additions_after,
+    additions_between,
+    require_shards,
+    roots_of,
+    shards_of,
+    sums_at,
+)
 
 SIZES = [1, 2, 4, 8, 16]
 
@@ -20,14 +28,20 @@ def test_every_world_adds_the_same_tree(shards: int) -> None:
     for world in range(1, shards + 1):
         terms = {shard: str(shard) for shard in range(shards)}
         for rank in range(world):
+            mine = shards_of(shards, world, rank)
             roots: list[tuple[int, int]] = []
-            for shard in shards_of(shards, world, rank):
+            for shard in mine:
+                assert sums_at(mine, shard) == len(roots) + (not added_by_layer(mine, shard))
                 roots.append((shard, 1))
                 for first, count in additions_after(roots):
-                    terms[first] = f"({terms[first]}+{terms[first + count]})"
-            assert roots == roots_of(shards_of(shards, world, rank))
-        for first, count in additions_across(shards, world):
-            terms[first] = f"({terms[first]}+{terms[first + count]})"
+                    assert added_by_layer(mine, shard)
+                    if shard != mine[-1] or count == 1:  # the others are left to the reduction
+                        terms[first] = f"({terms[first]}+{terms.pop(first + count)})"
+            kept = roots_of(mine)
+            assert [first for first, _ in kept] == [first for first in terms if first in mine]
+            assert sum(count for _, count in kept) == len(mine)
+        for first, second in additions_between(terms):
+            terms[first] = f"({terms[first]}+{terms[second]})"
         assert terms[0] == balanced(0, shards)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpointing.executor import Totals
-from checkpointing.reduction_tree import additions_after, shards_of
+from checkpointing.reduction_tree import added_by_layer, additions_after, shards_of
 from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.gradients import GradientReduction, header_nbytes
 from distributed.collectives.segment import SegmentAddress
@@ -24,9 +25,10 @@ from tests.shared_files import shared_files
 
 
 def open_world(
-    world: int, shards: int, size: int, dtype: str = "float32", timeout: float = 30.0
+    world: int, shards: int, size: int, dtype: str = "float32", timeout: float = 30.0, **options: Any
 ) -> list[GradientReduction]:
-    ranks = [GradientReduction(r, world, shards, size, np.dtype(dtype), slots=5, timeout=timeout) for r in range(world)]
+    options |= {"slots": 5, "timeout": timeout}
+    ranks = [GradientReduction(r, world, shards, size, np.dtype(dtype), **options) for r in range(world)]
     for rank in ranks:
         rank.connect([other.address for other in ranks])
     return ranks
@@ -45,25 +47,45 @@ def gradients(shards: int, size: int, dtype: str) -> list[np.ndarray]:
     ]
 
 
-def all_reduce(rank: GradientReduction, parts: list[np.ndarray], steps: int = 1) -> list[tuple[bytes, float, float]]:
-    """What a worker does: a buffer for each shard, added like a binary counter, then reduced."""
+def bucketed(size: int, count: int) -> list[list[slice]]:
+    """Cuts elements into buckets from the end, the last of two runs."""
+    edges = [size * number // (count + 1) for number in range(count + 2)]
+    runs = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    return [*([run] for run in reversed(runs[1:-1])), [runs[0], runs[-1]]]
+
+
+def all_reduce(
+    rank: GradientReduction, parts: list[np.ndarray], steps: int = 1, buckets: int = 1
+) -> list[tuple[bytes, float, float]]:
+    """What a worker does: a buffer for each even shard, to which the odd one is added; these like a binary counter, then reduced.
+
+    The last shard is made bucket by bucket, each of which is reduced at once.
+    """
     ledger, results = Ledger(), []
+    mine = shards_of(rank.shards, rank.world, rank.rank)
+    totals = {shard: Totals(float(shard) + 0.1, 2.0, shard + 0.5) for shard in mine}
     for step in range(steps):
-        held, roots = {}, []
-        for shard in shards_of(rank.shards, rank.world, rank.rank):
-            held[shard] = ledger.empty((rank.size,), rank.dtype, "gradients", allocator=rank)
-            held[shard][...] = parts[shard] * (step + 1)
+        held: dict[int, np.ndarray] = {}
+        roots: list[tuple[int, int]] = []
+        for shard in mine:
+            by_layer = added_by_layer(mine, shard)
+            if not by_layer:
+                held[shard] = ledger.empty((rank.size,), rank.dtype, "gradients", allocator=rank)
+            into = held[shard - by_layer]
+            for places in bucketed(rank.size, buckets):
+                for place in places:
+                    part = parts[shard][place] * (step + 1)
+                    into[place] = into[place] + part if by_layer else part
+                if shard == mine[-1]:
+                    rank.begin(held, places, totals)
             roots.append((shard, 1))
             for first, count in additions_after(roots):
-                held[first] += held.pop(first + count)
-        sums = {
-            shard: Totals(float(shard) + 0.1, 2.0, shard + 0.5)
-            for shard in shards_of(rank.shards, rank.world, rank.rank)
-        }
-        total, (loss, count, _) = rank.reduce({root: held[root[0]] for root in roots}, sums)
+                if count > 1 and shard != mine[-1]:
+                    held[first] += held.pop(first + count)
+        total, (loss, count, _) = rank.finish()
         results.append((total.tobytes(), loss, count))
         rank.barrier()
-        del total, held
+        del total, held, into
         assert ledger.live == 0
     return results
 
@@ -81,13 +103,18 @@ def reference(parts: list[np.ndarray], scale: float) -> bytes:
     world=st.integers(1, 8),
     size=st.sampled_from([0, 1, 2, 4095, 4096, 4097, 20_000, 70_001]),
     dtype=st.sampled_from(["float32", "float64"]),
+    buckets=st.integers(1, 4),
+    overlap=st.booleans(),
 )
 def test_the_mean_gradient_has_the_bits_of_one_process_in_tree_order(
-    shards: int, world: int, size: int, dtype: str
+    shards: int, world: int, size: int, dtype: str, buckets: int, overlap: bool
 ) -> None:
     world = min(world, shards)
     parts = gradients(shards, size, dtype)
-    results = in_parallel(open_world(world, shards, size, dtype), lambda rank: all_reduce(rank, parts, steps=3))
+    ranks = open_world(world, shards, size, dtype, overlap=overlap)
+    results = in_parallel(ranks, lambda rank: all_reduce(rank, parts, 3, buckets))
+    for rank in ranks:
+        rank.close()
     for step in range(3):
         bits = {result[step][0] for result in results}
         assert bits == {reference(parts, step + 1)}
@@ -102,8 +129,9 @@ def test_the_result_lies_in_the_buffer_of_shard_0_and_no_name_is_left_in_shared_
     for buffer in buffers:
         buffer.fill(3)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(one.reduce, {(0, 1): buffers[0]}, {0: Totals(1.0, 1.0)})
-        second = pool.submit(two.reduce, {(1, 1): buffers[1]}, {1: Totals(1.0, 2.0)})
+        for number, rank in enumerate((one, two)):
+            rank.begin({number: buffers[number]}, [slice(0, 10)], {number: Totals(1.0, number + 1.0)})
+        first, second = pool.submit(one.finish), pool.submit(two.finish)
     assert first.result()[0] is buffers[0]
     np.testing.assert_array_equal(second.result()[0], np.full(10, 2.0, np.float32))
     assert not shared_files() - before
