@@ -68,7 +68,10 @@ def test_ranks_with_more_shards_hold_more_gradients_and_each_peak_is_predicted(r
     assert [rank["shards"] for rank in ranks] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     peaks = [rank["ledger_peak_bytes"] for rank in ranks]
     assert peaks == [plan.peak for plan in trainer.plans.train]
-    assert peaks[1] - peaks[0] == trainer.layout.nbytes
+    # Shards 0-1, and 2 besides; 3, and 4-5 besides; 6-7. An odd shard takes scratch for the cotangents of one layer.
+    layer = max(map(trainer.layout.own_nbytes, trainer.layout.own))
+    assert trainer.layout.nbytes - layer <= peaks[0] - peaks[2] <= trainer.layout.nbytes
+    assert 0 <= peaks[1] - peaks[0] <= layer
 
 
 def test_two_seeds_differ_and_the_same_seed_repeats(alone: dict[str, Any]) -> None:
