@@ -7,12 +7,15 @@ Suites:
   engine        a training step, with PyTorch: time and peak memory, on one thread and on two cores; it takes about half an hour
   planner       how long planning takes: the persistent program at two sizes, every named model, and tables of equal steps beside
                 checkpoint-schedules
+  policies      steps by plans within a budget over store-all's, with PyTorch's checkpointing at equal activation bytes; how far plans are
+                from lower bounds, and measured steps from planned ones; values on disk
 
 Examples:
   python scripts/benchmark.py derivatives
   python scripts/benchmark.py derivatives --runs 50 --json
   python scripts/benchmark.py engine --only tiny-chain --rounds 1
   python scripts/benchmark.py engine --profile byte-gpt-small
+  python scripts/benchmark.py policies --only byte-gpt-small --rounds 1
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from typing import Any, Literal
 import _console
 import tyro
 from _console import console, errors
-from benchmarks import engine, engine_profile
+from benchmarks import engine_profile
 from benchmarks.engine_cases import chosen
-from benchmarks.measure import Row, machine, versions
+from benchmarks.measure import Row, installed, machine, versions
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -37,21 +40,25 @@ from threadpoolctl import threadpool_limits
 
 from framework import format_size
 
+#: Suites that go through models in processes of their own, and how many steps each takes.
+_BY_MODEL = {"engine": 10, "policies": 3}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine", "planner"]] = "derivatives"
+    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine", "planner", "policies"]] = "derivatives"
     """What to compare."""
     runs: int = 20
-    """Timed runs that a median is of; the suite engine has steps and rounds."""
+    """Timed runs that a median is of; the suites engine and policies have steps and rounds."""
     threads: int = 1
-    """Threads of matrix products, of both sides; the suite engine measures one and two, and profiles with so many."""
+    """Threads of matrix products, of both sides; the suite engine measures one and two, and profiles with so many; policies has one."""
     only: str | None = None
-    """The one model that the suite engine measures: byte-gpt-small, mlp, resnet-small or tiny-chain."""
-    steps: int = 10
-    """Timed steps in each process of the suite engine."""
+    """The one model that a suite measures: byte-gpt-small, mlp, resnet-small or tiny-chain of engine; byte-gpt-small, mlp-50,
+    byte-gpt-tiny, mlp-deep or resnet-small of policies."""
+    steps: int | None = None
+    """Timed steps in each process: 10 in the suite engine; 3 of each configuration in policies."""
     rounds: int = 3
-    """Processes of each configuration in the suite engine."""
+    """Processes of each configuration in the suite engine, of each side in policies."""
     profile: str | None = None
     """Instead of comparing, tell where the time of a step of this model of the suite engine goes."""
     quiet: bool = False
@@ -65,10 +72,12 @@ class Benchmark:
 def main(options: Benchmark) -> dict[str, Any]:
     console.quiet = options.quiet
     for name in ("runs", "threads", "steps", "rounds"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, but got {getattr(options, name)}")
-    if options.suite != "engine" and (options.only or options.profile):
-        raise ValueError(f"--only and --profile are for the suite engine, but the suite is {options.suite}")
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise ValueError(f"--{name} must be at least 1, but got {given}")
+    if options.suite not in _BY_MODEL and options.only:
+        raise ValueError(f"--only is for the suites {' and '.join(_BY_MODEL)}, but the suite is {options.suite}")
+    if options.suite != "engine" and options.profile:
+        raise ValueError(f"--profile is for the suite engine, but the suite is {options.suite}")
     suite = importlib.import_module(f"benchmarks.{options.suite}")
     told = {
         "suite": options.suite,
@@ -76,20 +85,22 @@ def main(options: Benchmark) -> dict[str, Any]:
         "versions": versions(suite.PACKAGES),
     }
     if options.profile is not None:
-        return {**told, "profile": _profile(options.profile, options.steps, options.threads)}
+        return {**told, "profile": _profile(options.profile, options.steps or _BY_MODEL["engine"], options.threads)}
+    steps = _BY_MODEL.get(options.suite)
     found: list[Row] = []
     configurations: list[dict[str, Any]] = []
     with threadpool_limits(options.threads), _progress(options) as tell:
         for row in (
-            engine.rows(options.steps, options.rounds, options.only, tell, configurations.append)
-            if options.suite == "engine"
+            suite.rows(options.steps or steps, options.rounds, options.only, tell, configurations.append)
+            if steps is not None
             else suite.rows(options.runs)
         ):
             found.append(row)
-            if options.suite != "engine":
+            if steps is None:
                 tell(len(found), None, f"measured {row.name}")
     console.print(table(options.suite, found))
-    for name in sorted({row.package or row.peer_name for row in found if row.peer is None}):
+    absent = {row.package or row.peer_name for row in found if row.peer is None and row.peer_name}
+    for name in sorted(each for each in absent if not installed(each)):
         console.print(f"{name} is not installed, so there is nothing to compare with: pip install {name}")
     rows = {"rows": [row.to_json() for row in found]}
     return {**told, **rows, **({"configurations": configurations} if configurations else {})}

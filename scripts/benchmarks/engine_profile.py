@@ -95,7 +95,7 @@ def profile(name: str, steps: int, threads: int) -> dict[str, Any]:
     }
 
 
-class _Clock(Ledger):
+class Clock(Ledger):
     """Notes when each operation begins, and when the last one ends."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class _Clock(Ledger):
 def ours_here(name: str, steps: int, threads: int) -> dict[str, Any]:
     """Returns the median ``step_seconds``, and by kind of operation how many a step has and the median of their seconds together."""
     threadpool_limits(threads)
-    case, how, clock = CASES[name], Configuration("ours", threads), _Clock()
+    case, how, clock = CASES[name], Configuration("ours", threads), Clock()
     step = step_of_ours(case, how, ledger=clock)
     kinds = _kinds(case, plan_of_ours(case.model(), *case.arrays(case.batch), how))
     whole: list[float] = []

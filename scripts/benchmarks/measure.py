@@ -29,8 +29,8 @@ class Row:
         name: What was measured.
         unit: s, bytes, GB/s or 1.
         ours: Median of our side.
-        peer: Median of the other side; None where it is not installed.
-        peer_name: Who that is.
+        peer: Median of the other side; None where it is not installed, or there is none.
+        peer_name: Who that is; empty where there is none.
         runs: How many runs the medians are of.
         better: lower or higher.
         package: What to install for the other side to be measured, if that is not its name.

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 
-from tests.scripts.helpers import ROOT, last_json, run
+from tests.scripts.helpers import last_json, run
 
 COLUMNS = {"name", "unit", "ours", "peer", "peer_name", "ratio", "better", "runs", "ours_name"}
-
-#: Run by every Python that starts with its folder in PYTHONPATH: PyTorch is not to be found.
-NO_TORCH = """
-from importlib.machinery import PathFinder
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] == "torch" else find(name, *more)
-"""
-
-
-@pytest.fixture
-def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "hidden").mkdir()
-    (tmp_path / "hidden" / "sitecustomize.py").write_text(NO_TORCH)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"), prepend=":")
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports modules of the suite, as programs in scripts/ do."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def test_our_side_is_measured_without_pytorch(tmp_path: Path, without_torch: None) -> None:
@@ -153,10 +131,7 @@ def test_the_profile_accounts_for_the_whole_step(tmp_path: Path, without_torch: 
         (("engine", "--profile", "gpt-9"), "has no model 'gpt-9'"),
         (("engine", "--steps", "0"), "--steps must be at least 1, but got 0"),
         (("engine", "--rounds", "-1"), "--rounds must be at least 1"),
-        (
-            ("derivatives", "--only", "mlp"),
-            "--only and --profile are for the suite engine, but the suite is derivatives",
-        ),
+        (("derivatives", "--profile", "mlp"), "--profile is for the suite engine, but the suite is derivatives"),
     ],
 )
 def test_bad_input_is_a_clear_error(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
