@@ -14,6 +14,7 @@ from checkpointing.planned import Planned
 from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
 from framework.data import LastBatch
+from framework.sizes import parse_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,12 @@ class TrainingOptions:
     """A running Ray cluster to join, as HOST:PORT or auto. Default: Ray is started on this machine."""
     timeout: float = 300.0
     """Seconds that a worker waits for the others before the run fails."""
+    bucket_size: str = "4MiB"
+    """With workers: bytes of gradients of which the reduction begins as soon as the backward has made them."""
+    overlap: bool = True
+    """With workers: reduce buckets while the backward goes on, instead of all at the end."""
+    pretend_bandwidth: str | None = None
+    """With workers: take as long over a bucket as a network of so many bytes a second would, as 100MB; to see what overlap gains there."""
 
     def check(self) -> None:
         """Checks each option and their combination.
@@ -111,6 +118,12 @@ class TrainingOptions:
             )
         self.parsed_policy()
         self.parsed_budget()
+        for name in ("bucket_size", "pretend_bandwidth"):
+            if (size := getattr(self, name)) is not None:
+                try:
+                    parse_size(size)
+                except ValueError as error:
+                    raise ValueError(f"{_flag(name)}: {error}") from error
         if (
             self.offload_dir is not None and self.address is None
         ):  # a cluster's nodes may have what this machine has not
@@ -124,6 +137,11 @@ class TrainingOptions:
     @property
     def warmup(self) -> int:
         return self.warmup_steps if self.warmup_steps is not None else self.steps // 20
+
+    @property
+    def bucket_nbytes(self) -> int | None:
+        """Bytes of a bucket of gradients; None where there is nobody to reduce them with."""
+        return parse_size(self.bucket_size) if self.workers > 1 else None
 
     def parsed_policy(self) -> Policy | None:
         if self.plan is not None:

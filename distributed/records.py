@@ -92,6 +92,7 @@ def summary_of(trainer: Trainer, history: list[dict[str, Any]], reports: list[di
         "rss_peak_bytes": max(report["process"]["peak_rss"] for report in reports),
         "rss_drift_bytes": history[-1]["rss_peak_bytes"] - history[min(1, len(history) - 1)]["rss_peak_bytes"],
         "parameters_sha256": reports[0]["parameters_sha256"],
+        "optimizer_sha256": reports[0]["optimizer_sha256"],
         "losses_sha256": losses_sha256(history),
         "ranks": reports,
     }

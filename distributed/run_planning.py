@@ -146,6 +146,7 @@ class RunPlanning:
             times=self._times,
             offload=options.offload_dir is not None,
             disk_bandwidth=self._disk_bandwidth,
+            bucket_nbytes=self._options.bucket_nbytes,
             weighted=(self._batches[0].padded, self._batches[1].padded),
         )
 

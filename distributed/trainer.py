@@ -35,6 +35,7 @@ from framework.models import Model
 from framework.optimizers import AdamW, Optimizer
 from framework.parameters import Layout, Parameters
 from framework.schedules import WarmupCosine
+from framework.sizes import parse_size
 
 #: Validation batches that are asked for at once, so that progress is seen.
 _VALIDATION_CALL = 8
@@ -264,6 +265,8 @@ class Trainer:
             offload_dir=None if options.offload_dir is None else options.offload_dir.absolute(),
             verify=options.verify_memory,
             timeout=options.timeout,
+            overlap=options.overlap,
+            bandwidth=None if options.pretend_bandwidth is None else parse_size(options.pretend_bandwidth),
         )
 
     @property

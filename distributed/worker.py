@@ -26,7 +26,7 @@ from framework.layers import Spec
 from framework.memory import Array, Ledger
 from framework.models import Model
 from framework.optimizers import Optimizer
-from framework.parameters import Layout
+from framework.parameters import Layout, sha256_of
 from framework.schedules import WarmupCosine
 
 
@@ -56,6 +56,7 @@ class WorkerTask:
         offload_dir: The folder for values that a plan holds on disk.
         verify: Whether the first step and the first validation batch run under the witness; see `checkpointing.witness`.
         timeout: Seconds to wait for them.
+        overlap, bandwidth: See `GradientReduction`.
     """
 
     model: Model
@@ -79,6 +80,8 @@ class WorkerTask:
     offload_dir: Path | None
     verify: bool
     timeout: float
+    overlap: bool
+    bandwidth: float | None
 
 
 def shard_specs(data: Dataset, batch: int, shards: int) -> tuple[Spec, Spec]:
@@ -185,7 +188,7 @@ class Worker:
             )
             self._shared = GradientReduction(
                 task.rank, task.world, task.shards, layout.gradients.size, layout.dtype,
-                most // layout.gradients.nbytes, task.timeout,
+                most // layout.gradients.nbytes, task.timeout, task.overlap, task.bandwidth,
             )  # fmt: skip
         self._engine = Engine(
             task.model.chain,
@@ -290,6 +293,7 @@ class Worker:
             "reserved_bytes": reserved_nbytes(self._task.train, self._task.evaluate, self._task.block),
             "process": asdict(ProcessMemory.read()),
             "parameters_sha256": self._engine.parameters.sha256(),
+            "optimizer_sha256": sha256_of(self._engine.optimizer_state),
         }
 
     def parameters(self) -> tuple[Array, Array | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def train(workers: int, **options: Any) -> dict[str, Any]:
 
 
 def hashes(summary: dict[str, Any]) -> tuple[Any, ...]:
-    return summary["parameters_sha256"], summary["losses_sha256"], summary["validation_loss"]
+    names = ("parameters_sha256", "optimizer_sha256", "losses_sha256", "validation_loss")
+    return tuple(summary[name] for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,13 @@ def alone() -> dict[str, Any]:
     ("workers", "options"),
     [
         (0, {"memory_budget": "engine:50%"}),
-        (1, {"policy": "recompute-all"}),
-        (2, {"memory_budget": "engine:60%"}),
-        (2, {"policy": "offload"}),
-        (3, {"policy": "sqrt-n"}),
+        (1, {"policy": "recompute-all", "memory": "heap"}),
+        (2, {"memory_budget": "engine:60%", "bucket_size": "64KiB"}),
+        (2, {"policy": "offload", "overlap": False}),
+        (2, {"bucket_size": "1MB", "memory": "heap"}),
+        (3, {"policy": "sqrt-n", "bucket_size": "1B"}),
         (4, {}),
+        (4, {"bucket_size": "300kB", "overlap": False}),
     ],
 )
 def test_any_number_of_workers_gives_the_bits_of_one_process(
@@ -50,6 +54,54 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(
     summary = train(workers, **options)
     assert summary["workers"] == workers
     assert hashes(summary) == hashes(alone)
+
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "workers": tuple(range(9)),
+    "bucket_size": ("1B", "64KiB", "4MiB"),
+    "how": ({"policy": "store-all"}, {"policy": "sqrt-n"}, {"memory_budget": "engine:60%"}),
+    "overlap": (True, False),
+    "memory": ("block", "heap"),
+}
+
+
+def pairwise(factors: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Returns combinations in which any two values of two factors come together once: each the one with most pairs that are new."""
+    names = list(factors)
+    places = [range(len(values)) for values in factors.values()]
+    new = {
+        ((i, a), (j, b)) for (i, p), (j, q) in itertools.combinations(enumerate(places), 2) for a in p for b in q
+    }  # fmt: skip
+    chosen = []
+    everything = list(itertools.product(*places))
+    while new:
+        best = max(everything, key=lambda each: len(new.intersection(itertools.combinations(enumerate(each), 2))))
+        new.difference_update(itertools.combinations(enumerate(best), 2))
+        chosen.append({name: factors[name][value] for name, value in zip(names, best, strict=True)})
+    return chosen
+
+
+COVERING = pairwise(FACTORS)
+
+
+def test_the_covering_set_has_every_pair_and_is_small() -> None:
+    assert len(COVERING) <= 40
+    for (one, some), (other, more) in itertools.combinations(FACTORS.items(), 2):
+        assert all(any(each[one] == a and each[other] == b for each in COVERING) for a in some for b in more)
+
+
+@pytest.fixture(scope="module")
+def alone_in_eight() -> dict[str, Any]:
+    return train(0, shards=8)
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("combination", COVERING, ids=lambda each: "-".join(map(str, each.values())))
+def test_one_hash_whatever_buckets_overlap_policies_and_memory(
+    alone_in_eight: dict[str, Any], ray_cluster: None, combination: dict[str, Any]
+) -> None:
+    options = dict(combination)
+    assert hashes(train(options.pop("workers"), shards=8, **options.pop("how"), **options)) == hashes(alone_in_eight)
 
 
 @pytest.mark.soak
