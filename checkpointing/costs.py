@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,8 +168,13 @@ class Costs:
 
     def steps_of(self, first_stage: int, last_stage: int) -> range:
         """The steps of stages first..last."""
-        inside = [i for i, step in enumerate(self.steps) if first_stage <= step.stage <= last_stage]
-        return range(inside[0], inside[-1] + 1)
+        return range(self._starts[first_stage], self._starts[last_stage + 1])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first step of each stage, and the number of steps."""
+        stages = [step.stage for step in self.steps]
+        return [*(stages.index(stage) for stage in range(self.stages)), len(stages)]
 
     def output(self, step: int) -> Spec:
         """Spec of the output of a step, or of the batch."""

@@ -63,8 +63,10 @@ class Evaluator:
         # The loss's are two numbers, added apart, so that the sum is the simulator's.
         self.seconds = [*(time.forward for time in times), 0.0, *(time.backward for time in times)]
         self.inputs = [tuple(1 + source for source in step.inputs) for step in costs.steps]
+        self.firsts = [inputs[0] for inputs in self.inputs]
         self.size = [costs.batch.nbytes, *(foot.output.nbytes for foot in feet), *(foot.own_nbytes for foot in feet)]
         self.has_own = [bool(foot.own) for foot in feet]
+        self.own = [1 + n + number if foot.own else 3 * n + 2 for number, foot in enumerate(feet)]
         self.aliases = [foot.output_aliases_input for foot in feet]
         self.forward_in_place = [foot.forward_in_place for foot in feet]
         self.forward_extra = [foot.forward_workspace + foot.forward_heap for foot in feet]
@@ -89,6 +91,7 @@ class Evaluator:
                 for place, (source, wanted) in enumerate(zip(step.inputs, step.wanted, strict=True))
                 if wanted
             ])  # fmt: skip
+        self.backward_makes = [sum(made for _, made, aliases, *_ in each if not aliases) for each in self.cotangents]
         self.uses.append([n, self.targets])
         self.makes.append((1 + 2 * n + n - 1,))
         for number in range(n):
@@ -96,7 +99,6 @@ class Evaluator:
             self.uses.append(list(dict.fromkeys([1 + 2 * n + number, *needs])))
             self.makes.append(tuple(dict.fromkeys(made for made, *_ in self.cotangents[number])))
         self.touched = [list(dict.fromkeys((*u, *m))) for u, m in zip(self.uses, self.makes, strict=True)]
-        self.touched_without_own = [list(dict.fromkeys((*self.uses[s], 1 + s))) for s in range(n)]
 
     def id_of(self, value: Value) -> Id:
         """The integer of a[s], r[s] or d[s]."""
@@ -134,48 +136,65 @@ class Evaluator:
 
     def evaluate(self, codes: Sequence[int]) -> Evaluation:
         """Returns the cost of a schedule."""
-        kept, keeps, drops, gaps = self._liveness(codes)
-        inside = _Run(self).run(kept, keeps, drops)
+        kept, keeps, drops, gaps, unread = self._liveness(codes)
+        inside = _Run(self).run(kept, keeps, drops, unread)
         seconds = math.fsum([*map(self.seconds.__getitem__, kept), *self.costs.loss_seconds])
         return Evaluation(tuple(kept), max(inside), seconds, inside, gaps)
 
     def _liveness(
         self, codes: Sequence[int]
-    ) -> tuple[list[int], list[bool], list[list[Id]], list[tuple[Id, int, int]]]:
-        """As `schedules.shard_operations`: what runs, whether it keeps residuals, and what is dropped after it."""
+    ) -> tuple[list[int], list[bool], list[list[Id]], list[tuple[Id, int, int]], list[Id]]:
+        """As `schedules.shard_operations`: what runs, whether it keeps residuals, what is dropped after it, gaps, and what is never read."""
         n, first_cotangent = self.steps, 1 + 2 * self.steps
-        next_use: dict[Id, int] = {}  # of the values that are needed: their next use, counted from the end
+        # Of each value the next use, counted from the end; -1 where it is not needed. The last is of steps without residuals.
+        next_use = [-1] * (3 * n + 3)
         kept: list[int] = []
         keeps: list[bool] = []
         drops: list[list[Id]] = []
         gaps: list[tuple[Id, int, int]] = []
+        place, all_uses, all_own = 0, self.uses, self.own
         for code in reversed(codes):
-            makes, touched = self.makes[code], self.touched[code]
-            keep = True
             if code < n:
-                keep = len(makes) == 2 and makes[1] in next_use
-                if not keep:
-                    if makes[0] not in next_use:
-                        continue
-                    makes, touched = makes[:1], self.touched_without_own[code]
-            place = len(kept)
-            drops.append([value for value in touched if value not in next_use])
-            kept.append(code)
-            keeps.append(keep)
-            for value in makes:
-                if value < first_cotangent:
-                    after = next_use.pop(value, place)
+                made, own = 1 + code, all_own[code]
+                after, later = next_use[made], next_use[own]
+                if later < 0 and after < 0:
+                    continue
+                keeps.append(later >= 0)
+                if later >= 0:
+                    next_use[own] = -1
+                    if place - later > 1:
+                        gaps.append((own, place, later))
+                if after >= 0:
+                    next_use[made] = -1
+                    dropped = []
                     if place - after > 1:
-                        gaps.append((value, place, after))
-                elif value in next_use:
-                    next_use[value] = place
-            for value in self.uses[code]:
-                if value < first_cotangent and place - next_use.get(value, place) > 1:
-                    gaps.append((value, place, next_use[value]))
+                        gaps.append((made, place, after))
+                else:
+                    dropped = [made]
+            else:
+                keeps.append(False)
+                dropped = []
+                for value in self.makes[code]:
+                    if next_use[value] < 0:
+                        dropped.append(value)
+                    else:
+                        next_use[value] = place
+            for value in all_uses[code]:
+                after = next_use[value]
+                if after < 0:
+                    dropped.append(value)
+                elif place - after > 1 and value < first_cotangent:
+                    gaps.append((value, place, after))
                 next_use[value] = place
-        last = len(kept) - 1
+            kept.append(code)
+            drops.append(dropped)
+            place += 1
+        last = place - 1
         gaps = [(value, last - before, last - after) for value, before, after in gaps]
-        return kept[::-1], keeps[::-1], drops[::-1], gaps
+        kept.reverse()
+        keeps.reverse()
+        drops.reverse()
+        return kept, keeps, drops, gaps, [value for value in (0, self.targets) if next_use[value] < 0]
 
 
 class _Run:
@@ -190,33 +209,34 @@ class _Run:
         self.sizes: list[int] = []
         self.live = self.peak = 0
 
-    def run(self, codes: list[int], keeps: list[bool], drops: list[list[Id]]) -> list[int]:
+    def run(self, codes: list[int], keeps: list[bool], drops: list[list[Id]], unread: list[Id]) -> list[int]:
         ev, n, inside = self.evaluator, self.evaluator.steps, []
         self.bind(0, self.new(ev.size[0]))
         self.bind(ev.targets, self.new(ev.costs.targets_nbytes))
-        used = {value for code in codes for value in ev.uses[code]}
-        for value in (0, ev.targets):
-            if value not in used:
-                self.forget(self.buffer.pop(value))
+        for value in unread:
+            self.forget(self.buffer.pop(value))
         buffer, names, sizes, size, own_at = self.buffer, self.names, self.sizes, ev.size, 1 + n
+        aliases, in_place, firsts, extra = ev.aliases, ev.forward_in_place, ev.firsts, ev.forward_extra
         for code, keep, dropped in zip(codes, keeps, drops, strict=True):
             if code < n:  # most are forwards, so they have no call of their own
-                first, own = ev.inputs[code][0], size[own_at + code]
-                over = ev.aliases[code] or (ev.forward_in_place[code] and self.alone(first, dropped))
-                made = 0 if over else size[1 + code]
-                inside.append(self.live + made + own + ev.forward_extra[code])
-                if over:
-                    self.bind(1 + code, buffer[first])
+                own, live = size[own_at + code], self.live
+                if aliases[code] or (in_place[code] and self.alone(firsts[code], dropped)):
+                    inside.append(live + own + extra[code])
+                    number = buffer[1 + code] = buffer[firsts[code]]
+                    names[number] += 1
                 else:
+                    made = size[1 + code]
+                    inside.append(live + made + own + extra[code])
                     buffer[1 + code] = len(names)
                     names.append(1)
                     sizes.append(made)
-                    self.live += made
+                    live += made
                 if keep:
                     buffer[own_at + code] = len(names)
                     names.append(1)
                     sizes.append(own)
-                    self.live += own
+                    live += own
+                self.live = live
             else:
                 self.peak = self.live
                 if code == n:
@@ -226,9 +246,9 @@ class _Run:
                 inside.append(self.peak)
             for value in dropped:
                 number = buffer.pop(value)
-                names[number] -= 1
-                if not names[number]:
+                if names[number] == 1:
                     self.live -= sizes[number]
+                names[number] -= 1
         return inside
 
     def loss(self, dropped: list[Id]) -> None:
@@ -243,9 +263,14 @@ class _Run:
         ev = self.evaluator
         made, mine = ev.cotangents[step], 1 + 2 * ev.steps + step
         over = ev.backward_in_place[step] and self.alone(mine, dropped)
-        self.inside(
-            (0 if over else sum(nbytes for _, nbytes, aliases, _, _ in made if not aliases)) + ev.backward_extra[step]
-        )
+        self.inside((0 if over else ev.backward_makes[step]) + ev.backward_extra[step])
+        if (
+            len(made) == 1 and made[0][0] not in self.buffer and not made[0][3]
+        ):  # the first for its value, and all of it
+            value, nbytes, aliases, _, _ = made[0]
+            number = self.buffer[value] = self.buffer[mine] if aliases or over else self.new(nbytes)
+            self.names[number] += 1
+            return
         new = []
         for _, nbytes, aliases, _, _ in made:
             buffer = self.buffer[mine] if aliases or over else self.new(nbytes)

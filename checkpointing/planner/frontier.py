@@ -15,7 +15,7 @@ from typing import Protocol
 from checkpointing.costs import Costs, StepCost, Times
 from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator
 from checkpointing.planner.moves import Moves, ascend, descend
-from checkpointing.planner.units import persistent_schedules
+from checkpointing.planner.units import persistent_codes
 from checkpointing.schedules import Schedule
 from framework.layers import Spec
 from framework.losses import LossFootprint
@@ -26,6 +26,9 @@ RUNGS, WORK = 128, 12288
 
 #: The most steps of a chain for which there is time to walk in several ways, and to walk to the end more than once.
 SHORT, MIDDLE = 56, 128
+
+#: Times the peak of the lowest start, up to which others count as nearly as low.
+NEARLY = 1.5
 
 
 class Scheduling(Protocol):
@@ -127,9 +130,7 @@ def _frontier(
         codes = evaluator.codes_of(policy.schedule(costs))
         if codes is not None:
             search.add(evaluator.evaluate(codes), number)
-    for schedule in persistent_schedules(costs, search.starts[0].peak):
-        codes = evaluator.codes_of(schedule)
-        assert codes is not None
+    for codes in persistent_codes(evaluator, search.starts[0].peak):
         search.add(evaluator.evaluate(codes), start=True)
     search.run()
     return Frontier(evaluator, search.points)
@@ -143,23 +144,26 @@ class _Search:
         self.count = max(16, min(RUNGS, WORK // evaluator.steps))
         self.points: list[Point] = []
         self.starts: list[Evaluation] = []  # the first stores all
+        self._started: set[Codes] = set()
+        self._climbed: set[tuple[int, Codes]] = set()
 
     def add(self, evaluation: Evaluation, origin: int | None = None, start: bool = False) -> None:
         self.points.append(Point(evaluation.peak, evaluation.seconds, origin, evaluation.codes))
-        if start or origin is not None:
+        if (start or origin is not None) and evaluation.codes not in self._started:
+            self._started.add(evaluation.codes)
             self.starts.append(evaluation)
 
     def run(self) -> None:
         top = self.starts[0]
         short = self.moves.evaluator.steps <= SHORT
         lowest = sorted(self.starts, key=lambda each: (each.peak, *each.time))
-        least = min(self._to_the_bottom(start) for start in (lowest[:2] if short else lowest[:1]))
+        least = min(map(self._to_the_bottom, lowest[:2] if short else [self._quickest(lowest)]))
         rungs = _rungs(least, top.peak, self.count)
         for together, from_there in product((True, False), repeat=2) if short else ((True, True),):
             end = self._walk(top, rungs, together, from_there)
             if self.moves.evaluator.steps <= MIDDLE:
                 self._to_the_bottom(end)
-        for start in self.starts[1:]:
+        for start in self.starts[1:] if self.moves.evaluator.steps <= MIDDLE else ():
             self._down_while_best(start, rungs)
         for start in lowest if short else ():
             self._climb(start, rungs[::2])
@@ -168,11 +172,18 @@ class _Search:
             if best is not None:
                 self.add(ascend(self.moves, self.moves.evaluator.evaluate(best.codes), limit))
 
+    def _quickest(self, lowest: Sequence[Evaluation]) -> Evaluation:
+        """Of the starts that are nearly the lowest the one with the fewest operations: long schedules take long to look at."""
+        return min((each for each in lowest if each.peak <= NEARLY * lowest[0].peak), key=lambda each: len(each.codes))
+
     def _climb(self, start: Evaluation, rungs: Sequence[int]) -> None:
-        """Walks up rung by rung, and at each keeps what fits."""
+        """Walks up rung by rung, and at each keeps what fits, until it comes where another climb was."""
         at = start
         for limit in reversed(rungs):
             if limit > at.peak:
+                if (limit, at.codes) in self._climbed:
+                    return
+                self._climbed.add((limit, at.codes))
                 at = ascend(self.moves, at, limit)
                 self.add(at)
 

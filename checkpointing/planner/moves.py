@@ -86,10 +86,9 @@ class Moves:
         ev, codes, peak = self.evaluator, at.codes, at.inside.index(at.peak)
         idle = [gap for gap in at.gaps if gap[1] < peak < gap[2]]
         here = {value for value, *_ in idle} | set(ev.uses[codes[peak]]) | set(ev.makes[codes[peak]])
-        made: dict[int, list[int]] = {}  # for each step its forwards after the peak
-        for place in range(peak + 1, len(codes)):
-            if codes[place] < ev.steps:
-                made.setdefault(codes[place], []).append(place)
+        made: dict[int, int] = {}  # of each step the first forward after the peak
+        for place in range(len(codes) - 1, peak, -1):
+            made[codes[place]] = place
         groups: dict[Id, list[tuple[Id, int]]] = {}  # values that name one buffer, and their next uses
         for value, _, use in idle:
             groups.setdefault(self._root[value] if value <= ev.steps else value, []).append((value, use))
@@ -101,17 +100,16 @@ class Moves:
         return sorted(found, key=lambda drop: (drop.ratio, drop.root))
 
     def _drops_of(
-        self, root: Id, members: list[tuple[Id, int]], here: set[Id], made: dict[int, list[int]]
+        self, root: Id, members: list[tuple[Id, int]], here: set[Id], made: dict[int, int]
     ) -> Iterator[_Drop]:
         """The cheapest way to drop a buffer without keeping anything for it, and one that keeps what is worth it."""
         values, size = frozenset(value for value, _ in members), self.evaluator.size[root]
-        leaving = here - values
         for keeping in (False, True):
             options = []
             for value, use in members:
-                again = self._again(value, use, leaving, made, None)
+                again = self._again(value, use, here, values, made, None)
                 if keeping and again.seconds:
-                    again = self._again(value, use, leaving, made, again.seconds / size)
+                    again = self._again(value, use, here, values, made, again.seconds / size)
                 options.append((use, again))
             freed = size - sum(again.held for _, again in options)
             if freed > 0:
@@ -122,10 +120,12 @@ class Moves:
             if all(len(again.steps) == 1 for _, again in options):
                 break
 
-    def _again(self, value: Id, use: int, here: set[Id], made: dict[int, list[int]], price: float | None) -> _Again:
+    def _again(
+        self, value: Id, use: int, here: set[Id], leaving: frozenset[Id], made: dict[int, int], price: float | None
+    ) -> _Again:
         """The cheapest way to make a value again before place `use`; another one may be kept instead at a price per byte.
 
-        With no price nothing is kept.
+        With no price nothing is kept. What is here may be read, but for what is leaving.
         """
         ev = self.evaluator
         known: dict[int, _Again] = {}
@@ -134,7 +134,8 @@ class Moves:
             if step not in known:
                 steps, seconds, held, reads = {step}, ev.seconds[step], 0, set()
                 for source in dict.fromkeys(ev.inputs[step]):
-                    if source == 0 or source in here or any(place < use for place in made.get(source - 1, ())):
+                    there = source == 0 or (source in here and source not in leaving)
+                    if there or made.get(source - 1, use) < use:
                         reads.add(source)  # it is there, or can stay from where it is
                         continue
                     inner = step_again(source - 1)
@@ -186,7 +187,7 @@ def descend(moves: Moves, start: Evaluation, limit: int, together: bool = True) 
         enough = [_enough(found, best.peak - limit)] if together else []
         for drops in (*enough, *([drop] for drop in found[:TRIES])):
             tried = moves.evaluator.evaluate(_without(best.codes, drops))
-            if _high(tried, best.peak) < _high(best, best.peak):
+            if _lower(tried, best):
                 best = tried
                 break
         else:
@@ -220,9 +221,11 @@ def _without(codes: Codes, drops: Sequence[_Drop]) -> Codes:
     return tuple(longer)
 
 
-def _high(evaluation: Evaluation, peak: int) -> tuple[int, int]:
-    """How bad the highest operations are: the peak, and how many operations reach the old one."""
-    return evaluation.peak, sum(each >= peak for each in evaluation.inside)
+def _lower(tried: Evaluation, best: Evaluation) -> bool:
+    """Whether one peak is below another, or is the same, but reached by fewer operations."""
+    if tried.peak != best.peak:
+        return tried.peak < best.peak
+    return tried.inside.count(best.peak) < best.inside.count(best.peak)
 
 
 def ascend(moves: Moves, start: Evaluation, limit: int) -> Evaluation:

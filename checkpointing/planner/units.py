@@ -1,7 +1,7 @@
 """Schedules from the persistent dynamic program, as places where the planner's search starts.
 
-The chain of the program has finer stages than the model: it is cut wherever a single value is live, so both halves of a transformer's block are
-stages of their own.
+The chain of the program has finer stages than the model: it is cut also wherever a single value is live, so both halves of a transformer's
+block are stages of their own.
 """
 
 from __future__ import annotations
@@ -9,45 +9,48 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from checkpointing.costs import Costs
-from checkpointing.schedules import Schedule
+from checkpointing.costs import Costs, StepCost
+from checkpointing.planner.evaluation import Codes, Evaluator
+from checkpointing.solvers.chain import Action
 from checkpointing.solvers.persistent import PersistentTable
 from checkpointing.solvers.stages import chain_of, schedule_of
 
-#: In how many units the program divides the memory, and how many of its schedules are taken.
-STEPS, COUNT = 256, 16
+#: In how many units the program divides the memory.
+STEPS = 384
+
+#: Up to which part of what storing everything takes the program is asked: its chain is conservative, so it needs more for the same.
+BEYOND = 1.5
 
 
-def persistent_schedules(costs: Costs, most: int) -> Iterator[Schedule]:
-    """Yields the program's schedules for some amounts of memory from the least that it knows a schedule for.
+def persistent_codes(evaluator: Evaluator, most: int) -> Iterator[Codes]:
+    """Yields the program's schedules, by rising memory, one for each time that it knows.
 
     Args:
-        costs: The chain.
-        most: The largest amount, in bytes of a shard's pass.
+        evaluator: Of the chain.
+        most: What storing everything takes, in bytes of a shard's pass.
     """
-    fine = cut(costs)
-    chain = chain_of(fine)
-    if chain.input_nbytes > most:
+    fine = cut(evaluator.costs)
+    chain, known = chain_of(fine), dict[Action, Codes]()
+    memory = int(BEYOND * most)
+    if chain.input_nbytes > memory:
         return
-    table = PersistentTable(chain, most, STEPS)
-    least, seen = table.smallest, set()
-    if least is None:
-        return
-    for number in range(COUNT):
-        # Evenly by ratio: little memory is where a schedule of segments has the most to offer.
-        actions = table.solution(int(least * (most / least) ** (number / COUNT))).actions
-        if actions not in seen:
-            seen.add(actions)
-            yield schedule_of(actions, fine)
+    table = PersistentTable(chain, memory, STEPS)
+    for limit in table.changes:
+        codes: list[int] = []
+        for action in table.actions(limit):
+            if action not in known:
+                known[action] = evaluator.codes_of(schedule_of([action], fine)) or ()
+            codes += known[action]
+        yield tuple(codes)
 
 
 def cut(costs: Costs) -> Costs:
-    """The costs with a stage for each run of steps between two places where the output of one step alone is live."""
+    """The costs with finer stages: a cut more wherever the output of one step alone is live."""
     last_reader = {source: number for number, step in enumerate(costs.steps) for source in step.inputs}
-    stage, furthest, steps = 0, 0, []
+    stage, furthest, steps = 0, 0, list[StepCost]()
     for number, step in enumerate(costs.steps):
         steps.append(replace(step, stage=stage))
-        if furthest <= number:
-            stage += 1
+        ends = number + 1 == len(costs.steps) or costs.steps[number + 1].stage != step.stage
+        stage += furthest <= number or ends
         furthest = max(furthest, last_reader.get(number, 0))
     return replace(costs, steps=tuple(steps))

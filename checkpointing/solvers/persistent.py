@@ -61,6 +61,7 @@ class PersistentTable:
         self._rows: list[Array] = []  # of s: C(s, t, m) by t-s and m
         self._least: list[Array] = []  # of s: by t-s the first m with a schedule, in bytes
         self._passing = [np.empty(0, np.int64)] + [self._passing_bytes(s) for s in range(1, self._last + 1)]
+        self._chosen: dict[tuple[int, int, int], tuple[int, int]] = {}  # of (s, t, m): what `_choice` found
         self._fill()
 
     def seconds(self, memory: int | None = None) -> float:
@@ -69,16 +70,31 @@ class PersistentTable:
         return float(self._rows[1][self._last - 1, m]) if m >= 0 else np.inf
 
     @property
+    def changes(self) -> list[int]:
+        """The memories in bytes from which on the time is less than below, rising."""
+        times = self._rows[1][self._last - 1]
+        faster = np.flatnonzero(times < np.concatenate([[np.inf], times[:-1]]))
+        return (self.chain.input_nbytes + faster * self.unit).tolist()
+
+    @property
     def smallest(self) -> int | None:
         """The smallest memory in bytes with a schedule; None where even the largest has none."""
         least = int(self._least[1][self._last - 1])
         return None if least > self.steps * self.unit else self.chain.input_nbytes + least
 
     def solution(self, memory: int | None = None) -> Solution:
-        """Returns the fastest schedule in a memory, the largest by default.
+        """Returns the fastest schedule in a memory, the largest by default, with what its replay takes.
 
         Raises:
             ValueError: There is none; the message names the smallest memory that has one, as far as the table knows.
+        """
+        return solution(self.chain, self.actions(memory))
+
+    def actions(self, memory: int | None = None) -> list[Action]:
+        """Returns the fastest schedule in a memory, the largest by default.
+
+        Raises:
+            ValueError: As `solution`.
         """
         if not np.isfinite(self.seconds(memory)):
             known = (
@@ -87,7 +103,7 @@ class PersistentTable:
                 else f"{self.memory} bytes are too few as well"
             )
             raise ValueError(f"no persistent schedule fits {self.memory if memory is None else memory} bytes; {known}")
-        return solution(self.chain, self._actions(self._slot(memory)))
+        return self._actions(self._slot(memory))
 
     def _slot(self, memory: int | None) -> int:
         if memory is None:
@@ -189,7 +205,9 @@ class PersistentTable:
                 found.append(item)
                 continue
             s, t, m = item
-            option, j = self._choice(s, t, m)
+            if item not in self._chosen:
+                self._chosen[item] = self._choice(s, t, m)
+            option, j = self._chosen[item]
             if j:
                 found += [StageForward(k, None, keeps_input=k == s) for k in range(s, j)]
                 todo += [(s, j - 1, m), (j, t, m - self._units[j - 1])]

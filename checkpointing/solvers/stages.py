@@ -54,14 +54,14 @@ def schedule_of(actions: Iterable[Action], costs: Costs) -> Schedule:
     the uses (`checkpointing.schedules`), so it is valid also where several values are live at a border.
     """
     made: list[Forward | Loss | Backward] = []
+    steps = [costs.steps_of(number, number) for number in range(costs.stages)]
+    passing, undoing = ([make(costs, each) for each in steps] for make in (forwards, backwards))
     for action in actions:
         number = action.stage - 1
         if number == costs.stages:
             made += [Loss()] if isinstance(action, StageBackward) else []
-        elif isinstance(action, StageForward):
-            made += forwards(costs, costs.steps_of(number, number))
         else:
-            made += backwards(costs, costs.steps_of(number, number))
+            made += passing[number] if isinstance(action, StageForward) else undoing[number]
     return made
 
 

@@ -17,9 +17,12 @@ from checkpointing.operations import Backward, Forward, Loss
 from checkpointing.planner.evaluation import Evaluation, Evaluator
 from checkpointing.planner.frontier import Point, frontier
 from checkpointing.planner.moves import Moves, ascend, descend
+from checkpointing.planner.units import STEPS, cut
 from checkpointing.policies import candidates
 from checkpointing.schedules import Schedule, backwards, forwards, make_plan
 from checkpointing.simulation import backward_needs
+from checkpointing.solvers.persistent import PersistentTable
+from checkpointing.solvers.stages import chain_of, schedule_of
 from framework import AdamW, Chain, Key, Layer, Linear, MeanSquaredError, Parameters, Spec, build
 from framework.layers import BATCH, Footprint
 from framework.models import MODELS
@@ -129,6 +132,40 @@ def test_time_never_rises_with_the_budget_and_no_policy_is_better(model: str) ->
 @pytest.mark.parametrize("model", [model for model in MODELS if model not in SMALL])
 def test_time_never_rises_with_the_budget_of_the_other_models(model: str) -> None:
     check_law(model, 100)
+
+
+def check_persistent(costs: Costs, steps: int) -> int:
+    """Checks that no schedule of the persistent program is faster than ours in the memory that it takes; returns how many there are."""
+    found, evaluator, count = frontier(costs, candidates(costs)), Evaluator(costs), 0
+    for stages in (costs, cut(costs)):
+        chain = chain_of(stages)
+        table = PersistentTable(chain, chain.input_nbytes + 2 * found.store_all, steps)
+        for memory in table.changes:
+            codes = evaluator.codes_of(schedule_of(table.actions(memory), stages))
+            assert codes is not None
+            theirs = evaluator.evaluate(codes)
+            ours = found.within(theirs.peak)
+            assert ours is not None
+            assert ours.seconds <= theirs.seconds
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("model", [*SMALL, "byte-lstm-small"])
+def test_no_persistent_schedule_is_faster(model: str) -> None:
+    assert check_persistent(named(model), 1000) > 5
+
+
+def test_no_persistent_schedule_of_a_random_chain_is_faster() -> None:
+    cases = [random_case(seed) for seed in range(25)]
+    assert sum(check_persistent(costs_of(c.chain, c.loss, *c.specs(1)), 1000) for c in cases) > 100
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("model", [model for model in MODELS if model not in (*SMALL, "byte-lstm-small")])
+def test_no_persistent_schedule_of_the_other_models_is_faster(model: str) -> None:
+    # Of the largest model there is time for schedules at as many amounts of memory alone as the search itself looks at.
+    assert check_persistent(named(model), STEPS if model == "byte-gpt-large" else 1000) > 5
 
 
 @pytest.mark.parametrize(
