@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# In two processes; in one with ARGS="-n 0". What a test of the larger suites prints is shown at the end (-rP).
+PYTEST ?= $(BIN)/python -m pytest -n 2
 ARGS ?=
 
 .PHONY: train test test-peers test-memory lint format install soak clean
@@ -13,7 +15,7 @@ train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
@@ -27,15 +29,15 @@ format: .venv/.installed-lint
 
 # Compares with PyTorch, which the peers extra installs.
 test-peers: .venv/.installed-peers
-	$(BIN)/python -m pytest -m peers tests/peers $(ARGS)
+	$(PYTEST) -m peers -rP tests/peers $(ARGS)
 
 # Many more draws of the laws of memory than `make test` has.
 test-memory: .venv/.installed-test
-	$(BIN)/python -m pytest -m memory -s $(ARGS)
+	$(PYTEST) -m memory -rP $(ARGS)
 
 # What takes longer than CI allows.
 soak: .venv/.installed-test
-	$(BIN)/python -m pytest -m soak $(ARGS)
+	$(PYTEST) -m soak -rP $(ARGS)
 
 install: .venv/.installed-test .venv/.installed-lint
 

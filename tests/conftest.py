@@ -1,10 +1,14 @@
-"""Settings that all tests share."""
+"""Settings that all tests share, and how `make test` spreads them over two processes (pytest-xdist)."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from tests.shared_files import shared_files
 
@@ -19,12 +23,50 @@ settings.register_profile(
 )
 settings.load_profile("fixed")
 
+#: These start Ray or programs, or look at what all processes of the machine leave: one after the other, in one process.
+ONE_AT_A_TIME = ("tests/distributed/", "tests/scripts/", "tests/test_limits")
+#: In the id of a case of a long test: these may run apart from each other.
+PART = "[part "
+
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """After all tests: no process of ours, and no shared memory that was not there before."""
-    before = shared_files()
+def no_process_is_left() -> Iterator[None]:
+    """After all tests: no process of ours."""
     yield
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
     assert [" ".join(process.cmdline()) for process in alive] == []
+
+
+@pytest.fixture(scope="session")
+def no_shared_file_is_left() -> Iterator[None]:
+    """After the tests of this process, if one has asked for it: no shared memory that was not there before."""
+    before = shared_files()
+    yield
     assert not shared_files() - before
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):  # one of several processes, which would fight over the cores
+        import numpy  # noqa: F401  (BLAS must be there before it is told)
+
+        threadpool_limits(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # what takes longest in one process begins first
+        items.sort(key=lambda item: not item.nodeid.startswith(ONE_AT_A_TIME))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file run in one process, since they share models and plans; see `ONE_AT_A_TIME` and `PART` for exceptions."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if PART in nodeid:
+                return nodeid
+            return "one at a time" if nodeid.startswith(ONE_AT_A_TIME) else nodeid.split("::")[0]
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)

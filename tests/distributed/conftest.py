@@ -9,7 +9,7 @@ from distributed.cluster import connect
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(no_shared_file_is_left: None) -> Iterator[None]:
     started = connect(ray, None, cpus=8)
     assert started
     yield

@@ -1,4 +1,4 @@
-"""What tests of the benchmarks share."""
+"""What tests of programs share."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] == "torch" else find(name, *more)
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_memory_is_left_clean(no_shared_file_is_left: None) -> None:
+    """Programs leave nothing there."""
 
 
 @pytest.fixture
