@@ -77,8 +77,7 @@ def main(options: Train) -> dict[str, Any]:
     console.quiet = options.quiet
     model = build(options.model, options.dtype, options.dropout)
     folder = RunFolder(options.run_dir, options.force) if options.run_dir else RunFolder.new(model.name)
-    trainer = make_trainer(options, model)
-    trainer.run_folder = folder
+    trainer = make_trainer(options, model, folder)
     try:
         if trainer.process_budget is not None:
             with console.status("starting the workers and measuring what their processes take"):
@@ -96,21 +95,21 @@ def main(options: Train) -> dict[str, Any]:
     return result.summary
 
 
-def make_trainer(options: Train, model: Any) -> Trainer:
+def make_trainer(options: Train, model: Any, folder: RunFolder | None = None) -> Trainer:
     """Plans the run; the default budget gives way to the smallest feasible one where a model is too small for it."""
     data = open_data(options, model)
     chosen = chosen_options(options, model, data)
     if options.policy is None and options.plan is None and options.memory_budget is None:
         try:
-            return _trainer(model, data, **{**chosen, "memory_budget": DEFAULT_BUDGET})
+            return _trainer(model, data, folder, **{**chosen, "memory_budget": DEFAULT_BUDGET})
         except InfeasibleBudget as error:
             chosen["memory_budget"] = f"engine:{error.smallest}"
-    return _trainer(model, data, **chosen)
+    return _trainer(model, data, folder, **chosen)
 
 
-def _trainer(model: Model, data: Dataset, **options: Any) -> Trainer:
+def _trainer(model: Model, data: Dataset, folder: RunFolder | None, **options: Any) -> Trainer:
     with _console.measuring() as progress:
-        return Trainer(model, data=data, on_measuring=progress, **options)
+        return Trainer(model, data=data, run_folder=folder, on_measuring=progress, **options)
 
 
 def open_data(options: Train, model: Model) -> Dataset:
