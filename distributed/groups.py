@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from checkpointing.budgets import ProcessBudget
@@ -10,7 +11,9 @@ from checkpointing.process_memory import measure_baseline
 from distributed.cluster import ClusterError, connect
 from distributed.collectives.communicator import CollectiveError
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
+from distributed.logs import log_file, log_warnings
 from distributed.nodes import choose, resolve
+from distributed.ray_metrics import RayMetrics
 from distributed.worker import Worker, WorkerTask
 from framework.sizes import format_size
 
@@ -41,6 +44,10 @@ class Group(Protocol):
         """Builds the workers, given what each rank is told."""
         ...
 
+    def begin(self, run: str, logs: Path | None) -> list[str | None]:
+        """Tells all workers that the run begins; see `Worker.begin`."""
+        ...
+
     def close(self) -> None:
         """Ends the workers."""
         ...
@@ -58,6 +65,9 @@ class LocalGroup:
     def start(self, tasks: Sequence[WorkerTask]) -> None:
         (task,) = tasks
         self._worker = Worker(task)
+
+    def begin(self, run: str, logs: Path | None) -> list[str | None]:
+        return self.call("begin", run, logs)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return [self.call_first(method, *arguments)]
@@ -100,6 +110,7 @@ class RayGroup:
         self._placement: Any = None
         self._started = False
         self._patience = timeout
+        self._logs: list[Path | None] = [None] * workers
         try:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
@@ -124,6 +135,12 @@ class RayGroup:
     def start(self, tasks: Sequence[WorkerTask]) -> None:
         self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
         self.call("connect", self.call("address"))
+
+    def begin(self, run: str, logs: Path | None) -> list[str | None]:
+        faults = self.call("begin", run, logs)
+        if logs is not None:
+            self._logs = [None if fault else log_file(logs, rank) for rank, fault in enumerate(faults)]
+        return faults
 
     def _placed(self, workers: int, threads: int, memory: int | None, pin: str | None) -> dict[str, Any]:
         """Options that put all workers on one node, where there are several: the one with the resource `pin`, if that is given."""
@@ -179,9 +196,12 @@ class RayGroup:
                     results[ranks[call]] = self._ray.get(call)
                 except self._ray.exceptions.RayTaskError as error:
                     errors.append(error.cause if isinstance(error.cause, Exception) else error)
+                    if self._logs[ranks[call]]:
+                        errors[-1].add_note(f"worker {ranks[call]} failed; its log is {self._logs[ranks[call]]}")
                 except self._ray.exceptions.RayActorError as error:
                     reason = str(error).strip().splitlines()[0]
-                    raise WorkerLost(f"worker {ranks[call]} of {len(calls)} died: {reason}") from error
+                    log = f"; its log is {self._logs[ranks[call]]}" if self._logs[ranks[call]] else ""
+                    raise WorkerLost(f"worker {ranks[call]} of {len(calls)} died: {reason}{log}") from error
             timeout = _MOMENT if errors else self._patience + _MOMENT
         for worst in sorted(errors, key=lambda error: isinstance(error, CollectiveError)):
             if pending and isinstance(worst, CollectiveError):
@@ -221,3 +241,16 @@ class _Actor(Worker):
     def start(self, task: WorkerTask) -> None:
         """Builds the worker."""
         super().__init__(task)
+
+    def begin(self, run: str, logs: Path | None) -> str | None:
+        """Also counts for Ray, and logs Python's warnings, which nobody would see else."""
+        self._metrics = RayMetrics(run, self._task.rank)
+        fault = super().begin(run, logs)
+        if logs is not None and fault is None:
+            log_warnings(self._log)
+        return fault
+
+    def step(self, step: int) -> dict[str, float]:
+        row = super().step(step)
+        self._metrics.add(row)
+        return row

@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "weights.safetensors"
 
     @property
+    def logs(self) -> Path:
+        """The folder of logs."""
+        return self.path / "logs"
+
+    @property
     def tensorboard(self) -> Path:
         """The folder of event files for TensorBoard."""
         return self.path / "tensorboard"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from checkpointing.witness import Verification
 from distributed.callbacks import Callback, Callbacks, Functions, JsonLines, OnStep, OnValidation, TensorBoard
 from distributed.divergence import Diverged
 from distributed.groups import Group, LocalGroup, RayGroup
+from distributed.logs import DriverLog
 from distributed.options import TrainingOptions
 from distributed.records import config_of, summary_of
 from distributed.run_folder import RunFolder
@@ -119,6 +121,8 @@ class Trainer:
         )
         self._group: Group | None = None
         self.verification: list[Verification] = []
+        #: For each rank, why it has no log although there is a run folder.
+        self.without_log: list[str | None] = []
         self.planning = RunPlanning(self.model, self.optimizer, self.data, self.options, self.batches, on_measuring)
         if self.options.weights is not None:
             weights.require_match(self._weights_file, self.layout)  # refused before any worker starts
@@ -130,8 +134,9 @@ class Trainer:
 
         Args:
             on_step: Called after each step with ``step, loss, learning_rate, gradient_norm, tokens_per_second,
-                step_seconds, live_bytes, peak_bytes, rss_peak_bytes`` (bytes of the worker with the most), and with ``validation_loss``
-                after a validation, and the loss's metric if it has one, as ``validation_accuracy``.
+                step_seconds, reduce_seconds`` (of which the all-reduce kept the workers waiting, also for the slowest of them),
+                ``live_bytes, peak_bytes, rss_peak_bytes`` (of the worker with the most), and with ``validation_loss`` after a
+                validation, and the loss's metric if it has one, as ``validation_accuracy``.
             on_validation: Called during a validation with the batches done and all batches.
 
         Raises:
@@ -152,6 +157,7 @@ class Trainer:
                 self.run_folder.open()
                 self.run_folder.write("config.json", config_of(self))
                 self.plans.train[0].save(self.run_folder.plan)
+            self.without_log = group.begin(*self._name_and_logs())
             told.on_start(self)
             for step in range(options.steps):
                 row = self._step(group, step)
@@ -230,6 +236,12 @@ class Trainer:
         """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
         return self.planning.process_budget
 
+    def _name_and_logs(self) -> tuple[str, Path | None]:
+        """What the run is called, and the folder of its logs."""
+        if self.run_folder is None:
+            return f"{self.model.name}-{os.getpid()}", None
+        return self.run_folder.path.resolve().name, self.run_folder.logs.resolve()
+
     def _recording(self) -> list[Callback]:
         """What writes into the run folder."""
         if self.run_folder is None:
@@ -239,7 +251,7 @@ class Trainer:
                 )
             return []
         more = [TensorBoard(self.run_folder)] if self.options.tensorboard else []
-        return [JsonLines(self.run_folder), *more]
+        return [DriverLog(self.run_folder), JsonLines(self.run_folder), *more]
 
     def _task(self, rank: int) -> WorkerTask:
         options = self.options
@@ -294,6 +306,7 @@ class Trainer:
             **{name: rows[0][name] for name in ("step", "loss", "learning_rate", "gradient_norm")},
             "tokens_per_second": self.targets_of(step) / seconds,
             "step_seconds": seconds,
+            "reduce_seconds": max(row["reduce_seconds"] for row in rows),
             "live_bytes": max(row["live_bytes"] for row in rows),
             "peak_bytes": max(row["peak_bytes"] for row in rows),
             "rss_peak_bytes": max(row["rss_peak_bytes"] for row in rows),

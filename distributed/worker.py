@@ -20,6 +20,7 @@ from checkpointing.reduction_tree import roots_of, shards_of
 from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction, header_nbytes
 from distributed.collectives.segment import SegmentAddress
+from distributed.logs import close_log, log_file, no_log, open_log, told_process
 from framework import weights
 from framework.data import Batches, Dataset, EpochOrder, LastBatch, order_dtype, spread
 from framework.layers import Spec
@@ -159,6 +160,7 @@ class Worker:
         self._witness: Witness | None = None
         self._shared: GradientReduction | None = None
         self._offloads: Engine | None = None
+        self._log = no_log()
         try:
             self._build(task)
         except BaseException:
@@ -222,6 +224,35 @@ class Worker:
         if self._shared:
             self._shared.connect(addresses)
 
+    def begin(self, run: str, logs: Path | None) -> str | None:
+        """Is told that the run begins: writes its log from now on.
+
+        Args:
+            run: What the run is called.
+            logs: The folder of the logs, if there are any.
+
+        Returns:
+            Why there is no log although there should be one, as on a node that has not such a folder; else None.
+        """
+        if logs is None:
+            return None
+        task = self._task
+        try:
+            self._log = open_log(log_file(logs, task.rank))
+        except OSError as error:
+            return str(error)
+        self._log.info("start: rank %d of %d, %s", task.rank, task.world, told_process())
+        self._log.info(
+            "run %s; policy %s; shards %s; predicted peak %s bytes",
+            run, task.train.policy, [*self.shards], f"{max(task.train.peak, task.evaluate.peak):,}",
+        )  # fmt: skip
+        return None
+
+    @property
+    def shards(self) -> range:
+        """The shards of this rank."""
+        return shards_of(self._task.shards, self._task.world, self._task.rank)
+
     def step(self, step: int) -> dict[str, float]:
         """Runs one training step and reports it."""
         started = time.perf_counter()
@@ -235,15 +266,17 @@ class Worker:
                 self._testify(self._witness)
             if self._shared:
                 self._shared.barrier("end of a step")  # before rank 0's gradient buffer is used again
-        except BaseException:
-            self._give_up()
+        except BaseException as error:
+            self._give_up(error)
             raise
         return {
             "step": step,
             "loss": outcome.loss,
             "learning_rate": rate,
             "gradient_norm": outcome.gradient_norm,
+            "targets": sum(totals.targets for totals in outcome.sums.values()),
             "step_seconds": time.perf_counter() - started,
+            "reduce_seconds": self._shared.seconds if self._shared else 0.0,
             "live_bytes": self._ledger.live,
             "peak_bytes": self._ledger.peak,
             "rss_peak_bytes": peak_rss(),
@@ -260,8 +293,8 @@ class Worker:
                 finding = self._engine.inspect(self._task.train, self._load_train(step), step)
             if self._shared:
                 self._shared.barrier("end of an inspection")
-        except BaseException:
-            self._give_up()
+        except BaseException as error:
+            self._give_up(error)
             raise
         return finding
 
@@ -278,21 +311,23 @@ class Worker:
                 for number in range(first, first + count):
                     sums = self._engine.evaluate(self._task.evaluate, self._load_validation(number))
                     totals.append(self._shared.total(sums) if self._shared else total_of(sums))
-        except BaseException:
-            self._give_up()
+        except BaseException as error:
+            self._give_up(error)
             raise
         return totals
 
     def finish(self) -> dict[str, Any]:
         """Returns what the worker held and what became of its parameters."""
+        sha256 = self._engine.parameters.sha256()
+        self._log.info("end: peak %s bytes, parameters %s", f"{self._ledger.peak:,}", sha256)
         return {
             "rank": self._task.rank,
-            "shards": list(shards_of(self._task.shards, self._task.world, self._task.rank)),
+            "shards": [*self.shards],
             "predicted_peak_bytes": max(self._task.train.peak, self._task.evaluate.peak),
             "ledger_peak_bytes": self._ledger.peak,
             "reserved_bytes": reserved_nbytes(self._task.train, self._task.evaluate, self._task.block),
             "process": asdict(ProcessMemory.read()),
-            "parameters_sha256": self._engine.parameters.sha256(),
+            "parameters_sha256": sha256,
             "optimizer_sha256": sha256_of(self._engine.optimizer_state),
         }
 
@@ -316,9 +351,10 @@ class Worker:
         self._witness = None
 
     def close(self) -> None:
-        """Gives back the BLAS threads, the file of offloaded values and the shared memory."""
+        """Gives back the BLAS threads, the file of offloaded values and the shared memory, and closes the log."""
         self._threads.restore_original_limits()
         self._let_go()
+        close_log(self._log)
 
     def _load_train(self, step: int) -> Any:
         def load(shard: int, x: Array, targets: Array, *weights: Array) -> None:
@@ -337,9 +373,10 @@ class Worker:
 
         return load
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: BaseException) -> None:
         if self._shared:
             self._shared.abort()
+        self._log.error("failed: %s", error, exc_info=error)
 
 
 def _weigh(true: int, weights: Array | None = None) -> None:

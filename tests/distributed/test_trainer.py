@@ -172,7 +172,7 @@ def test_a_run_folder_holds_what_was_told_and_done(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = small(run_folder=RunFolder(folder), seed=3).fit()
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "metrics.jsonl", "plan.json", "summary.json", "weights.safetensors",
+        "config.json", "logs", "metrics.jsonl", "plan.json", "summary.json", "weights.safetensors",
     ]  # fmt: skip
     assert json.loads((folder / "summary.json").read_text()) == result.summary
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -189,7 +189,7 @@ def test_a_run_folder_is_never_overwritten_without_force(tmp_path: Path) -> None
         RunFolder(folder)
     (folder / "notes.txt").write_text("mine")
     RunFolder(folder, force=True).open()
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in folder.rglob("*")) == ["logs", "notes.txt"]
     other = tmp_path / "other"
     other.mkdir()
     (other / "precious.txt").write_text("mine")

@@ -26,8 +26,8 @@ SUMMARY = {
     "predicted_peak_bytes", "ledger_peak_bytes", "rss_peak_bytes", "parameters_sha256", "losses_sha256", "step_seconds_median",
 }  # fmt: skip
 METRICS = {
-    "step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds", "live_bytes", "peak_bytes",
-    "rss_peak_bytes",
+    "step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds", "reduce_seconds", "live_bytes",
+    "peak_bytes", "rss_peak_bytes",
 }  # fmt: skip
 
 

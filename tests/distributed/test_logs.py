@@ -1,0 +1,150 @@
+"""Logs of a run by rank, and metrics for Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distributed import RunFolder, Trainer, WorkerLost
+from distributed.groups import _Actor
+from distributed.worker import Worker
+from framework import Chain, CrossEntropy, Linear
+from framework.data import clusters
+
+
+def small(workers: int, chain: Chain | None = None, **options: Any) -> Trainer:
+    given = {"batch": 8, "shards": 4, "steps": 3, "validation_examples": 8, **options}
+    return Trainer(chain or Chain(Linear(10)), CrossEntropy(), data=clusters(128, 8, 10), workers=workers, **given)
+
+
+@dataclass(frozen=True)
+class Complaining(Linear):
+    """Warns in its forward, and fails in it from a step on."""
+
+    fails: bool = False
+
+    def forward(self, params: Any, x: Any, context: Any) -> Any:
+        if context.training:
+            warnings.warn("I would rather not", stacklevel=1)
+            if self.fails:
+                raise ArithmeticError("I will not")
+        return super().forward(params, x, context)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_rank_writes_a_log_of_its_own_with_start_and_end(ray_cluster: None, tmp_path: Path, workers: int) -> None:
+    trainer = small(workers, run_folder=RunFolder(tmp_path / "run"), policy="every-k:1")
+    summary = trainer.fit().summary
+    logs = tmp_path / "run" / "logs"
+    ranks = range(max(1, workers))
+    assert sorted(path.name for path in logs.iterdir()) == ["driver.log", *(f"rank-{rank}.log" for rank in ranks)]
+    for rank, report in enumerate(summary["ranks"]):
+        start, more, end = (logs / f"rank-{rank}.log").read_text().splitlines()
+        assert f" INFO start: rank {rank} of {len(ranks)}, process " in start and f"numpy {np.__version__}" in start
+        assert (f"process {os.getpid()} on" in start) == (workers == 0)
+        assert more.endswith(
+            f"run run; policy every-k:1; shards {report['shards']}; predicted peak {report['predicted_peak_bytes']:,} bytes"
+        )
+        assert end.endswith(
+            f"end: peak {report['ledger_peak_bytes']:,} bytes, parameters {report['parameters_sha256']}"
+        )
+    lines = (logs / "driver.log").read_text().splitlines()
+    assert f"INFO start: process {os.getpid()} on" in lines[0] and '"policy": "every-k:1"' in lines[1]
+    assert f"predicted peak {trainer.plans.peak:,} bytes in each worker, limit none" in lines[2]
+    assert f"step 2: loss {summary['loss_last']:g}, validation loss {summary['validation_loss']:g}" in lines[3]
+    assert len(lines) == 5 and lines[4].endswith("INFO end")
+
+
+def test_an_error_in_a_worker_is_in_its_log_with_its_traceback_and_names_the_log(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    chain = Chain(Complaining(10, fails=True))
+    with pytest.raises(ArithmeticError, match="I will not") as caught:
+        small(2, chain, run_folder=RunFolder(tmp_path / "run")).fit()
+    logs = (tmp_path / "run" / "logs").resolve()
+    assert any(f"failed; its log is {logs / 'rank-'}" in note for note in caught.value.__notes__)
+    told = "".join((logs / f"rank-{rank}.log").read_text() for rank in range(2))
+    assert "ERROR failed: I will not\nTraceback (most recent call last):\n" in told
+    assert "WARNING" in told and "UserWarning: I would rather not" in told
+    assert "ERROR ended by ArithmeticError\n" in (logs / "driver.log").read_text()
+
+
+def test_a_worker_that_is_killed_is_reported_with_its_log(ray_cluster: None, tmp_path: Path) -> None:
+    trainer = small(2, run_folder=RunFolder(tmp_path / "run"), steps=500)
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] == 1:
+            start = (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+            os.kill(int(start.partition("process ")[2].split()[0]), signal.SIGKILL)
+
+    with pytest.raises(WorkerLost, match=r"worker 1 of 2 died: .*; its log is /.*/run/logs/rank-1\.log"):
+        trainer.fit(kill)
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "rank-0.log").mkdir()
+    worker = Worker(small(0)._task(0))
+    try:
+        reason = worker.begin("run", tmp_path)
+        assert reason is not None and "Is a directory" in reason
+        assert np.isfinite(worker.step(0)["loss"])
+    finally:
+        worker.close()
+
+
+def test_two_runs_in_one_process_write_into_their_own_logs_and_to_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer = small(0, run_folder=RunFolder(tmp_path / "outer"))
+    outer.fit(lambda row: row["step"] or (small(0, run_folder=RunFolder(tmp_path / "inner")).fit() and None))
+    for name in ("outer", "inner"):
+        told = (tmp_path / name / "logs" / "rank-0.log").read_text()
+        assert told.count("start: ") == told.count("end: ") == 1 and f"run {name};" in told
+    assert capsys.readouterr().err == ""
+
+
+def test_metrics_for_ray_are_those_of_each_step_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[tuple[str, dict[str, str], float]] = []
+
+    class Metric:
+        def __init__(self, name: str, told: str, tag_keys: tuple[str, ...] = (), **more: Any) -> None:
+            self.name, self.keys = name, tag_keys
+
+        def set_default_tags(self, tags: dict[str, str]) -> Metric:
+            assert tuple(tags) == self.keys
+            self.tags = tags
+            return self
+
+        def record(self, value: float) -> None:
+            recorded.append((self.name, self.tags, value))
+
+        set = observe = inc = record
+
+    import ray.util.metrics
+
+    for kind in ("Gauge", "Histogram", "Counter"):
+        monkeypatch.setattr(ray.util.metrics, kind, Metric)
+    actor = _Actor()
+    actor.start(small(0)._task(0))
+    try:
+        assert actor.begin("my run", None) is None
+        row = actor.step(0)
+    finally:
+        actor.close()
+    names = ("live_bytes", "peak_bytes", "rss_peak_bytes", "step_seconds", "reduce_seconds", "targets")
+    assert recorded == [(f"retape_{name}", {"run": "my run", "rank": "0"}, row[name]) for name in names]
+    assert row["targets"] == 8
+
+
+def test_the_seconds_of_the_all_reduce_are_part_of_a_step_and_none_without_workers(ray_cluster: None) -> None:
+    alone = small(0).fit().history
+    assert [row["reduce_seconds"] for row in alone] == [0.0] * 3
+    shared = small(2).fit().history
+    assert all(0 < row["reduce_seconds"] <= row["step_seconds"] for row in shared)
