@@ -11,6 +11,7 @@ from checkpointing.runs import InfeasibleBudget, RunPlans
 from checkpointing.timing import Progress, measure_times
 from distributed.groups import Group, RayGroup
 from distributed.options import TrainingOptions
+from distributed.padding import require_paddable
 from distributed.worker import outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
@@ -39,7 +40,7 @@ class RunPlanning:
         process: What a worker's process takes besides, once it has been measured.
 
     Raises:
-        ValueError: A layer would take statistics of padding.
+        ValueError: Something would see the padding of a batch.
         InfeasibleBudget: The policy does not fit the budget, or nothing does.
     """
 
@@ -58,7 +59,7 @@ class RunPlanning:
         self._batches = batches
         self._specs = shard_specs(data, options.batch, options.shards)
         self.layout: Layout = model.chain.layout(self._specs[0])
-        self._require_no_statistics_of_padding()
+        require_paddable(model, self.layout, data, self._specs, batches)
         self.budget: int | None = None
         self.process: ProcessUse | None = None
         self._budget = options.parsed_budget()
@@ -149,16 +150,6 @@ class RunPlanning:
             bucket_nbytes=self._options.bucket_nbytes,
             weighted=(self._batches[0].padded, self._batches[1].padded),
         )
-
-    def _require_no_statistics_of_padding(self) -> None:
-        """Raises if a layer would take statistics of a training batch that is padded."""
-        batches, batch = self._batches[0], self._options.batch
-        if batches.padded and (names := list(self.layout.statistics.specs)):
-            raise ValueError(
-                f"layer {names[0].rpartition('.')[0]!r} takes statistics of a batch, which would see the padding of an epoch's last one: "
-                f"{batches.size} examples for training leave {batches.size % batch} for it in batches of {batch}. Drop it with "
-                "--last-batch drop, take a batch that divides the examples, or a norm of each example (GroupNorm, LayerNorm)"
-            )
 
     def _measured_times(self, progress: Progress | None) -> Times:
         chain, loss = self._model.chain, self._model.loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -295,6 +295,31 @@ def test_statistics_of_a_batch_and_padding_do_not_go_together() -> None:
     Trainer(chain, CrossEntropy(), last_batch="drop", **given)
     given["batch"] = 11  # which leaves nothing to pad; in a validation they take none
     assert Trainer(chain, CrossEntropy(), last_batch="pad", shards=1, **given).plans.evaluate[0].costs.weights
+
+
+@dataclass(frozen=True)
+class Unweighted(CrossEntropy):
+    """A loss that forgets about the weights of examples in one of its methods."""
+
+    forgets: str = ""
+
+    def forward(self, y: Array, targets: Array, weights: Array | None, context: Context) -> Any:
+        return super().forward(y, targets, None if self.forgets == "forward" else weights, context)
+
+    def vjp(self, y: Array, targets: Array, weights: Array | None, own: Any, context: Context) -> Array:
+        return super().vjp(y, targets, None if self.forgets == "vjp" else weights, own, context)
+
+
+@pytest.mark.parametrize("forgets", ["forward", "vjp"])
+def test_a_loss_that_would_count_padding_is_refused(forgets: str) -> None:
+    message = "Unweighted does not weigh its examples"
+    with pytest.raises(ValueError, match=message):
+        trainer(33, 16, 4, Unweighted(forgets=forgets))
+    with pytest.raises(ValueError, match=message):
+        trainer(32, 16, 4, Unweighted(forgets=forgets), validation_examples=9)
+    trainer(32, 16, 4, Unweighted(forgets=forgets), validation_examples=16)  # nothing to pad
+    trainer(33, 16, 4, Unweighted(forgets=forgets), last_batch="drop")
+    trainer(33, 16, 4, Unweighted())
 
 
 def test_a_batch_that_is_larger_than_the_data_can_be_padded() -> None:
