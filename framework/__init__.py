@@ -1,6 +1,6 @@
 """Derivatives of NumPy code, layers and their VJPs, losses, optimizers, data, and the ledger that counts every byte."""
 
-from framework.data import ArrayDataset, ByteText, Dataset, EpochOrder
+from framework.data import ArrayDataset, Batches, ByteText, Dataset, EpochOrder
 from framework.differentiation import (
     DifferentiationError,
     check_grads,
@@ -84,6 +84,7 @@ __all__ = [
     "Attention",
     "AveragePool2d",
     "BatchNorm",
+    "Batches",
     "BinaryCrossEntropy",
     "BudgetExceeded",
     "ByteText",
