@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpointing.memory_limits import automatic_budget, require_memory
-from checkpointing.runs import InfeasibleBudget, RunPlans
+from checkpointing.runs import NAME_A_FOLDER, InfeasibleBudget, RunPlans
 from framework.sizes import format_size, parse_size
 
 _EXAMPLES = (
@@ -167,11 +167,13 @@ class ProcessBudget(MemoryBudget):
 
     def explain(self, error: InfeasibleBudget, process: ProcessUse) -> InfeasibleBudget:
         """Returns the error of a plan that does not fit the engine's part, told in bytes of the whole process."""
-        smallest = process.with_engine(error.smallest)
+        smallest, disk = process.with_engine(error.smallest), ""
+        if (needed := error.with_disk) is not None:
+            disk = f"; with values on disk the engine needs {needed:,} bytes ({format_size(needed)}): {NAME_A_FOLDER}"
         return InfeasibleBudget(
             f"{self._too_small(process)}. {format_size(max(0, process.left_to_engine(self.nbytes or 0)))} are left for the engine, "
             f"which needs {error.smallest:,} bytes ({format_size(error.smallest)}) or more; give {smallest} "
-            f"({format_size(smallest)}) or more",
+            f"({format_size(smallest)}) or more{disk}",
             smallest,
         )
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from checkpointing.bounds import Bounds
+from checkpointing.choices import Setting, choices
 from checkpointing.costs import Costs
-from checkpointing.policies import StoreAll
-from checkpointing.runs import InfeasibleBudget, RunPlans, plan_run
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ def gap(seconds: float, bound: float) -> float:
 
 def least_budget(costs: Costs, shards: int = 1, world: int = 1, purpose: str = "train", offload: bool = False) -> int:
     """Returns the smallest budget in bytes that a plan is known for; where it may offload, one that holds values on disk counts."""
-    try:
-        return plan_run(costs, budget=1, shards=shards, world=world, purpose=purpose, offload=offload).peak
-    except InfeasibleBudget as error:
-        return error.smallest
+    known = choices(Setting(costs, shards, world, purpose))
+    return min(known.least, known.least_on_disk) if offload else known.least
 
 
 def memory_time_curve(
@@ -69,21 +66,16 @@ def memory_time_curve(
     """
     if points < 2:
         raise ValueError(f"a curve has at least 2 points, but got {points}")
-    least = least_budget(costs, shards, world)
-    most = max(least, plan_run(costs, policy=StoreAll(), shards=shards, world=world).peak)
+    known = choices(Setting(costs, shards, world))
+    most = max(known.least, known.store_all)
     bounds = [Bounds(costs, shards, world, rank) for rank in range(world)]
     found = []
     for number in range(points):
-        budget = least + (most - least) * number // (points - 1)
-        plans = plan_run(costs, budget=budget, shards=shards, world=world)
-        found.append(point_of(plans, budget, bounds))
+        budget = known.least + (most - known.least) * number // (points - 1)
+        choice = known.within(budget)
+        assert choice is not None
+        bound = max(each.seconds(budget) for each in bounds)
+        found.append(CurvePoint(budget, choice.peak, choice.seconds, bound, choice.policy.name))
         if progress is not None:
             progress(number + 1, points)
     return found
-
-
-def point_of(plans: RunPlans, budget: int, bounds: list[Bounds]) -> CurvePoint:
-    """Returns the point of a run's plans; the rank that takes longest counts."""
-    seconds = max(plan.simulation.seconds for plan in plans.train)
-    bound = max(each.seconds(budget) for each in bounds)
-    return CurvePoint(budget, max(plan.peak for plan in plans.train), seconds, bound, plans.policy.name)

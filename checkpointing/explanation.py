@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from checkpointing.bounds import Bounds, in_buffer
+from checkpointing.choices import Choices, Setting, choices
 from checkpointing.costs import Costs
-from checkpointing.curve import gap, least_budget
+from checkpointing.curve import gap
 from checkpointing.operations import Drop, Fetch, Forward, Load, Loss, Operation, PlanError, Value, output, residuals
 from checkpointing.plan import Plan
-from checkpointing.policies import StoreAll
-from checkpointing.runs import plan_run
 from framework.layers import BATCH
 from framework.sizes import format_size
 
@@ -167,7 +166,7 @@ def explain(plan: Plan, budget: int | None = None) -> Explanation:
     costs, limit = plan.costs, plan.peak if budget is None else budget
     on_disk = plan.simulation.file_nbytes
     bounds = Bounds(costs, plan.shards, plan.world, plan.rank, disk=on_disk > 0)
-    everything = plan_run(costs, policy=StoreAll(), shards=plan.shards, world=plan.world, purpose=plan.purpose)
+    known = choices(Setting(costs, plan.shards, plan.world, plan.purpose))
     return Explanation(
         policy=plan.policy,
         source=costs.source,
@@ -178,12 +177,12 @@ def explain(plan: Plan, budget: int | None = None) -> Explanation:
         stall=plan.simulation.stall,
         least_memory=bounds.memory,
         seconds=plan.simulation.seconds,
-        once=everything.train[plan.rank].simulation.seconds,
+        once=known.everything[plan.rank].simulation.seconds,
         bound=bounds.seconds(limit),
         forwards=len(costs.steps) * sum(isinstance(operation, Load) for operation in plan.operations),
         kept=_kept(plan.operations, costs),
         again=_again(plan.operations, costs),
-        **_neighbours(plan, limit, everything.peak),
+        **_neighbours(plan, limit, known),
     )
 
 
@@ -232,19 +231,20 @@ def _again(operations: Iterable[Operation], costs: Costs) -> tuple[Again, ...]:
     return tuple(sorted(found, key=lambda again: (-again.seconds, again.kind)))
 
 
-def _neighbours(plan: Plan, budget: int, most: int) -> dict[str, Neighbour | None]:
+def _neighbours(plan: Plan, budget: int, known: Choices) -> dict[str, Neighbour | None]:
     """The next larger budget that buys time, and the next smaller one, as far as a few budgets show."""
 
     offload = plan.simulation.file_nbytes > 0
 
-    def planned(other: int) -> Neighbour:
-        plans = plan_run(
-            plan.costs, budget=other, shards=plan.shards, world=plan.world, purpose=plan.purpose, offload=offload
-        )
-        found = plans.train[plan.rank]
-        return Neighbour(other, found.simulation.seconds, found.policy)
+    passes = sum(isinstance(operation, Load) for operation in plan.operations)
 
-    least = least_budget(plan.costs, plan.shards, plan.world, plan.purpose, offload)
+    def planned(other: int) -> Neighbour:
+        every = [known.within(other), *(known.on_disk if offload else ())]
+        fitting = [choice for choice in every if choice is not None and choice.peak <= other]
+        best = min(fitting, key=lambda choice: choice.shard_seconds)
+        return Neighbour(other, best.shard_seconds * passes, best.policy.name)
+
+    most, least = known.store_all, min(known.least, known.least_on_disk) if offload else known.least
     span = max(0, most - least)
     larger = (
         planned(other)

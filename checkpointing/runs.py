@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from checkpointing.choices import Setting, choices, evaluations, unlike
 from checkpointing.costs import Costs
-from checkpointing.operations import Backward, Drop, Forward, Loss, Reduce
 from checkpointing.plan import Plan
-from checkpointing.planner.frontier import Frontier, frontier
-from checkpointing.policies import Budget, Policy, StoreAll, candidates, offloading_candidates
-from checkpointing.schedules import Schedule, evaluation, make_plan
+from checkpointing.planner.frontier import Point
+from checkpointing.policies import Budget, Policy, StoreAll
 from framework.sizes import format_size
+
+#: What to do to hold values on disk.
+NAME_A_FOLDER = "name a folder for them with --offload-dir (offload_dir in Python)"
 
 
 class InfeasibleBudget(ValueError):  # noqa: N818  (the name that callers act on)
     """A budget that no plan meets, or that a named policy does not.
 
+    Args:
+        message: What is too small, and what would do.
+        smallest: See below.
+        with_disk: What gives the attribute; it takes a while, and many errors are never read.
+
     Attributes:
         smallest: The smallest budget in bytes that would do.
+        with_disk: The smallest one that would do with values on disk, if that is less and a budget may not hold any; else None.
     """
 
-    def __init__(self, message: str, smallest: int) -> None:
+    def __init__(self, message: str, smallest: int, with_disk: Callable[[], int] | None = None) -> None:
         super().__init__(message)
-        self.smallest = smallest
+        self.smallest, self._with_disk = smallest, with_disk
+
+    @property
+    def with_disk(self) -> int | None:
+        if self._with_disk is None:
+            return None
+        found = self._with_disk()
+        return found if found < self.smallest else None
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        if (needed := self.with_disk) is not None:
+            told += f"; with values on disk {needed:,} bytes (engine:{needed}) are enough: {NAME_A_FOLDER}"
+        return told
+
+    def at_least(self, smallest: int) -> InfeasibleBudget:
+        """Returns the same error where more than `smallest` is needed."""
+        return InfeasibleBudget(super().__str__(), max(self.smallest, smallest), self._with_disk)
 
     def __reduce__(self) -> tuple[type, tuple[str, int]]:
         return type(self), (str(self), self.smallest)
@@ -48,7 +73,7 @@ class RunPlans:
     @property
     def peak(self) -> int:
         """The predicted peak of the rank that holds the most, in bytes."""
-        return max(plan.peak for plan in (*self.train, *self.evaluate))
+        return max(plan.peak for plan in unlike((*self.train, *self.evaluate)))
 
     @property
     def activation_nbytes(self) -> int:
@@ -91,20 +116,18 @@ def plan_run(
         ValueError: The policy `Budget` without a budget; or a budget, and a layer whose bytes depend on the data.
     """
     if budget is not None:
-        for known in (costs, evaluation_costs):
-            _require_known_bytes(known)
+        for each in (costs, evaluation_costs):
+            _require_known_bytes(each)
     if isinstance(policy, Budget) and budget is None:
         raise ValueError("the policy 'budget' needs a budget; give --memory-budget, for example engine:64MiB")
     evaluate: tuple[Plan, ...] = ()
     if evaluation_costs is not None:
-        evaluate = _plans(evaluation(evaluation_costs), evaluation_costs, "", "evaluate", shards, world)
+        evaluate = evaluations(Setting(evaluation_costs, shards, world, "evaluate"))
+    known = choices(Setting(costs, shards, world, purpose, bucket_nbytes))
 
-    def planned(candidate: Policy) -> RunPlans:
-        train = _plans(candidate.schedule(costs), costs, candidate.name, purpose, shards, world, bucket_nbytes)
-        return RunPlans(candidate, train, evaluate, store_all)
+    def planned(named: Policy, point: Point | None = None) -> RunPlans:
+        return RunPlans(named, known.plans(named, point), evaluate, known.store_all_activation_nbytes)
 
-    everything = _plans(StoreAll().schedule(costs), costs, StoreAll.name, purpose, shards, world, bucket_nbytes)
-    store_all = _largest(everything).simulation.activation_nbytes
     if policy is not None and not isinstance(policy, Budget):
         chosen = planned(policy)
         if budget is not None and chosen.peak > budget:
@@ -112,40 +135,16 @@ def plan_run(
         return chosen
     if budget is None:
         return planned(StoreAll())
-    passing = costs.of_the_pass(shards, world)
-    best = frontier(passing, candidates(passing))
-    beside, elsewhere = _besides_the_pass(everything, best)
-    elsewhere = max([elsewhere, *(plan.peak for plan in evaluate)])
-    point, fitting = best.within(budget - beside), []
-    if point is not None and elsewhere <= budget:
-        taken = Budget() if point.origin is None else candidates(costs)[point.origin]
-        train = _plans(best.schedule(point), costs, taken.name, purpose, shards, world, bucket_nbytes)
-        fitting.append(RunPlans(taken, train, evaluate, store_all))
-    on_disk = [planned(candidate) for candidate in offloading_candidates(costs)] if offload or not fitting else []
-    if offload:
-        fitting += [plans for plans in on_disk if plans.peak <= budget]
+    elsewhere = max((plan.peak for plan in unlike(evaluate)), default=0)
+    fitting = [choice for choice in (known.within(budget), *(known.on_disk if offload else ())) if choice is not None]
+    fitting = [choice for choice in fitting if max(choice.peak, elsewhere) <= budget]
     if not fitting:
-        raise _infeasible(budget, max(best.least + beside, elsewhere), min(plans.peak for plans in on_disk), offload)
+        smallest = max(elsewhere, min(known.least, known.least_on_disk) if offload else known.least)
+        with_disk = None if offload else lambda: max(elsewhere, known.least_on_disk)
+        raise InfeasibleBudget(_too_small("every known plan", budget, smallest), smallest, with_disk)
     # min keeps the first of equals, which holds nothing on disk.
-    return min(fitting, key=_seconds)
-
-
-def _seconds(plans: RunPlans) -> float:
-    """The time of the slowest rank."""
-    return max(plan.simulation.seconds for plan in plans.train)
-
-
-def _infeasible(budget: int, smallest: int, with_disk: int, offload: bool) -> InfeasibleBudget:
-    """The error of a budget that nothing meets; where that is so without a disk alone, it says what one would do."""
-    if offload:
-        smallest = min(smallest, with_disk)
-    message = _too_small("every known plan", budget, smallest)
-    if with_disk < smallest:
-        message += (
-            f"; with values on disk {with_disk:,} bytes (engine:{with_disk}) are enough: name a folder for them with --offload-dir "
-            "(offload_dir in Python)"
-        )
-    return InfeasibleBudget(message, smallest)
+    best = min(fitting, key=lambda choice: choice.seconds)
+    return planned(best.policy, best.point)
 
 
 def _require_known_bytes(costs: Costs | None) -> None:
@@ -160,33 +159,8 @@ def _require_known_bytes(costs: Costs | None) -> None:
             )
 
 
-def _plans(
-    schedule: Schedule,
-    costs: Costs,
-    policy: str,
-    purpose: str,
-    shards: int,
-    world: int,
-    bucket_nbytes: int | None = None,
-) -> tuple[Plan, ...]:
-    ranks = range(world)
-    return tuple(make_plan(schedule, costs, policy, purpose, shards, world, rank, bucket_nbytes) for rank in ranks)
-
-
-def _besides_the_pass(everything: Sequence[Plan], best: Frontier) -> tuple[int, int]:
-    """What all plans of a run have in common: the most bytes held beside the pass of a shard while it runs, and at other moments."""
-    inside, elsewhere = 0, 0
-    for plan in everything:
-        for operation, moment in zip(plan.operations, plan.simulation.timeline, strict=True):
-            if isinstance(operation, Forward | Loss | Backward):
-                inside = max(inside, moment.inside)
-            elif not isinstance(operation, Drop | Reduce):  # during which nothing is made
-                elsewhere = max(elsewhere, moment.inside)
-    return inside - best.store_all, elsewhere
-
-
 def _largest(plans: Sequence[Plan]) -> Plan:
-    return max(plans, key=lambda plan: plan.peak)
+    return max(unlike(plans), key=lambda plan: plan.peak)
 
 
 def _too_small(what: str, budget: int, smallest: int) -> str:

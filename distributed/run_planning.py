@@ -170,7 +170,7 @@ class RunPlanning:
                 plans = self._planned(policy, target)
             except InfeasibleBudget as error:
                 least = min(enough) if enough else self._engine_nbytes(self._planned(policy, error.smallest))
-                raise InfeasibleBudget(str(error), max(error.smallest, least)) from error
+                raise error.at_least(least) from error
             enough.append(self._engine_nbytes(plans))
             if enough[-1] <= limit:
                 return plans

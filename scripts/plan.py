@@ -34,6 +34,7 @@ from checkpointing import (
     plan_run,
 )
 from checkpointing.budgets import ProcessBudget, ProcessUse
+from checkpointing.choices import Setting, choices
 from checkpointing.curve import CurvePoint, gap
 from checkpointing.explanation import Explanation
 from checkpointing.holdings import holdings
@@ -257,31 +258,36 @@ def process_use(options: PlanOptions, costs: Costs) -> ProcessUse:
 
 def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:
     """Returns a row for each policy, and for the plan if it is none of them, all that is in JSON."""
+    known = choices(Setting(costs, shards, world))
     every = [*candidates(costs), *offloading_candidates(costs)]
-    found = [plan_run(costs, policy=policy, shards=shards, world=world) for policy in every if _shown(policy)]
-    if plans.policy.name not in [each.policy.name for each in found]:
-        found.append(plans)
+    found = [(policy.name, known.of(policy)) for policy in every if _shown(policy)]
+    rows = {name: (choice.peak, choice.seconds) for name, choice in found}
+    if plans.policy.name not in rows:
+        rows[plans.policy.name] = (
+            max(plan.peak for plan in plans.train),
+            max(plan.simulation.seconds for plan in plans.train),
+        )
+    on_disk = {policy.name for policy in offloading_candidates(costs)}
+    if any(plan.simulation.disk_nbytes for plan in plans.train):
+        on_disk.add(plans.policy.name)
     bounds = [[Bounds(costs, shards, world, rank, disk) for rank in range(world)] for disk in (False, True)]
-    once = max(plan.simulation.seconds for plan in found[0].train)
-    rows = []
-    for each in found:
-        seconds = max(plan.simulation.seconds for plan in each.train)
-        peak = max(plan.peak for plan in each.train)
-        on_disk = any(plan.simulation.disk_nbytes for plan in each.train)
-        bound = max(bound.seconds(peak) for bound in bounds[on_disk])
-        rows.append(
+    once = rows[StoreAll.name][1]
+    told = []
+    for name, (peak, seconds) in rows.items():
+        bound = max(bound.seconds(peak) for bound in bounds[name in on_disk])
+        told.append(
             {
-                "policy": each.policy.name,
+                "policy": name,
                 "peak_bytes": peak,
                 "seconds": seconds,
                 "extra_time": seconds / once - 1 if once else 0.0,
                 "bound_seconds": bound,
                 "gap": gap(seconds, bound),
                 "fits": budget is None or peak <= budget,
-                "chosen": each.policy.name == plans.policy.name,
+                "chosen": name == plans.policy.name,
             }
         )
-    return rows
+    return told
 
 
 def _shown(policy: Policy) -> bool:

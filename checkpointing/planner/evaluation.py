@@ -138,8 +138,11 @@ class Evaluator:
         """Returns the cost of a schedule."""
         kept, keeps, drops, gaps, unread = self._liveness(codes)
         inside = _Run(self).run(kept, keeps, drops, unread)
-        seconds = math.fsum([*map(self.seconds.__getitem__, kept), *self.costs.loss_seconds])
-        return Evaluation(tuple(kept), max(inside), seconds, inside, gaps)
+        return Evaluation(tuple(kept), max(inside), math.fsum(self.times(kept)), inside, gaps)
+
+    def times(self, codes: Sequence[int]) -> list[float]:
+        """The seconds of each operation of a schedule, those of the loss being two."""
+        return [*map(self.seconds.__getitem__, codes), *self.costs.loss_seconds]
 
     def _liveness(
         self, codes: Sequence[int]

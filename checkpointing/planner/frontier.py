@@ -93,6 +93,10 @@ class Frontier:
         """The least peak of all."""
         return self._peaks[0]
 
+    def times(self, point: Point) -> list[float]:
+        """The seconds of each operation of a point, those of the loss being two."""
+        return self._evaluator.times(point.codes)
+
     def schedule(self, point: Point) -> Schedule:
         """The schedule of a point."""
         return self._evaluator.schedule_of(point.codes)

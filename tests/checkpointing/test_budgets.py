@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from checkpointing import InfeasibleBudget, parse_budget
 from checkpointing.budgets import EngineBudget, ProcessBudget, ProcessUse, require_engine_budget
-from tests.checkpointing.cases import tokens
+from tests.checkpointing.cases import images, tokens
 from tests.checkpointing.containers import limited
 
 MIB, GIB = 2**20, 2**30
@@ -105,6 +105,18 @@ def test_a_plan_that_does_not_fit_is_told_in_bytes_of_the_process() -> None:
     assert str(told.smallest) in str(told)
     fitting = ProcessBudget("", told.smallest).resolve(case.plans("store-all"), use)
     assert case.plans(budget=fitting).peak == fitting
+
+
+def test_a_plan_that_does_not_fit_the_process_says_what_a_disk_would_do() -> None:
+    case, use = images(), ProcessUse(baseline=100 * MIB)
+    with pytest.raises(InfeasibleBudget) as caught:
+        case.plans(budget=1000)
+    told = ProcessBudget("107MiB", use.with_engine(1000)).explain(caught.value, use)
+    needed = caught.value.with_disk
+    assert needed is not None
+    assert f"with values on disk the engine needs {needed:,} bytes" in str(told)
+    assert "--offload-dir" in str(told)
+    assert case.plans(budget=needed, offload=True).peak == needed
 
 
 def test_auto_gets_its_size_on_the_node_and_keeps_its_reason(tmp_path: Path) -> None:
