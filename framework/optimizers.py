@@ -34,6 +34,19 @@ class Optimizer(ABC):
     scratch_rows: int
     decays: Part | None = None
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What the rows of the state are called in files."""
+        return tuple(f"row{number}" for number in range(self.slots))
+
+    def state_by_name(self, layout: Layout, state: Array) -> dict[str, Array]:
+        """Returns views of the state by row and parameter: "mean/embedding.token"."""
+        return {
+            f"{row}/{name}": view
+            for row, flat in zip(self.rows, state, strict=True)
+            for name, view in layout.views(flat).items()
+        }
+
     def state_nbytes(self, layout: Layout) -> int:
         """Bytes of the state."""
         return self.slots * layout.nbytes
@@ -151,6 +164,10 @@ class SGD(Optimizer):
     def slots(self) -> int:  # type: ignore[override]
         return 1 if self.momentum else 0
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return ("momentum",) if self.momentum else ()
+
     scratch_rows = 3
 
     def _update_block(
@@ -217,6 +234,7 @@ class AdamW(Optimizer):
         _require_fraction("beta2", self.beta2)
 
     slots = 2
+    rows = ("mean", "square")
     scratch_rows = 2
 
     def _update_block(

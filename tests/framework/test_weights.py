@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,15 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
 def torn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing stops half-way, as on a full disk."""
 
-    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half a file")
-        raise OSError("no space is left")
+    write, written = os.write, []
 
-    monkeypatch.setattr(weights, "save_file", save_file)
+    def torn_write(descriptor: int, data: Any) -> int:
+        if written:
+            raise OSError("no space is left")
+        written.append(data)
+        return write(descriptor, memoryview(data)[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", torn_write)
 
 
 def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:

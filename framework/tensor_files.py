@@ -1,0 +1,158 @@
+"""Tensors in safetensors files: written block by block from where they lie, and read tensor by tensor after a check of all.
+
+A file is the length of its header (8 bytes, little-endian), the header, and the tensors' bytes one after the other. The header is JSON: for
+each tensor its dtype, shape, and where its bytes begin and end (https://github.com/huggingface/safetensors#format). The library's own writer copies all
+tensors before it writes, for which a budget has no room; this one holds a block of none but the tensor that it writes. Reading is
+the library's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from framework.durable import write_all
+from framework.memory import Array, Ledger
+
+#: Names of dtypes in files, and NumPy's.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CODES = {name: code for code, name in _DTYPES.items()}
+#: Bytes that are written, or read to be hashed, at once: they stay in the cache between hashing and copying.
+BLOCK_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        nbytes: Its length.
+        sha256: Of its bytes.
+    """
+
+    nbytes: int
+    sha256: str
+
+
+def write_tensors(descriptor: int, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Written:
+    """Writes a safetensors file, and hashes what it writes.
+
+    Args:
+        descriptor: An open file, empty.
+        tensors: By name, float and C-contiguous, in the order in which they go into the file.
+        metadata: Words about them.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        # A view of its bytes would have another order.
+        assert tensor.flags.c_contiguous, name
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _CODES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so the tensors are aligned
+    digest = hashlib.sha256()
+    start = len(text).to_bytes(8, "little") + text
+    digest.update(start)
+    nbytes = write_all(descriptor, start)
+    for tensor in tensors.values():
+        flat = tensor.reshape(-1)
+        height = BLOCK_NBYTES // tensor.dtype.itemsize
+        for first in range(0, flat.size, height):
+            block = flat[first : first + height]
+            little = block.astype(block.dtype.newbyteorder("<"), copy=False)
+            raw = little.view(np.uint8).data
+            digest.update(raw)
+            nbytes += write_all(descriptor, raw)
+    return Written(nbytes, digest.hexdigest())
+
+
+def hash_file(path: Path) -> Written:
+    """Reads a file once, and returns its length and hash."""
+    digest, nbytes = hashlib.sha256(), 0
+    buffer = bytearray(BLOCK_NBYTES)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            nbytes += count
+    return Written(nbytes, digest.hexdigest())
+
+
+def read_tensors(path: Path, views: Mapping[str, Array], what: str, ledger: Ledger | None = None) -> None:
+    """Reads tensors into arrays, one at a time, after checking all of them.
+
+    Args:
+        path: The file.
+        views: By name, where they go: all that the file holds.
+        what: What the file is called in messages, as "weights file".
+        ledger: Counts the tensor that is being read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or holds others; the message names all that is missing, left over, of another shape, or
+            of another dtype.
+    """
+    book = ledger or Ledger()
+    with _open(path, what) as file:
+        _require_match(path, file, {name: (view.shape, view.dtype.name) for name, view in views.items()}, what)
+        for name, view in views.items():
+            passing = book.count(view.nbytes, "workspace", what)
+            view[...] = file.get_tensor(name)
+            del passing
+
+
+def require_tensors(path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]], what: str) -> None:
+    """Checks that a file holds tensors of such shapes and dtypes, without reading them.
+
+    Raises:
+        FileNotFoundError, ValueError: See `read_tensors`.
+    """
+    with _open(path, what) as file:
+        _require_match(path, file, specs, what)
+
+
+@contextmanager
+def _open(path: Path, what: str) -> Iterator[Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {what} {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{what} {path} cannot be read as safetensors: {error}") from error
+
+
+def _require_match(path: Path, file: Any, specs: Mapping[str, tuple[tuple[int, ...], str]], what: str) -> None:
+    # PyTorch's norms of batches also count their steps, which nothing here reads.
+    there = {name for name in file.keys() if name.rpartition(".")[2] != "num_batches_tracked"}  # noqa: SIM118
+    shapes, dtypes = [], []
+    for name, (expected, wanted) in specs.items():
+        if name not in there:
+            continue
+        part = file.get_slice(name)
+        shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype())
+        if shape != expected:
+            shapes.append(f"{name} {list(shape)} for {list(expected)}")
+        if dtype != wanted:
+            dtypes.append(f"{name} {dtype} for {wanted}")
+    faults = {
+        "missing": [name for name in specs if name not in there],
+        "left over": sorted(there - set(specs)),
+        "of another shape": shapes,
+        "of another dtype": dtypes,
+    }
+    if told := [f"{len(names)} {fault}: {', '.join(names)}" for fault, names in faults.items() if names]:
+        raise ValueError(
+            "\n  ".join([f"{what} {path} is of another model, which has {len(specs)} arrays; of the file's", *told])
+        )
