@@ -6,8 +6,28 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+
+class Stopped(Exception):  # noqa: N818  (nothing has failed)
+    """A run was asked to stop, and has stopped after a step.
+
+    Attributes:
+        step: How many steps are done.
+        folder: The run's folder, where its last snapshot is; None for a run without one, of which nothing is left.
+    """
+
+    def __init__(self, step: int, steps: int, folder: Path | None) -> None:
+        super().__init__(step, steps, folder)
+        self.step, self.folder = step, folder
+
+    def __str__(self) -> str:
+        step, steps, folder = self.args
+        saved = "without a run folder nothing was saved" if folder is None else f"its state is saved in {folder}"
+        return f"stopped after step {step} of {steps}; {saved}"
+
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

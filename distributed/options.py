@@ -16,6 +16,11 @@ from checkpointing.reduction_tree import require_shards
 from framework.data import LastBatch
 from framework.sizes import parse_size
 
+#: The options that decide a run's bits. A run that is resumed has those that it was started with.
+IDENTITY = (
+    "shards", "batch", "last_batch", "steps", "seed", "threads_per_worker", "learning_rate", "warmup_steps", "clip_norm",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -73,6 +78,16 @@ class TrainingOptions:
     """With workers: reduce buckets while the backward goes on, instead of all at the end."""
     pretend_bandwidth: str | None = None
     """With workers: take as long over a bucket as a network of so many bytes a second would, as 100MB; to see what overlap gains there."""
+    snapshot_every: int | None = None
+    """Steps between snapshots of the run's state in its folder, from which --resume goes on. Default: none by steps."""
+    snapshot_minutes: float | None = None
+    """Minutes between snapshots. Default: none by time."""
+    keep_snapshots: int = 2
+    """How many snapshots stay; older ones are removed."""
+    resume: Path | None = None
+    """Folder of a run that was stopped: go on from its last snapshot, bit for bit, also with other workers, policy or budget."""
+    allow_mixed_cpus: bool = False
+    """Train also on workers, or go on from a snapshot, whose CPUs or libraries differ: that bits are the same is not promised then."""
 
     def check(self) -> None:
         """Checks each option and their combination.
@@ -88,16 +103,18 @@ class TrainingOptions:
             ("steps", 1),
             ("threads_per_worker", 1),
             ("validation_examples", 1),
+            ("keep_snapshots", 1),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"{_flag(name)} must be at least {least}, but got {getattr(self, name)}")
-        for name, value in (("warmup_steps", self.warmup_steps), ("validate_every", self.validate_every)):
-            if value is not None and value < (1 if name == "validate_every" else 0):
-                raise ValueError(f"{_flag(name)} is a number of steps, but got {value}")
-        for name in ("learning_rate", "clip_norm", "timeout"):
+                raise ValueError(f"{flag(name)} must be at least {least}, but got {getattr(self, name)}")
+        for name, fewest in (("warmup_steps", 0), ("validate_every", 1), ("snapshot_every", 1)):
+            value = getattr(self, name)
+            if value is not None and value < fewest:
+                raise ValueError(f"{flag(name)} is a number of steps, but got {value}")
+        for name in ("learning_rate", "clip_norm", "timeout", "snapshot_minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{_flag(name)} must be positive and finite, but got {value}")
+                raise ValueError(f"{flag(name)} must be positive and finite, but got {value}")
         if self.warmup >= self.steps and self.warmup:
             raise ValueError(f"a warm-up of {self.warmup} steps must be shorter than the run of {self.steps} steps")
         require_shards(self.shards, max(1, self.workers))
@@ -109,12 +126,12 @@ class TrainingOptions:
         if self.last_batch not in ("drop", "pad"):
             raise ValueError(f"--last-batch is drop or pad, but got {self.last_batch!r}")
         if self.address is not None and not self.workers:
-            raise ValueError(f"{_flag('address')} is for workers, but there are none; give {_flag('workers')}")
+            raise ValueError(f"{flag('address')} is for workers, but there are none; give {flag('workers')}")
         if self.memory not in ("block", "heap"):
             raise ValueError(f"--memory is block or heap, but got {self.memory!r}")
         if self.plan is not None and self.policy is not None:
             raise ValueError(
-                f"the plan in {self.plan} was made by a policy of its own; leave {_flag('policy')} {self.policy} away"
+                f"the plan in {self.plan} was made by a policy of its own; leave {flag('policy')} {self.policy} away"
             )
         self.parsed_policy()
         self.parsed_budget()
@@ -123,7 +140,7 @@ class TrainingOptions:
                 try:
                     parse_size(size)
                 except ValueError as error:
-                    raise ValueError(f"{_flag(name)}: {error}") from error
+                    raise ValueError(f"{flag(name)}: {error}") from error
         if (
             self.offload_dir is not None and self.address is None
         ):  # a cluster's nodes may have what this machine has not
@@ -156,5 +173,5 @@ class TrainingOptions:
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "--" + name.replace("_", "-")

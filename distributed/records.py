@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+import uuid
 from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -27,15 +28,19 @@ def versions() -> dict[str, str]:
 
 
 def config_of(trainer: Trainer) -> dict[str, Any]:
-    """Returns what a run was told, ready for JSON."""
+    """Returns what a run was told, ready for JSON. Its name tells it from all others, also from such of the same options."""
     return {
+        "run": uuid.uuid4().hex,
         "model": trainer.model.name,
         "build": dict(trainer.model.arguments),
+        "loss": type(trainer.model.loss).__name__,
         "optimizer": repr(trainer.optimizer),
         "dtype": trainer.layout.dtype.name,
         "data": trainer.data.describe(),
         "options": trainer.options.to_json(),
         "versions": versions(),
+        "fingerprint": trainer.fingerprint,
+        "same_bits": trainer.same_bits,
     }
 
 
@@ -54,7 +59,9 @@ def summary_of(trainer: Trainer, history: list[dict[str, Any]], reports: list[di
     """
     options, planning = trainer.options, trainer.planning
     plans, process = planning.plans, planning.process
-    seconds = median(row["step_seconds"] for row in history)
+    here = history[trainer.first_step :]  # in this process, if the run was resumed
+    seconds, peaks = median(row["step_seconds"] for row in here), [row["rss_peak_bytes"] for row in here]
+    resumed = trainer.resumed
     summary: dict[str, Any] = {
         "model": trainer.model.name,
         "parameters": trainer.layout.size,
@@ -90,10 +97,13 @@ def summary_of(trainer: Trainer, history: list[dict[str, Any]], reports: list[di
         "predicted_peak_bytes": plans.peak,
         "ledger_peak_bytes": max(report["ledger_peak_bytes"] for report in reports),
         "rss_peak_bytes": max(report["process"]["peak_rss"] for report in reports),
-        "rss_drift_bytes": history[-1]["rss_peak_bytes"] - history[min(1, len(history) - 1)]["rss_peak_bytes"],
+        "rss_drift_bytes": peaks[-1] - peaks[min(1, len(peaks) - 1)],
         "parameters_sha256": reports[0]["parameters_sha256"],
         "optimizer_sha256": reports[0]["optimizer_sha256"],
         "losses_sha256": losses_sha256(history),
+        "same_bits": trainer.same_bits,
+        "resumed_after_step": resumed.step if resumed else None,
+        "damaged_snapshots": resumed.damaged if resumed else [],
         "ranks": reports,
     }
     if isinstance(trainer.data, ByteText):

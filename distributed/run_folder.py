@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from framework.durable import write_all, written_aside
+
 #: The files of a run, as patterns: what an overwriting run removes.
 _FILES = (
-    "config.json", "plan.json", "metrics.jsonl", "summary.json", "weights.safetensors", "logs/*.log", "tensorboard/events.*",
+    "config.json", "plan.json", "metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors", "logs/*.log",
+    "tensorboard/events.*",
 )  # fmt: skip
 
 
@@ -21,12 +26,16 @@ class RunFolder:
     """Writes the files of a run.
 
     ``config.json`` and ``plan.json`` come first, a line of ``metrics.jsonl`` after each step, ``summary.json`` and
-    ``weights.safetensors`` at the end; each file but the metrics appears whole or not at all. Of runs that begin at the same time one
+    ``weights.safetensors`` at the end; each file but the metrics appears whole or not at all. ``resumes.jsonl`` and ``snapshots/`` are there
+    where the run was stopped and went on, and where it was saved. Of runs that begin at the same time one
     gets the folder.
 
     Args:
         path: The folder.
         force: Whether an existing run there is overwritten.
+
+    Attributes:
+        request: What a program was asked for besides the Trainer's options; it goes into ``config.json``, for a resume.
 
     Raises:
         FileExistsError: The folder exists, and `force` is not given or it is no run folder.
@@ -38,6 +47,8 @@ class RunFolder:
         self._others: Iterator[Path] = iter(())
         self._lock: int | None = None
         self._metrics: TextIO | None = None
+        self._continued = False
+        self.request: dict[str, Any] = {}
         if path.exists():
             self._require_own(force)
 
@@ -49,12 +60,42 @@ class RunFolder:
         folder._others = paths
         return folder
 
+    @classmethod
+    def of_stopped(cls, path: Path) -> RunFolder:
+        """The folder of a run that was stopped and is to go on: locked at once, nothing in it changed.
+
+        Raises:
+            FileNotFoundError: There is no run.
+            FileExistsError: It is still going on.
+            ValueError: It has finished.
+        """
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"there is no run to resume in {path}: it has no config.json")
+        folder = cls.__new__(cls)
+        folder.path, folder._force, folder._others = path, False, iter(())
+        folder._lock = folder._metrics = None
+        folder._continued, folder.request = True, {}
+        folder._take()
+        if (path / "summary.json").exists():
+            folder.close()
+            raise ValueError(
+                f"the run in {path} has finished, so there is nothing to resume; to train its weights further, start a run with "
+                f"--weights {path}"
+            )
+        return folder
+
     def open(self) -> None:
         """Makes the folder, or empties it of the run that is overwritten; until `close` no other run writes to it.
+
+        That of a stopped run stays as it is.
 
         Raises:
             FileExistsError: Another run has made it meanwhile, or is still writing to it.
         """
+        if self._continued:
+            if self._lock is None:
+                raise ValueError(f"the run in {self.path} was resumed already; make another Trainer to resume it again")
+            return
         while True:
             try:
                 self.path.mkdir(parents=True)  # of two at the same time one succeeds
@@ -69,6 +110,7 @@ class RunFolder:
         for pattern in _FILES:
             for file in self.path.glob(pattern):
                 file.unlink()
+        shutil.rmtree(self.snapshots, ignore_errors=True)
 
     def _take(self) -> None:
         """Locks the folder, which leaves no file behind, and ends with the process at the latest."""
@@ -96,19 +138,46 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.json"
 
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file."""
-        aside = self.path / (name + ".part")
-        aside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-        aside.replace(self.path / name)
+        write_json(self.path / name, data)
+
+    def add_resume(self, entry: dict[str, Any]) -> None:
+        """Adds a line to resumes.jsonl."""
+        with (self.path / "resumes.jsonl").open("a") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def cut_metrics(self, losses: Sequence[float]) -> list[dict[str, Any]]:
+        """Cuts metrics.jsonl back to the steps with these losses, and returns its rows.
+
+        The losses are right, since a snapshot has them. A row that is missing, as after a power cut, or says otherwise, becomes one of
+        step and loss alone.
+        """
+        path = self.path / "metrics.jsonl"
+        there: dict[int, dict[str, Any]] = {}
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut or damaged
+                row = json.loads(line)
+                there[row["step"]] = row
+        rows: list[dict[str, Any]] = []
+        for step, loss in enumerate(losses):
+            row = there.get(step)
+            rows.append(row if row is not None and row.get("loss") == loss else {"step": step, "loss": loss})
+        with written_aside(path) as descriptor:
+            write_all(descriptor, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        return rows
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl, at once readable."""
         if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("w")
+            self._metrics = (self.path / "metrics.jsonl").open("a" if self._continued else "w")
         self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
         self._metrics.flush()
 
@@ -136,6 +205,12 @@ def _names(model: str) -> Iterator[str]:
     yield f"{stamp}-{name}"
     for number in itertools.count(2):
         yield f"{stamp}-{number}-{name}"
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Writes a JSON file, which appears whole or not at all."""
+    with written_aside(path) as descriptor:
+        write_all(descriptor, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

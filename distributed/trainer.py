@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from checkpointing.budgets import ProcessBudget
-from checkpointing.executor import Totals
-from checkpointing.inspector import Finding
 from checkpointing.runs import RunPlans
 from checkpointing.timing import Progress
 from checkpointing.witness import Verification
 from distributed.callbacks import Callback, Callbacks, Functions, JsonLines, OnStep, OnValidation, TensorBoard
-from distributed.divergence import Diverged
-from distributed.groups import Group, LocalGroup, RayGroup
+from distributed.collectives.communicator import CollectiveError
+from distributed.fingerprint import Fingerprint, require_equal
+from distributed.fitting import Fitting, TrainingResult
+from distributed.groups import Group, LocalGroup, RayGroup, WorkerLost
+from distributed.interrupts import Stopped
 from distributed.logs import DriverLog
 from distributed.options import TrainingOptions
-from distributed.records import config_of, summary_of
+from distributed.records import config_of
+from distributed.resuming import resume, with_identity
 from distributed.run_folder import RunFolder
 from distributed.run_planning import RunPlanning
+from distributed.saving import Saving, last_snapshot_note
 from distributed.worker import WorkerTask, validation_windows
 from framework import weights
 from framework.data import Batches, Dataset
@@ -35,33 +34,12 @@ from framework.layers import Chain
 from framework.losses import Loss
 from framework.models import Model
 from framework.optimizers import AdamW, Optimizer
-from framework.parameters import Layout, Parameters
+from framework.parameters import Layout
 from framework.schedules import WarmupCosine
 from framework.sizes import parse_size
 
-#: Validation batches that are asked for at once, so that progress is seen.
-_VALIDATION_CALL = 8
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What came of a run.
-
-    Attributes:
-        summary: What `summary.json` holds.
-        history: The metrics of each step.
-        parameters: The trained parameters.
-        weights: The file they were written to, if there is a run folder.
-    """
-
-    summary: dict[str, Any]
-    history: list[dict[str, Any]]
-    parameters: Parameters
-    weights: Path | None
-
-
-class MemoryDisagreement(RuntimeError):  # noqa: N818  (the name that callers act on)
-    """Under `verify_memory`: prediction, ledger and NumPy do not agree; the message names operations and bytes."""
+#: What a run is resumed after.
+_RESUMABLE = (WorkerLost, CollectiveError, Stopped, KeyboardInterrupt, SystemExit)
 
 
 class Trainer:
@@ -76,7 +54,7 @@ class Trainer:
         loss: The loss, if `model` is a chain.
         optimizer: By default AdamW.
         data: The examples; by default the model's own.
-        run_folder: Where the run is recorded; None records nothing.
+        run_folder: Where the run is recorded; None records nothing. A run that is resumed goes on in its own.
         callbacks: Told what happens in the run (see `distributed.callbacks.Callback`), after what writes into the run folder.
         on_measuring: Told how far it is when times are measured (see `checkpointing.timing.measure_times`).
         **options: See `TrainingOptions`.
@@ -84,6 +62,7 @@ class Trainer:
     Raises:
         ValueError: An option is wrong, or the model does not take the data.
         InfeasibleBudget: The policy does not fit the budget, or nothing does.
+        SnapshotCorrupt: The run to be resumed has snapshots, and all are damaged.
 
     >>> from framework import Chain, CrossEntropy, Linear
     >>> from framework.data import clusters
@@ -104,13 +83,36 @@ class Trainer:
         on_measuring: Progress | None = None,
         **options: Any,
     ) -> None:
-        self.options = _options(options)
+        self.resumed = resume(Path(options["resume"])) if options.get("resume") is not None else None
+        if self.resumed is None:
+            self.run_folder = run_folder
+            self.options = _options(options)
+            self._prepare(model, loss, optimizer, data, callbacks, on_measuring)
+            return
+        self.run_folder = self.resumed.folder  # which is locked, until `close`
+        try:
+            self.options = _options(with_identity(options, self.resumed.config, self.run_folder.path))
+            self._prepare(model, loss, optimizer, data, callbacks, on_measuring)
+            self.resumed.require_same(config_of(self))
+        except BaseException:
+            self.run_folder.close()
+            raise
+
+    def _prepare(
+        self,
+        model: Model | Chain | Callable[[], Model | Chain],
+        loss: Loss | None,
+        optimizer: Optimizer | None,
+        data: Dataset | None,
+        callbacks: Sequence[Callback],
+        on_measuring: Progress | None,
+    ) -> None:
+        """Checks what can be known beforehand, and plans."""
         model = _model(model, loss, data)
         self.data = data if data is not None else model.dataset(())
         model = model.fitted(self.data)
         self.model = replace(model, loss=loss) if loss is not None else model
         self.optimizer = optimizer or AdamW()
-        self.run_folder = run_folder
         self._callbacks = [*self._recording(), *callbacks]
         batch, last_batch = self.options.batch, self.options.last_batch
         self.validation = validation_windows(self.data, batch, self.options.validation_examples, last_batch)
@@ -120,11 +122,15 @@ class Trainer:
             Batches(len(self.validation), batch, last_batch),
         )
         self._group: Group | None = None
+        self._fitting: Fitting | None = None
+        #: What the workers compute with, and whether the same run would have the same bits elsewhere.
+        self.fingerprint: Fingerprint = {}
+        self.same_bits = True
         self.verification: list[Verification] = []
         #: For each rank, why it has no log although there is a run folder.
         self.without_log: list[str | None] = []
         self.planning = RunPlanning(self.model, self.optimizer, self.data, self.options, self.batches, on_measuring)
-        if self.options.weights is not None:
+        if self._starts_from_weights:
             weights.require_match(self._weights_file, self.layout)  # refused before any worker starts
 
     def fit(self, on_step: OnStep | None = None, on_validation: OnValidation | None = None) -> TrainingResult:
@@ -143,45 +149,74 @@ class Trainer:
             BudgetExceeded: A layer's footprint was wrong; the budget was not passed.
             Diverged: A loss or a gradient is not finite any more.
             WorkerLost: A worker died.
+            Stopped: `stop` was called.
+            SnapshotFailed: A snapshot could not be written; those before it are whole.
+            FingerprintMismatch: The workers would not compute the same bits, or not those of the snapshot.
             ClusterError: Ray cannot be reached or has no room.
 
         After an interrupt the workers are gone and the metrics so far are readable.
         """
-        options, history = self.options, list[dict[str, Any]]()
         self.start()
         group = self._group
         assert group is not None
-        told = Callbacks([*self._callbacks, Functions(on_step, on_validation)])
+        told, saving = Callbacks([*self._callbacks, Functions(on_step, on_validation)]), None
         try:
-            if self.run_folder is not None:  # only now: a run that cannot start leaves nothing
-                self.run_folder.open()
-                self.run_folder.write("config.json", config_of(self))
-                self.plans.train[0].save(self.run_folder.plan)
+            history, config = self._open()
+            if self.run_folder is not None:
+                saving = Saving(self, self.run_folder.snapshots, config, told)
             self.without_log = group.begin(*self._name_and_logs())
             told.on_start(self)
-            for step in range(options.steps):
-                row = self._step(group, step)
-                last = step + 1 == options.steps
-                if last or (options.validate_every and (step + 1) % options.validate_every == 0):
-                    row |= self._validate(group, step, told.on_validation)
-                history.append(row)
-                told.on_step(row)
-                if options.verify_memory and step == 0:
-                    self._require_verified(group)
-            result = self._finish(group, history)
+            self._fitting = Fitting(self, group, history, told, saving)
+            result = self._fitting.run()
         except BaseException as error:
-            self._end(told, error)
+            if self.run_folder is not None and self.run_folder.path.exists() and isinstance(error, _RESUMABLE):
+                error.add_note(last_snapshot_note(self.run_folder.path))
+            self._end(told, saving, error)
             raise
-        self._end(told, None)
+        self._end(told, saving, None)
         return result
 
-    def _end(self, told: Callbacks, error: BaseException | None) -> None:
-        self.close()
+    def stop(self) -> bool:
+        """Asks a run that is training to stop after the present step, with a snapshot; `fit` then raises `Stopped`.
+
+        It may be called by a callback, in a signal's handler, or by another thread.
+
+        Returns:
+            Whether it will; False where it is not training steps.
+        """
+        fitting = self._fitting
+        if fitting is not None:
+            fitting.stopping = True
+        return fitting is not None
+
+    @property
+    def first_step(self) -> int:
+        """The step that this process begins with."""
+        return self.resumed.step if self.resumed is not None else 0
+
+    def _open(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Opens the run's folder; returns the metrics of the steps that are done, and what the run was told when it was started."""
+        folder, resumed = self.run_folder, self.resumed
+        if folder is None:
+            return [], {}
+        folder.open()  # only now: a run that cannot start leaves nothing
+        self.plans.train[0].save(folder.plan)
+        if resumed is not None:
+            folder.add_resume(resumed.entry(self))
+            return folder.cut_metrics(resumed.losses), resumed.config
+        config = config_of(self) | ({"request": folder.request} if folder.request else {})
+        folder.write("config.json", config)
+        return [], config
+
+    def _end(self, told: Callbacks, saving: Saving | None, error: BaseException | None) -> None:
+        self._fitting = None
+        self.end_workers()
         try:
+            if saving is not None:
+                saving.clean()
             told.on_end(error)
         finally:
-            if self.run_folder is not None:
-                self.run_folder.close()
+            self.close()
 
     def start(self) -> None:
         """Starts the workers; `fit` does so by itself.
@@ -204,14 +239,31 @@ class Trainer:
         try:
             self.planning.measure(self._group)
             self._group.start([self._task(rank) for rank in range(options.world)])
-            if options.weights is not None:
+            self._require_equal_fingerprints(self._group)
+            if self.resumed is not None and self.resumed.snapshot is not None:
+                self._group.call("restore", self.resumed.snapshot)
+            elif self._starts_from_weights:
                 self._group.call("load_weights", self._weights_file)
         except BaseException:
             self.close()
             raise
 
+    def _require_equal_fingerprints(self, group: Group) -> None:
+        """Raises unless all workers, and the snapshot that they go on from, promise the same bits, or need not."""
+        prints, allowed = group.call("fingerprint"), self.options.allow_mixed_cpus
+        self.fingerprint = prints[0]
+        self.same_bits = require_equal(prints, allowed)
+        if self.resumed is not None:
+            self.same_bits &= self.resumed.require_same_fingerprint(prints[0], allowed)
+
     def close(self) -> None:
-        """Ends the workers; `fit` does so by itself."""
+        """Ends the workers, and lets go of the run's folder; `fit` does so by itself."""
+        self.end_workers()
+        if self.run_folder is not None:
+            self.run_folder.close()
+
+    def end_workers(self) -> None:
+        """Ends the workers."""
         if self._group is not None:
             self._group.close()
             self._group = None
@@ -259,7 +311,7 @@ class Trainer:
             model=replace(self.model, dataset=_no_data),
             data=self.data,
             optimizer=self.optimizer,
-            schedule=WarmupCosine(options.learning_rate, options.steps, options.warmup),
+            schedule=self.schedule,
             rank=rank,
             world=options.world,
             shards=options.shards,
@@ -281,83 +333,26 @@ class Trainer:
             bandwidth=None if options.pretend_bandwidth is None else parse_size(options.pretend_bandwidth),
         )
 
-    @property
-    def _weights_file(self) -> Path:
-        path = self.options.weights
-        assert path is not None
-        return (path / "weights.safetensors" if path.is_dir() else path).resolve()
-
-    def _require_verified(self, group: Group) -> None:
-        """Raises unless prediction, ledger and NumPy agreed in every worker."""
-        found = self.verification = [v for v in group.call("verification") if v is not None]
-        faults = [f"rank {rank}: {fault}" for rank, v in enumerate(found) for fault in v.faults]
-        if faults:
-            more = f"\n(and {len(faults) - 20} more)" if len(faults) > 20 else ""
-            raise MemoryDisagreement("memory is not as predicted:\n" + "\n".join(faults[:20]) + more)
-
-    def _step(self, group: Group, step: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        rows = group.call("step", step)
-        seconds = time.perf_counter() - started
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(rows[0][name]):
-                raise self._diverged(step, name, rows[0][name], group.call("inspect", step))
-        return {
-            **{name: rows[0][name] for name in ("step", "loss", "learning_rate", "gradient_norm")},
-            "tokens_per_second": self.targets_of(step) / seconds,
-            "step_seconds": seconds,
-            "reduce_seconds": max(row["reduce_seconds"] for row in rows),
-            "live_bytes": max(row["live_bytes"] for row in rows),
-            "peak_bytes": max(row["peak_bytes"] for row in rows),
-            "rss_peak_bytes": max(row["rss_peak_bytes"] for row in rows),
-        }
-
     def targets_of(self, step: int) -> int:
         """The targets of the batch of a step, without those of padding: tokens of a language model."""
         batches = self.batches[0]
         return batches.true(step % len(batches), 0, self.options.batch) * max(1, self.data.targets.size)
 
-    def _validate(self, group: Group, step: int, progress: OnValidation) -> dict[str, float]:
-        """Returns the validation loss, and the loss's metric if it has one."""
-        batches = len(self.batches[1])
-        sums = Totals(0.0, 0.0)
-        for first in range(0, batches, _VALIDATION_CALL):
-            some = min(_VALIDATION_CALL, batches - first)
-            for number, totals in enumerate(group.call("validate", first, some)[0], first):
-                if not math.isfinite(totals.loss):
-                    bad = group.call("inspect_validation", number)
-                    raise self._diverged(step, "validation loss", totals.loss / totals.divisor, bad)
-                sums = Totals(*(a + b for a, b in zip(sums, totals, strict=True)))
-            progress(first + some, batches)
-        found = {"validation_loss": sums.loss / sums.divisor}
-        if self.model.loss.metric is not None:
-            found[f"validation_{self.model.loss.metric}"] = sums.score / sums.divisor
-        return found
+    @property
+    def schedule(self) -> WarmupCosine:
+        """The learning rate by step."""
+        return WarmupCosine(self.options.learning_rate, self.options.steps, self.options.warmup)
 
-    def _diverged(self, step: int, name: str, value: float, found: list[Finding | None]) -> Diverged:
-        options, folder = self.options, self.run_folder
-        advice = f"lower the learning rate ({options.learning_rate:g})"
-        advice += "" if options.clip_norm else ", or clip the gradient with --clip-norm 1"
-        advice += f"; the metrics so far are in {folder.path}" if folder is not None else ""
-        return Diverged(step, name, value, dict(enumerate(found)), advice)
+    @property
+    def _starts_from_weights(self) -> bool:
+        """Whether weights are read from a file; a snapshot has its own."""
+        return self.options.weights is not None and self.first_step == 0
 
-    def _finish(self, group: Group, history: list[dict[str, Any]]) -> TrainingResult:
-        reports = group.call("finish")
-        hashes = {report["parameters_sha256"] for report in reports}
-        if len(hashes) > 1:
-            raise RuntimeError(f"the workers' parameters differ at the end of the run: {sorted(hashes)}")
-        summary = summary_of(self, history, reports)
-        # In this process they are the worker's own, and stay when the rest of it goes: for a copy the budget may have no room. So
-        # the worker goes before the file is written, which copies them, too. What Ray sends is read-only.
-        flat, state = group.call_first("parameters")
-        kept = None if state is None else Parameters(self.layout.state, np.require(state, requirements="W"))
-        parameters, path = Parameters(self.layout, np.require(flat, requirements="W"), kept), None
-        self.close()
-        if self.run_folder is not None:
-            path = self.run_folder.weights.resolve()
-            weights.save(path, parameters, {"model": self.model.name})
-            self.run_folder.write("summary.json", summary)
-        return TrainingResult(summary, history, parameters, path)
+    @property
+    def _weights_file(self) -> Path:
+        path = self.options.weights
+        assert path is not None
+        return (path / "weights.safetensors" if path.is_dir() else path).resolve()
 
 
 def _model(model: Model | Chain | Callable[[], Model | Chain], loss: Loss | None, data: Dataset | None) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,10 @@ from checkpointing.reduction_tree import roots_of, shards_of
 from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction, header_nbytes
 from distributed.collectives.segment import SegmentAddress
+from distributed.fingerprint import Fingerprint, fingerprint
 from distributed.logs import close_log, log_file, no_log, open_log, told_process
+from distributed.snapshot_writer import SnapshotWriter
+from distributed.snapshots import LOSSES, OPTIMIZER, WEIGHTS, SnapshotFailed, load
 from framework import weights
 from framework.data import Batches, Dataset, EpochOrder, LastBatch, order_dtype, spread
 from framework.layers import Spec
@@ -161,6 +165,7 @@ class Worker:
         self._shared: GradientReduction | None = None
         self._offloads: Engine | None = None
         self._log = no_log()
+        self._snapshots: SnapshotWriter | None = None
         try:
             self._build(task)
         except BaseException:
@@ -258,6 +263,8 @@ class Worker:
         started = time.perf_counter()
         rate = self._task.schedule(step)
         try:
+            if self._snapshots is not None:
+                self._snapshots.check()
             with np.errstate(all="ignore"):  # the Trainer stops a run whose loss or gradient is not finite, with words
                 if self._witness:
                     self._engine.evaluate(self._task.evaluate, self._load_validation(0), self._witness)
@@ -316,6 +323,37 @@ class Worker:
             raise
         return totals
 
+    def fingerprint(self) -> Fingerprint:
+        """What the bits of this process's results depend on."""
+        return fingerprint(self._task.threads)
+
+    def snapshot(self, folder: Path, keep: int, about: dict[str, Any], losses: Array) -> dict[str, Any]:
+        """Writes a snapshot between two steps: see `SnapshotWriter.write`.
+
+        Args:
+            folder: RUN/snapshots.
+            keep: How many of them stay.
+            about: What the manifest says.
+            losses: Of all steps so far.
+        """
+        if self._snapshots is None:
+            self._snapshots = SnapshotWriter(folder, keep)
+        return self._snapshots.write(about, {**self._state(), LOSSES: {"losses": losses}})
+
+    def finish_snapshot(self) -> None:
+        """Waits until the last snapshot, if there is one, is on the disk."""
+        if self._snapshots is not None:
+            self._snapshots.wait()
+
+    def restore(self, snapshot: Path) -> None:
+        """Takes parameters and state from a snapshot, every byte of which it checks."""
+        load(snapshot, self._state(), self._ledger)
+
+    def _state(self) -> dict[str, dict[str, Array]]:
+        engine = self._engine
+        layout, state = engine.parameters.layout, engine.optimizer_state
+        return {WEIGHTS: engine.parameters.with_state(), OPTIMIZER: engine.optimizer.state_by_name(layout, state)}
+
     def finish(self) -> dict[str, Any]:
         """Returns what the worker held and what became of its parameters."""
         sha256 = self._engine.parameters.sha256()
@@ -352,6 +390,8 @@ class Worker:
 
     def close(self) -> None:
         """Gives back the BLAS threads, the file of offloaded values and the shared memory, and closes the log."""
+        with contextlib.suppress(SnapshotFailed):  # a run that ends well has asked, in another its own error is told
+            self.finish_snapshot()
         self._threads.restore_original_limits()
         self._let_go()
         close_log(self._log)

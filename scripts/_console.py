@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 Command = TypeVar("Command")
 
-#: Exit codes.
-FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+#: Exit codes; docs/snapshots.md says what they mean to who starts programs again.
+FAILED, BAD_INPUT, LOST, STOPPED, INTERRUPTED, TERMINATED = 1, 2, 69, 75, 130, 143
 
 #: People read this; it is plain where there is no terminal.
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 110)
@@ -47,19 +47,26 @@ class Terminated(SystemExit):
     """SIGTERM came."""
 
 
-def run(main: Callable[[Command], dict[str, Any]], default: Command, description: str) -> NoReturn:
+def run(
+    main: Callable[[Command], dict[str, Any]],
+    default: Command | Callable[[list[str]], Command],
+    description: str,
+    codes: Mapping[type[Exception], int] | None = None,
+) -> NoReturn:
     """Reads the options, runs a program, and ends the process with its exit code.
 
     Args:
         main: Gets the options and returns what `--json` prints as the last line.
-        default: The options' defaults; its class says what there is.
+        default: The options' defaults; its class says what there is. A function makes them of the arguments.
         description: For `--help`.
+        codes: Exit codes of errors that have their own.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         # The working directory is where people keep their own models.
         sys.path.insert(1, str(Path.cwd()))
-        options = tyro.cli(tyro.conf.FlagCreatePairsOff[type(default)], default=default, description=description)
+        given = default(sys.argv[1:]) if callable(default) else default
+        options = tyro.cli(tyro.conf.FlagCreatePairsOff[type(given)], default=given, description=description)
         result = main(options)
         if getattr(options, "json", False):
             # Not through rich, which would wrap and colour it.
@@ -67,8 +74,14 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
     except (KeyboardInterrupt, Terminated) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        errors.print(f"stopped by {'SIGTERM' if isinstance(stop, Terminated) else 'Ctrl-C'}")
+        told = [
+            f"stopped by {'SIGTERM' if isinstance(stop, Terminated) else 'Ctrl-C'}",
+            *getattr(stop, "__notes__", []),
+        ]
+        errors.print("\n".join(told), markup=False)
         sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
+    except tuple(codes or ()) as error:
+        _fail(error, next(code for kind, code in (codes or {}).items() if isinstance(error, kind)))
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
@@ -82,8 +95,9 @@ def run(main: Callable[[Command], dict[str, Any]], default: Command, description
 def _fail(error: BaseException, code: int) -> NoReturn:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
-    errors.print(message, style="red", markup=False)
+    asked = code == STOPPED  # which is no error
+    message = "\n".join([f"{'' if asked else 'error: '}{error}", *getattr(error, "__notes__", [])])
+    errors.print(message, style=None if asked else "red", markup=False)
     sys.exit(code)
 
 

@@ -18,13 +18,14 @@ import tyro
 
 from checkpointing.generation import generate, load
 from distributed.run_folder import read_json
+from distributed.snapshots import MANIFEST, read_manifest
 from framework import build
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     run: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of a finished run of a byte model."""
+    """Folder of a finished run of a byte model, or of a snapshot: RUN/snapshots/step-00000050."""
     prompt: str = "import "
     """What the text continues."""
     length: int = 400
@@ -44,7 +45,8 @@ class Generate:
 def main(options: Generate) -> dict[str, Any]:
     if options.run is None:
         raise ValueError("name the folder of a finished run, as in: python scripts/generate.py runs/TIME-MODEL")
-    config = read_json(options.run / "config.json")
+    is_snapshot = (options.run / MANIFEST).is_file()
+    config = read_manifest(options.run)["configuration"] if is_snapshot else read_json(options.run / "config.json")
     if not config["build"]:
         raise ValueError(f"the model of {options.run} was not built by name, so it cannot be built again here")
     model = build(**config["build"])

@@ -7,11 +7,23 @@ Examples:
   python scripts/train.py --model mlp-small --data table.csv --target price --task regression
   python scripts/train.py --model byte-gpt-small --batch 16 --policy every-k:1 --workers 2 --json
   python scripts/train.py --plan plan.json
+  python scripts/train.py --resume runs/20260101-120000-byte-gpt-tiny --workers 4
+
+Exit codes:
+    0  done
+    1  failed: the last lines say why
+    2  an option or the data are wrong; nothing was begun
+   69  a worker died or did not answer; go on with --resume
+   75  stopped by SIGTERM after a step, with a snapshot; go on with --resume
+  130  Ctrl-C: at once; go on from the last snapshot with --resume
+  143  SIGTERM before the first step, or a second one: at once
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -24,7 +36,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from checkpointing import InfeasibleBudget
 from checkpointing.offload import default_folder, lies_in_memory
-from distributed import RunFolder, Trainer, TrainingOptions
+from distributed import RunFolder, Stopped, Trainer, TrainingOptions, WorkerLost
+from distributed.collectives.communicator import CollectiveError
+from distributed.resuming import stored_options
+from distributed.run_folder import read_json
 from framework import Dataset, Model, build, format_size
 
 #: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
@@ -33,6 +48,13 @@ _MIB = 2**20
 #: Where neither a person nor the model says otherwise. What was tried for the byte GPT: fewer steps with larger batches reach less in the
 #: same time; half the steps pass the byte pairs, too, but do not write Python yet.
 DEFAULTS = {"shards": 4, "batch": 8, "steps": 960, "learning_rate": 2e-3}
+CODES: dict[type[Exception], int] = {
+    Stopped: _console.STOPPED,
+    WorkerLost: _console.LOST,
+    CollectiveError: _console.LOST,
+}
+#: What config.json keeps of this program's own options, for a resume.
+REQUEST = ("model", "data", "target", "task", "dtype", "dropout")
 #: A process whose peak grows by more than this after its second step is said to drift.
 _DRIFT = 2 * _MIB
 
@@ -61,6 +83,8 @@ class Train(TrainingOptions):
     """Of parameters and activations."""
     dropout: float = 0.0
     """Rate of the model's dropout layers, in [0, 1)."""
+    snapshot_minutes: float | None = 10.0
+    """Minutes between snapshots. None: none by time."""
     run_dir: Path | None = None
     """Folder of the run's records. Default: runs/TIME-MODEL."""
     force: bool = False
@@ -75,15 +99,20 @@ class Train(TrainingOptions):
 
 def main(options: Train) -> dict[str, Any]:
     console.quiet = options.quiet
+    if options.resume is not None:
+        require_same_request(options)
     model = build(options.model, options.dtype, options.dropout)
     folder = RunFolder(options.run_dir, options.force) if options.run_dir else RunFolder.new(model.name)
+    folder.request = request_of(options)
     trainer = make_trainer(options, model, folder)
+    if trainer.resumed is not None:
+        folder = trainer.resumed.folder
     try:
         if trainer.process_budget is not None:
             with console.status("starting the workers and measuring what their processes take"):
                 trainer.start()
         introduce(trainer, options)
-        with progress(trainer) as callbacks:
+        with progress(trainer) as callbacks, stopped_by_sigterm(trainer):
             result = trainer.fit(*callbacks)
     except (KeyboardInterrupt, _console.Terminated):
         if folder.path.exists():
@@ -93,6 +122,81 @@ def main(options: Train) -> dict[str, Any]:
         trainer.close()
     conclude(result.summary, folder.path)
     return result.summary
+
+
+@contextmanager
+def stopped_by_sigterm(trainer: Trainer) -> Iterator[None]:
+    """Inside, a first SIGTERM stops the run after the present step, with a snapshot, and a second one at once."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        if not trainer.stop():
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def request_of(options: Train) -> dict[str, Any]:
+    """What a run is asked for besides the Trainer's options, so that it can be asked for again from any folder."""
+    request = {name: getattr(options, name) for name in REQUEST}
+    by_default = options.policy is None and options.plan is None and options.memory_budget is None
+    return {**request, "data": list(options.data), "folder": str(Path.cwd()), "default_budget": by_default}
+
+
+def defaults(arguments: list[str]) -> Train:
+    """The options where a person names none: those that a run was started with, if one is resumed.
+
+    How memory is used is one choice: who names a policy, a plan or a budget has the others as in a new run.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("resume", "policy", "plan", "memory-budget"):
+        named.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
+    found = named.parse_known_args(arguments)[0]
+    if found.resume is None:
+        return Train(workers=2)
+    run = Path(found.resume)
+    request = stored_request(run)
+    options = stored_options(read_json(run / "config.json"))
+    if found.policy or found.plan or found.memory_budget or request["default_budget"]:
+        options |= {"policy": None, "plan": None, "memory_budget": None}
+    return Train(**{**options, **{name: request[name] for name in REQUEST}, "resume": run})
+
+
+def stored_request(run: Path) -> dict[str, Any]:
+    """Returns what a run was asked for; files that were named from another folder are found from here.
+
+    Raises:
+        FileNotFoundError: There is no run.
+        ValueError: It was not started by this program.
+    """
+    config = read_json(run / "config.json")
+    if "request" not in config:
+        raise ValueError(
+            f"the run in {run} was not started by this program; resume it by the script that did, with Trainer(..., resume={str(run)!r})"
+        )
+    request: dict[str, Any] = config["request"]
+    files = (Path(request["folder"], name) for name in request["data"])
+    data = [str(file) if file.exists() else name for file, name in zip(files, request["data"], strict=True)]
+    return {**request, "data": tuple(data)}
+
+
+def require_same_request(options: Train) -> None:
+    """Raises if a run is resumed with another model or other data than it was started with."""
+    assert options.resume is not None
+    if options.run_dir is not None or options.force:
+        raise ValueError("--run-dir and --force are for new runs; one that is resumed goes on in its own folder")
+    then = stored_request(options.resume)
+    told = [
+        f"--{name} is {getattr(options, name)}, but the run was started with {then[name]}"
+        for name in REQUEST
+        if getattr(options, name) != then[name]
+    ]
+    if told:
+        raise ValueError("\n  ".join([f"the run in {options.resume} cannot go on as another one:", *told]))
 
 
 def make_trainer(options: Train, model: Any, folder: RunFolder | None = None) -> Trainer:
@@ -168,8 +272,19 @@ def introduce(trainer: Trainer, options: Train) -> None:
             f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",
         ),
         *told_disk(trainer),
+        *told_resumption(trainer),
     ):
         console.print(f"[bold]{name:>12}[/bold]  {value}")
+
+
+def told_resumption(trainer: Trainer) -> list[tuple[str, str]]:
+    """Says where a stopped run goes on, and what differs."""
+    resumed = trainer.resumed
+    if resumed is None:
+        return []
+    where = "its beginning: it has no snapshot" if resumed.snapshot is None else f"{resumed.snapshot.name}"
+    changed = [f"{name} {then} → {now}" for name, (then, now) in resumed.changed(trainer.options).items()]
+    return [("resumed", f"{resumed.folder.path} from {where}{'; ' + ', '.join(changed) if changed else ''}")]
 
 
 def told_disk(trainer: Trainer) -> list[tuple[str, str]]:
@@ -290,4 +405,4 @@ def _lines(steps: int, told: Any) -> Any:
 
 
 if __name__ == "__main__":
-    _console.run(main, Train(workers=2), __doc__ or "")
+    _console.run(main, defaults, __doc__ or "", CODES)

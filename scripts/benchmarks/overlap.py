@@ -23,7 +23,9 @@ BANDWIDTHS = (None, "400MB", "100MB")
 UNTIMED = 2
 
 
-def rows(steps: int, rounds: int, tell: Callable[[int, int, str], None], model: str = "byte-gpt-small") -> Iterator[Row]:
+def rows(
+    steps: int, rounds: int, tell: Callable[[int, int, str], None], model: str = "byte-gpt-small"
+) -> Iterator[Row]:
     """Yields the comparisons as they are measured.
 
     Args:

@@ -21,7 +21,17 @@ import pytest
 from checkpointing import Engine, InfeasibleBudget, OffloadError, predict, run_plans
 from checkpointing.executor import NotAsPlanned
 from checkpointing.inspector import Finding, Statistics
-from distributed import ClusterError, Diverged, MemoryDisagreement, RunFolder, Trainer, TrainingOptions, WorkerLost
+from distributed import (
+    ClusterError,
+    Diverged,
+    MemoryDisagreement,
+    RunFolder,
+    Trainer,
+    TrainingOptions,
+    TrainingResult,
+    WorkerLost,
+)
+from distributed.snapshots import snapshots_in
 from distributed.worker import validation_windows
 from framework import (
     SGD,
@@ -78,6 +88,12 @@ def test_overfitting_one_batch_reaches_a_loss_below_0_05_in_200_steps(
         if loss < 0.05:
             break
     assert loss < 0.05
+
+
+def small_resumed(folder: Path) -> TrainingResult:
+    """Resumes a run of `small`."""
+    data = clusters(128, 8, 10)
+    return Trainer(Chain(Linear(10)), CrossEntropy(), data=data, validation_examples=16, resume=folder).fit()
 
 
 def small(**options: Any) -> Trainer:
@@ -220,7 +236,9 @@ def test_a_cluster_that_does_not_answer_is_an_error_within_seconds() -> None:
         small(workers=2, address="nowhere").fit()
 
 
-def test_a_worker_that_dies_ends_the_run_with_its_number(ray_cluster: None) -> None:
+def test_a_worker_that_dies_ends_the_run_with_its_number_and_the_run_goes_on_from_its_last_snapshot(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     killed = []
 
     def kill_one(row: dict[str, Any]) -> None:
@@ -230,11 +248,19 @@ def test_a_worker_that_dies_ends_the_run_with_its_number(ray_cluster: None) -> N
             os.kill(pid, signal.SIGKILL)
 
     started = time.monotonic()
-    with pytest.raises(WorkerLost, match=r"worker [01] of 2 died"):
-        small(workers=2, steps=500).fit(kill_one)
+    folder = tmp_path / "run"
+    with pytest.raises(WorkerLost, match=r"worker [01] of 2 died") as caught:
+        small(workers=2, steps=500, run_folder=RunFolder(folder), snapshot_every=1).fit(kill_one)
     assert time.monotonic() - started < 20
     assert killed
     _wait_until_gone()
+    last = snapshots_in(folder / "snapshots")[0]
+    assert caught.value.__notes__ == [
+        f"the last snapshot is {last}; go on from it with: python scripts/train.py --resume {folder}"
+    ]
+    resumed, whole = small_resumed(folder).summary, small(steps=500).fit().summary
+    assert resumed["resumed_after_step"] == int(last.name[-8:])
+    assert all(resumed[name] == whole[name] for name in ("parameters_sha256", "losses_sha256"))
 
 
 def test_a_worker_that_stops_ends_the_run_within_the_timeout_and_is_named(ray_cluster: None) -> None:

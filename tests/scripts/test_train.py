@@ -220,7 +220,7 @@ def ray_processes_since(moment: float) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
     before = shared_files()
     options = ("--model", "mlp-small", "--batch", "8", "--shards", "4", "--steps", "1000000", "--run-dir", "run")
@@ -240,7 +240,7 @@ def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, cod
     os.kill(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "stopped by" in errors
+    assert ("stopped by Ctrl-C" if code == 130 else "stopped after step") in errors
     assert "Traceback" not in output + errors
     _, alive = psutil.wait_procs(family, timeout=15)
     assert alive == []
@@ -248,3 +248,10 @@ def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, cod
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(len(rows)))
     assert len(rows) > 0
+    there = [path.name for path in tmp_path.glob("run/snapshots/*")]
+    if number == signal.SIGTERM:
+        assert there == [f"step-{len(rows):08d}"]
+        assert f"run/snapshots/{there[0]}; go on from it with: python scripts/train.py --resume run" in errors
+    else:
+        assert there == []
+        assert "the run in run has no snapshot yet" in errors
