@@ -26,8 +26,12 @@ from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress
 #: Channels of a rank.
 CHANNELS = 4
 CONTROL_NBYTES = CACHE_LINE * (1 + CHANNELS)
-#: Polls of the counters before a waiting rank begins to sleep, and its shortest and longest sleep in seconds.
-_SPINS, _SHORTEST, _LONGEST = 200, 2e-5, 1e-3
+#: Polls of the counters before a waiting rank begins to sleep: where each rank has a core, and where the late one may be waiting for ours.
+_SPINS, _SPINS_OF_MANY = 200, 10
+#: The shortest and the longest sleep in seconds.
+_SHORTEST, _LONGEST = 2e-5, 1e-3
+#: A sleep is this part of the time waited so far.
+_PART = 1 / 8
 #: Seconds between looks at whether the late ones are alive.
 _LOOK = 0.05
 
@@ -44,6 +48,7 @@ class Rendezvous:
     def __init__(self, rank: int, segments: Sequence[Segment], timeout: float) -> None:
         self.rank, self.timeout = rank, timeout
         self._segments = segments
+        self._spins = _SPINS if len(segments) <= len(os.sched_getaffinity(0)) else _SPINS_OF_MANY
         self._flags = [segment.words(0, 1) for segment in segments]
         self._pids = [segment.address.pid for segment in segments]
         self._pidfds = _open_pidfds(rank, self._pids)
@@ -65,12 +70,12 @@ class Rendezvous:
             CollectiveError: A late rank's process has ended, somebody gave up, or the timeout has passed.
         """
         patience = self.timeout if timeout is None else timeout
-        started, polls, pause, look = time.monotonic(), 0, _SHORTEST, 0.0
+        started, polls, look = time.monotonic(), 0, 0.0
         while missing := late():
             if any(flag[0] for flag in self._flags) and late():  # what all have reached is passed by all
-                raise self._given_up(operation, time.monotonic() - started)
+                raise self._given_up(operation, missing, time.monotonic() - started)
             polls += 1
-            if polls <= _SPINS:
+            if polls <= self._spins:
                 continue
             waited = time.monotonic() - started
             if waited >= look:
@@ -82,8 +87,12 @@ class Rendezvous:
                     f"rank {self.rank}: ranks {missing} late, waited {waited:.1f} s in {operation}",
                     operation, missing, seconds=waited,
                 )  # fmt: skip
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
+            time.sleep(min(max(_SHORTEST, waited * _PART), _LONGEST))
+
+    def require_nobody_gave_up(self, operation: str) -> None:
+        """Raises a `CollectiveError` if somebody gave up."""
+        if any(flag[0] for flag in self._flags):
+            raise self._given_up(operation, [], 0.0)
 
     def abort(self) -> None:
         """Tells all ranks, this one included, to wait no longer: their collectives raise. Any thread may call it."""
@@ -108,11 +117,19 @@ class Rendezvous:
             f"rank {self.rank}: {who} died, waited {waited:.1f} s in {operation}", operation, late, dead, waited
         )
 
-    def _given_up(self, operation: str, waited: float) -> CollectiveError:
+    def _given_up(self, operation: str, late: list[int], waited: float) -> CollectiveError:
+        """Tells who gave up, but first who is dead or late, which will be the reason."""
+        if dead := self._dead(late or range(len(self._pids))):
+            return self._died(operation, late, dead, waited)
         rank, by = next((rank, flag[0]) for rank, flag in enumerate(self._flags) if flag[0])
-        why = f"rank {rank} failed" if by == self._pids[rank] else f"process {by} aborted it"
+        why = f"rank {rank} gave up" if by == self._pids[rank] else f"process {by} aborted it"
+        missing = f"; ranks {late} are late" if late else ""
         return CollectiveError(
-            f"rank {self.rank}: {operation} given up after {waited:.1f} s, since {why}", operation, seconds=waited
+            f"rank {self.rank}: {operation} given up after {waited:.1f} s, since {why}{missing}",
+            operation,
+            late,
+            (),
+            waited,
         )
 
 

@@ -93,6 +93,10 @@ class Segment:
         """Returns a view of `count` 64-bit integers at `offset` bytes, faster to read and write one by one than an array."""
         return self._bytes[offset : offset + 8 * count].cast("q")
 
+    def bytes(self, offset: int, count: int) -> memoryview[int]:
+        """Returns a view of `count` bytes at `offset`."""
+        return self._bytes[offset : offset + count]
+
     def array(self, offset: int, size: int, dtype: np.dtype[Any]) -> Array:
         """Returns a view of `size` numbers at `offset` bytes."""
         return np.frombuffer(self._map, dtype, size, offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -10,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +18,7 @@ from distributed.collectives.communicator import CollectiveError, additions
 from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous
 from distributed.collectives.segment import Segment, attach_all
 from framework.optimizers import tree_sum
+from tests.distributed.collectives.worlds import descriptors
 
 PROGRAM = """
 import sys, time
@@ -113,16 +114,14 @@ def test_channels_are_independent() -> None:
 
 
 def test_no_descriptor_is_left_open() -> None:
-    def descriptors() -> set[str]:
-        return {path.name for path in Path("/proc/self/fd").iterdir()}
-
-    before = descriptors()
+    gc.collect()  # errors of other tests
+    assert (descriptors("memfd:test"), descriptors("[pidfd]")) == (0, 0)
     with peer("time.sleep(60)") as (_, connect):
         rendezvous = connect(1.0)
-        assert len(descriptors()) > len(before)
+        assert (descriptors("memfd:test"), descriptors("[pidfd]")) == (3, 1)  # its own twice, as a mapping has one, too
         rendezvous.close()
         del rendezvous, connect
-    assert descriptors() <= before
+    assert (descriptors("memfd:test"), descriptors("[pidfd]")) == (0, 0)
 
 
 @pytest.mark.parametrize("world", range(1, 10))
