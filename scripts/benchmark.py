@@ -9,6 +9,7 @@ Suites:
                 checkpoint-schedules
   policies      steps by plans within a budget over store-all's, with PyTorch's checkpointing at equal activation bytes; how far plans are
                 from lower bounds, and measured steps from planned ones; values on disk
+  collectives   all-reduce in shared memory, with Gloo through ray.util.collective and with a plain copy: bandwidth
 
 Examples:
   python scripts/benchmark.py derivatives
@@ -46,7 +47,9 @@ _BY_MODEL = {"engine": 10, "policies": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine", "planner", "policies"]] = "derivatives"
+    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine", "planner", "policies", "collectives"]] = (
+        "derivatives"
+    )
     """What to compare."""
     runs: int = 20
     """Timed runs that a median is of; the suites engine and policies have steps and rounds."""
