@@ -12,7 +12,7 @@ from checkpointing.timing import Progress, measure_times
 from distributed.groups import Group, RayGroup
 from distributed.options import TrainingOptions
 from distributed.padding import require_paddable
-from distributed.worker import outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
+from distributed.worker_sizes import outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
 from framework.models import Model

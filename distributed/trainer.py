@@ -27,7 +27,8 @@ from distributed.resuming import resume, with_identity
 from distributed.run_folder import RunFolder
 from distributed.run_planning import RunPlanning
 from distributed.saving import Saving, last_snapshot_note
-from distributed.worker import WorkerTask, validation_windows
+from distributed.worker import WorkerTask
+from distributed.worker_sizes import validation_windows
 from framework import weights
 from framework.data import Batches, Dataset
 from framework.layers import Chain

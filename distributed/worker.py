@@ -17,21 +17,21 @@ from checkpointing.executor import LocalReduction, Totals, total_of
 from checkpointing.inspector import Finding
 from checkpointing.plan import Plan
 from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
-from checkpointing.reduction_tree import roots_of, shards_of
+from checkpointing.reduction_tree import shards_of
 from checkpointing.witness import Verification, Witness
-from distributed.collectives.gradients import GradientReduction, header_nbytes
+from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.segment import SegmentAddress
 from distributed.fingerprint import Fingerprint, fingerprint
 from distributed.logs import close_log, log_file, no_log, open_log, told_process
 from distributed.snapshot_writer import SnapshotWriter
 from distributed.snapshots import LOSSES, OPTIMIZER, WEIGHTS, SnapshotFailed, load
+from distributed.worker_sizes import reserved_nbytes, shard_specs, static_nbytes, validation_windows
 from framework import weights
-from framework.data import Batches, Dataset, EpochOrder, LastBatch, order_dtype, spread
-from framework.layers import Spec
+from framework.data import Batches, Dataset, EpochOrder, LastBatch
 from framework.memory import Array, Ledger
 from framework.models import Model
 from framework.optimizers import Optimizer
-from framework.parameters import Layout, sha256_of
+from framework.parameters import sha256_of
 from framework.schedules import WarmupCosine
 
 
@@ -87,68 +87,6 @@ class WorkerTask:
     timeout: float
     overlap: bool
     bandwidth: float | None
-
-
-def shard_specs(data: Dataset, batch: int, shards: int) -> tuple[Spec, Spec]:
-    """Returns the specs of one shard's inputs and targets."""
-    rows = batch // shards
-    return Spec((rows, *data.inputs.shape), data.inputs.dtype), Spec((rows, *data.targets.shape), data.targets.dtype)
-
-
-def static_nbytes(data: Dataset, shards: int, shared: bool) -> dict[str, int]:
-    """Returns the bytes, besides parameters and optimizer state, that a worker holds throughout, by "category/owner"."""
-    size = data.size("train")
-    return {
-        "data/data set": data.nbytes,
-        "data/epoch order": size * order_dtype(size).itemsize,
-        "communication/segment header": header_nbytes(shards) if shared else 0,
-    }
-
-
-def outside_nbytes(layout: Layout, shards: int, world: int) -> int:
-    """Returns the most bytes of other ranks' shared memory that a rank touches, so that they are resident in its process, too.
-
-    It reads its slice of every root, and all of the mean gradient, which lies in rank 0's memory.
-    """
-    roots = [len(roots_of(shards_of(shards, world, rank))) for rank in range(world)]
-    nbytes = layout.gradients.nbytes
-    a_slice = -(-nbytes // world)
-    return max(
-        (sum(roots) - roots[rank]) * a_slice + (nbytes if rank else 0) for rank in range(world)
-    ) if world > 1 else 0  # fmt: skip
-
-
-def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
-    """Returns the bytes that a rank takes for its arrays.
-
-    On the heap they are the peak, with a block: what lives throughout, the block, and the most that a layer takes from the heap besides.
-    """
-    if not block:
-        return max(train.peak, evaluate.peak)
-    simulation = train.simulation
-    in_block = max(plan.packing.nbytes for plan in (train, evaluate))
-    shared = 0
-    if train.world > 1:  # gradients lie in shared memory
-        shared = max(moment.categories.get("gradients", 0) for moment in simulation.timeline)
-    on_heap = max(plan.simulation.most_on_heap for plan in (train, evaluate))
-    return simulation.static + in_block + shared + on_heap
-
-
-def validation_windows(data: Dataset, batch: int, most: int, last_batch: LastBatch = "drop") -> list[int]:
-    """Returns the validation examples of a run, spread evenly: `most`, or all, if the last batch is padded; else a multiple of the batch.
-
-    Raises:
-        ValueError: There are fewer than a batch, which is not padded.
-    """
-    size = data.size("validation")
-    if last_batch == "pad":
-        return spread(size, most)
-    if size < batch:
-        raise ValueError(
-            f"the validation split has {size} examples, fewer than a batch of {batch}; lower --batch, give more data, or pad it with "
-            "--last-batch pad"
-        )
-    return spread(size, max(batch, min(size, most) // batch * batch))
 
 
 class Worker:

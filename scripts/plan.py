@@ -43,7 +43,7 @@ from checkpointing.policies import candidates, offloading_candidates
 from checkpointing.process_memory import measure_baseline
 from checkpointing.profiler import model_times
 from checkpointing.reduction_tree import require_shards
-from distributed.worker import shard_specs, static_nbytes
+from distributed.worker_sizes import shard_specs, static_nbytes
 from framework import AdamW, build
 from framework.data import Batches, LastBatch
 

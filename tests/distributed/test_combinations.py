@@ -13,7 +13,8 @@ import pytest
 
 from checkpointing.witness import TOLERANCE, Verification
 from distributed import Trainer
-from distributed.worker import Worker, shard_specs
+from distributed.worker import Worker
+from distributed.worker_sizes import shard_specs
 from framework import (
     LSTM,
     Attention,

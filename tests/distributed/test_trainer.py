@@ -32,7 +32,7 @@ from distributed import (
     WorkerLost,
 )
 from distributed.snapshots import snapshots_in
-from distributed.worker import validation_windows
+from distributed.worker_sizes import validation_windows
 from framework import (
     SGD,
     AdamW,

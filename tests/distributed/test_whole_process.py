@@ -12,7 +12,7 @@ import pytest
 from checkpointing import InfeasibleBudget
 from checkpointing.budgets import ProcessUse
 from distributed import Trainer
-from distributed.worker import reserved_nbytes
+from distributed.worker_sizes import reserved_nbytes
 from framework import build, parse_size
 from tests.limits import memory_limit
 from tests.limits_from_outside import LimitEach, Unlimited, run_watched
