@@ -18,7 +18,7 @@ from benchmarks.policies_cases import CASES
 from threadpoolctl import threadpool_limits
 
 from checkpointing import Engine, Plan
-from checkpointing.operations import Load, Reduce
+from checkpointing.operations import Backward, Load
 from framework.memory import Array
 
 #: After so many others the first configuration runs again.
@@ -68,9 +68,9 @@ def ours_here(case: str, files: Sequence[str], steps: int, folder: str | None) -
 
 
 def _borders(plan: Plan) -> tuple[int, int]:
-    """The places at which the pass begins, behind the Load, and ends, at the Reduce."""
-    places = {type(operation): place for place, operation in enumerate(plan.operations)}
-    return places[Load] + 1, places[Reduce]
+    """The places at which the pass begins, behind the Load, and ends, behind the last Backward."""
+    last = {type(operation): place for place, operation in enumerate(plan.operations)}
+    return last[Load] + 1, last[Backward] + 1
 
 
 def pytorch_here(case: str, some: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
