@@ -59,7 +59,7 @@ class Benchmark:
     """The one model that a suite measures: byte-gpt-small, mlp, resnet-small or tiny-chain of engine; byte-gpt-small, mlp-50,
     byte-gpt-tiny, mlp-deep or resnet-small of policies."""
     steps: int | None = None
-    """Timed steps in each process: 10 in the suite engine; 3 of each configuration in policies."""
+    """Timed steps in each process: 10 in the suite engine; 3 of each configuration in policies, or more where they are short."""
     rounds: int = 3
     """Processes of each configuration in the suite engine, of each side in policies."""
     profile: str | None = None

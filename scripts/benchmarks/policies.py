@@ -106,7 +106,7 @@ def rows(
     """Yields the comparisons as they are measured.
 
     Args:
-        steps: Timed steps of each configuration in each process.
+        steps: Timed steps of each configuration in each process, or more where they are short.
         rounds: Processes of each side.
         only: The one model to measure; None for all.
         tell: Told before each run.
@@ -132,7 +132,7 @@ def rows(
             for _ in range(rounds):
                 next_is(f"{case.name}: ours, {len(study.ours)} plans")
                 study.run_ours(steps, folder)
-                next_is(f"{case.name}: {PEER}, {len(study.peers)} configurations")
+                next_is(f"{case.name}: {PEER}, {len(study.peers) or 'no'} configurations")
                 study.run_pytorch(steps)
         study.require_same_losses()
         for side, some in (("ours", study.ours), ("pytorch", study.peers)):
@@ -155,24 +155,19 @@ class _Study:
         self.ours = [self.store_all]
         for nbytes in self.tenths:
             if (found := fastest_within(self.known, nbytes)) is not None:
-                self._timed(found.plan, found.saved)
-        self.least = self._timed(self.known[-1].plan, self.known[-1].saved)
+                self.add(found.plan, found.saved)
         self.disk = _Disk(self) if case.name == DISK else None
         self.how = worth_timing(told, self.tenths)
         self.peers = [Timed(each["name"], each["nbytes"]) for each in self.how]
         self.losses: list[float] = []
 
-    def _timed(self, plan: Plan, saved: int | None) -> Timed:
-        """The plan among those that are timed, each once."""
+    def add(self, plan: Plan, saved: int | None = None) -> Timed:
+        """Has a plan timed, each once."""
         for timed in self.ours:
             if timed.plan is plan:
                 return timed
         self.ours.append(Timed(plan.policy, saved, plan))
         return self.ours[-1]
-
-    def add(self, plan: Plan) -> Timed:
-        """Has a further plan timed."""
-        return self._timed(plan, None)
 
     def save(self, folder: Path) -> None:
         """Writes the plans to files, for the processes that run them."""
@@ -228,7 +223,7 @@ class _Study:
         found = fastest_within(self.known, nbytes)
         if found is None:
             return
-        mine = self._timed(found.plan, found.saved)
+        mine = self.add(found.plan, found.saved)
         fitting = [each for each in self.peers if each.saved is not None and each.saved <= nbytes]
         for kind, statistic in STATISTICS:
             peer = min(fitting, key=lambda each: each.over(self.peers[0], statistic), default=None)
@@ -293,16 +288,16 @@ class _Disk:
 
     def __init__(self, study: _Study) -> None:
         self.title = study.case.title
-        without = study.least.plan
-        assert without is not None
+        without = study.known[-1].plan
         costs = replace(study.costs, disk_bandwidth=measure_disk())
         try:
             (plan,) = plan_run(costs, budget=without.peak - 1, offload=True).train
         except InfeasibleBudget:  # recomputation alone needs as little
             (plan,) = plan_run(costs, policy=Offload()).train
         self.mine = study.add(plan)
-        again = study.add(plan_run(study.costs, policy=RecomputeAll()).train[0])
-        self.others = {"store-all": study.store_all, "our least without a disk": study.least, "recompute-all": again}
+        again = plan_run(study.costs, policy=RecomputeAll()).train[0]
+        others = {"our least without a disk": without, "recompute-all": again}
+        self.others = {"store-all": study.store_all, **{name: study.add(each) for name, each in others.items()}}
 
     def rows(self) -> Iterator[Row]:
         mine = self.mine

@@ -24,6 +24,9 @@ from framework.memory import Array
 #: After so many others the first configuration runs again.
 OTHERS = 3
 
+#: For each of the steps that are asked for so many seconds are spent in any case: of short steps there are more.
+LEAST_SECONDS = 2.0
+
 #: The seconds of each configuration's timed steps.
 Seconds = list[list[float]]
 
@@ -34,7 +37,7 @@ def ours_here(case: str, files: Sequence[str], steps: int, folder: str | None) -
     Args:
         case: Whose.
         files: The plans, each of one shard.
-        steps: Timed steps of each plan.
+        steps: Timed steps of each plan, at least.
         folder: For what they hold on disk.
 
     Returns:
@@ -107,30 +110,31 @@ def _in_turn(
     before: Callable[[], None] = lambda: None,
     timed: Callable[[int], None] = lambda which: None,
 ) -> dict[str, Any]:
-    """Runs all configurations in turn, once untimed and `steps` times timed.
+    """Runs all configurations in turn, once untimed and then timed.
 
     Args:
         configurations: Their steps.
-        steps: Timed steps of each, but of the first.
+        steps: Timed steps of each at least, but of the first, which has more.
         before: Called before each step.
         timed: Called after each timed step with the number of its configuration.
     """
     seconds: Seconds = [[] for _ in configurations]
     of_cpu: Seconds = [[] for _ in configurations]
-    losses = [configurations[0](0)]  # which takes the optimizer's state and loads code
-    number = 1
-    for turn in range(1 + steps):
+    loss = configurations[0](0)  # which takes the optimizer's state and loads code
+    number, turn, began = 1, 0, time.perf_counter()
+    while turn <= steps or time.perf_counter() - began < LEAST_SECONDS * steps:
         for which in _order(len(configurations)):
             before()
             started, of_process = time.perf_counter(), time.process_time()
-            losses.append(configurations[which](number))
+            configurations[which](number)
             took, worked = time.perf_counter() - started, time.process_time() - of_process
             number += 1
             if turn:
                 seconds[which].append(took)
                 of_cpu[which].append(worked)
                 timed(which)
-    return {"seconds": seconds, "cpu_seconds": of_cpu, "loss": losses[0]}
+        turn += 1
+    return {"seconds": seconds, "cpu_seconds": of_cpu, "loss": loss}
 
 
 def _order(count: int) -> Iterator[int]:

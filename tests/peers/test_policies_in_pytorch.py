@@ -108,5 +108,6 @@ def test_both_sides_begin_with_the_same_loss(modules: Any, tmp_path: Any) -> Non
     some = [{"kind": "sequential", "segments": 3}, {"kind": "store-all", "segments": 1}]
     peer = fresh(sides.pytorch_here, "mlp-deep", some, 2)
     assert peer["loss"] == pytest.approx(ours["loss"], rel=1e-5)
-    assert [len(seconds) for seconds in peer["seconds"]] == [2, 2]
-    assert [len(seconds) for seconds in ours["pass_seconds"]] == [1]
+    first, second = peer["seconds"]
+    assert len(first) == len(second) >= 2
+    assert len(ours["pass_seconds"][0]) == len(ours["seconds"][0]) >= 1

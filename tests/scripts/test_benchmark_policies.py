@@ -225,7 +225,7 @@ def test_our_side_is_measured_without_pytorch(tmp_path: Path, without_torch: Non
     assert len(each) > 3
     assert all(one["pass_seconds_median"] < one["seconds_median"] for one in each)
     assert all(one["saved_bytes"] <= each[0]["saved_bytes"] for one in each)
-    assert each[0]["runs"] >= each[1]["runs"] == 1
+    assert each[0]["runs"] > each[1]["runs"] >= 1
 
 
 @pytest.mark.parametrize(
