@@ -99,18 +99,56 @@ def test_event_files_for_tensorboard_hold_what_the_json_lines_hold(tmp_path: Pat
 
 
 def events(folder: Path) -> dict[str, dict[int, float]]:
-    """Reads the scalars of the one event file of a folder by tag and step: records of a length, its checksum, data, its checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    """Reads the scalars of event files by tag and step, as TensorBoard does: where a run starts, later steps of before are purged.
 
-    (file,) = folder.iterdir()
-    data, found = file.read_bytes(), dict[str, dict[int, float]]()
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        data = data[16 + length :]
-        for value in event.summary.value:
-            found.setdefault(value.tag, {})[event.step] = value.simple_value
+    Records are a length, its checksum, data, and its checksum.
+    """
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                found = {tag: {s: v for s, v in row.items() if s < event.step} for tag, row in found.items()}
+            for value in event.summary.value:
+                assert event.step not in found.setdefault(value.tag, {})
+                found[value.tag][event.step] = value.simple_value
     return found
+
+
+class Killed(BaseException):
+    """The end of a program, as it were."""
+
+
+def test_a_run_that_goes_on_continues_its_event_files_and_logs_and_tells_its_snapshots(tmp_path: Path) -> None:
+    """It ends in the middle after a snapshot, and does some steps again: these are there once."""
+    folder, told = tmp_path / "run", list[str]()
+
+    class Snapshots(Callback):
+        def on_snapshot(self, path: Path) -> None:
+            told.append(path.name)
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            raise Killed
+
+    options: dict[str, Any] = {"tensorboard": True, "callbacks": [Snapshots()]}
+    with pytest.raises(Killed):
+        small(run_folder=RunFolder(folder), steps=8, snapshot_every=2, **options).fit(kill)
+    given = (lambda: Chain(Linear(10)), CrossEntropy())
+    result = Trainer(*given, data=DATA, resume=folder, snapshot_every=2, **options).fit()
+    found = events(folder / "tensorboard")
+    assert found["training/loss"] == pytest.approx({row["step"]: row["loss"] for row in result.history})
+    assert sorted(found["training/loss"]) == list(range(8))
+    assert len(list((folder / "tensorboard").iterdir())) == 2
+    log = (folder / "logs" / "driver.log").read_text()
+    assert log.count("INFO start") == 2 and log.count("ERROR ended by Killed") == log.count("INFO end") == 1
+    assert [line.rpartition("/")[2] for line in log.splitlines() if " INFO snapshot " in line] == told != []
+    assert (folder / "logs" / "rank-0.log").read_text().count("INFO start: rank 0 of 1") == 2
 
 
 def test_tensorboard_without_its_package_or_a_run_folder_is_refused_before_any_work(

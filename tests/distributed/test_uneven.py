@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpointing.operations import Load
-from distributed import Trainer
+from distributed import RunFolder, Trainer
 from distributed.worker import Worker
 from framework import (
     L1,
@@ -40,6 +41,7 @@ from framework.differentiation import value_and_grad
 from framework.layers import Context
 from framework.losses import Loss
 from framework.memory import Array
+from tests.distributed.saved_runs import hashes, stopped
 
 CLASSES = 5
 LOSSES: dict[str, Loss] = {
@@ -250,6 +252,26 @@ def test_padding_has_the_same_bits_for_any_number_of_workers_and_any_policy() ->
             validated = together(workers, lambda worker: worker.validate(0, 2))
             found.add((tuple(losses), workers[0].finish()["parameters_sha256"], str(validated[0])))
     assert len(found) == 1
+
+
+def test_a_padded_run_that_is_stopped_goes_on_with_the_same_bits_on_other_workers(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    """Stopped right after a padded batch."""
+    whole = hashes(trainer(20, 8, 4, steps=8).fit().summary)
+    folder, first = tmp_path / "run", trainer(20, 8, 4, steps=8, run_folder=RunFolder(tmp_path / "run"))
+    stopped(6, first)
+    again = Trainer(
+        first.model.chain,
+        first.model.loss,
+        first.optimizer,
+        first.data,
+        resume=folder,
+        workers=3,
+        validation_examples=8,
+    )
+    assert again.options.last_batch == "pad"
+    assert hashes(again.fit().summary) == whole
 
 
 def test_a_validation_that_is_padded_is_the_mean_of_all_examples_that_are_asked_for() -> None:
