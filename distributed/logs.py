@@ -85,6 +85,10 @@ class DriverLog(Callback):
             "policy %s; predicted peak %s bytes in each worker, limit %s",
             plans.policy.name, f"{plans.peak:,}", "none" if limit is None else f"{limit:,} bytes",
         )  # fmt: skip
+        if (resumed := trainer.resumed) is not None:
+            self._log.info("resumed after step %d, from %s", resumed.step, resumed.snapshot or "the beginning")
+            for words in resumed.damaged:
+                self._log.warning("a snapshot was damaged: %s", words)
         for rank, reason in enumerate(trainer.without_log):
             if reason is not None:
                 self._log.warning("rank %d has no log: %s", rank, reason)

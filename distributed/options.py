@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +176,21 @@ class TrainingOptions:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def options_of(given: dict[str, Any]) -> TrainingOptions:
+    """Returns options by name, checked.
+
+    Raises:
+        TypeError: There is no such option.
+        ValueError, OffloadError: See `TrainingOptions.check`.
+    """
+    known = [field.name for field in dataclasses.fields(TrainingOptions)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise TypeError(f"the Trainer has no option {name!r}; {hint}")
+    options = TrainingOptions(**given)
+    options.check()
+    return options

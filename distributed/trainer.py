@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +19,7 @@ from distributed.fitting import Fitting, TrainingResult
 from distributed.groups import Group, LocalGroup, RayGroup, WorkerLost
 from distributed.interrupts import Stopped
 from distributed.logs import DriverLog
-from distributed.options import TrainingOptions
+from distributed.options import options_of
 from distributed.records import config_of
 from distributed.resuming import resume, with_identity
 from distributed.run_folder import RunFolder
@@ -87,12 +85,12 @@ class Trainer:
         self.resumed = resume(Path(options["resume"])) if options.get("resume") is not None else None
         if self.resumed is None:
             self.run_folder = run_folder
-            self.options = _options(options)
+            self.options = options_of(options)
             self._prepare(model, loss, optimizer, data, callbacks, on_measuring)
             return
         self.run_folder = self.resumed.folder  # which is locked, until `close`
         try:
-            self.options = _options(with_identity(options, self.resumed.config, self.run_folder.path))
+            self.options = options_of(with_identity(options, self.resumed.config, self.run_folder.path))
             self._prepare(model, loss, optimizer, data, callbacks, on_measuring)
             self.resumed.require_same(config_of(self))
         except BaseException:
@@ -375,18 +373,6 @@ def _model(model: Model | Chain | Callable[[], Model | Chain], loss: Loss | None
     if loss is None or data is None:
         raise ValueError("a chain says neither its loss nor its data: pass both, Trainer(chain, loss, data=...)")
     return Model("chain", model, loss, lambda paths: data)
-
-
-def _options(given: dict[str, Any]) -> TrainingOptions:
-    known = [field.name for field in dataclasses.fields(TrainingOptions)]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise TypeError(f"the Trainer has no option {name!r}; {hint}")
-    options = TrainingOptions(**given)
-    options.check()
-    return options
 
 
 def _no_data(paths: Any) -> Dataset:

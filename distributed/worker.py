@@ -276,7 +276,9 @@ class Worker:
         """
         if self._snapshots is None:
             self._snapshots = SnapshotWriter(folder, keep)
-        return self._snapshots.write(about, {**self._state(), LOSSES: {"losses": losses}})
+        written = self._snapshots.write(about, {**self._state(), LOSSES: {"losses": losses}})
+        self._log.info("snapshot %s: %s bytes, %.3f s", written["name"], f"{written['bytes']:,}", written["seconds"])
+        return written
 
     def finish_snapshot(self) -> None:
         """Waits until the last snapshot, if there is one, is on the disk."""
