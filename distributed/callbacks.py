@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -125,8 +126,10 @@ class TensorBoard(Callback):
     def on_step(self, row: dict[str, Any]) -> None:
         step = row["step"]
         if self._writer is None:
-            # What an interrupted run wrote of this step and later ones is hidden by the one that goes on.
-            self._writer = self._make(str(self._folder.tensorboard), purge_step=step)
+            # What an interrupted run wrote of this step and later ones is hidden by the one that goes on. Names have the time in
+            # seconds alone: in one second it would write over the file of the run before.
+            suffix = f".{step:09d}.{os.getpid()}"
+            self._writer = self._make(str(self._folder.tensorboard), purge_step=step, filename_suffix=suffix)
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(f"{_group(name)}/{name}", value, step)
