@@ -78,7 +78,7 @@ def test_the_report_and_its_json(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_was_made_before_is_run_and_holds_what_it_says(tmp_path: Path) -> None:
-    chosen = ("--model", "mlp-deep", "--batch", "16", "--shards", "2")
+    chosen = ("--model", "mlp-deep", "--batch", "16", "--shards", "2", "--last-batch", "pad")
     run("plan", *chosen, "--policy", "every-k:2", "--out", "plan.json", cwd=tmp_path)
     training = (*chosen, "--workers", "0", "--steps", "2", "--plan", "plan.json", "--json", "--run-dir")
     summary = last_json(run("train", *training, "run", "--verify-memory", cwd=tmp_path))
@@ -86,6 +86,7 @@ def test_a_plan_that_was_made_before_is_run_and_holds_what_it_says(tmp_path: Pat
     assert summary["policy"] == "every-k:2"
     assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"]
     assert Plan.load(tmp_path / "run" / "plan.json") == plan  # to the last byte that lasts through the step
+    assert plan.costs.weights == Spec.of((8,), "float32")
     # A plan of a run is one, too; and its results are those of the policy.
     again = last_json(run("train", *training[:-2], "--run-dir", "again", "--json", "--quiet", cwd=tmp_path))
     assert again["parameters_sha256"] == summary["parameters_sha256"]
