@@ -10,6 +10,7 @@ Suites:
   policies      steps by plans within a budget over store-all's, with PyTorch's checkpointing at equal activation bytes; how far plans are
                 from lower bounds, and measured steps from planned ones; values on disk
   collectives   all-reduce in shared memory, with Gloo through ray.util.collective and with a plain copy: bandwidth
+  scaling       two workers beside two processes that do not communicate and PyTorch's DistributedDataParallel; what a launch costs
 
 Examples:
   python scripts/benchmark.py derivatives
@@ -17,6 +18,7 @@ Examples:
   python scripts/benchmark.py engine --only tiny-chain --rounds 1
   python scripts/benchmark.py engine --profile byte-gpt-small
   python scripts/benchmark.py policies --only byte-gpt-small --rounds 1
+  python scripts/benchmark.py scaling --only mlp --steps 3 --rounds 1
 """
 
 from __future__ import annotations
@@ -42,26 +44,26 @@ from threadpoolctl import threadpool_limits
 from framework import format_size
 
 #: Suites that go through models in processes of their own, and how many steps each takes.
-_BY_MODEL = {"engine": 10, "policies": 3}
+_BY_MODEL = {"engine": 10, "policies": 3, "scaling": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    suite: tyro.conf.Positional[Literal["derivatives", "memory", "engine", "planner", "policies", "collectives"]] = (
-        "derivatives"
-    )
+    suite: tyro.conf.Positional[
+        Literal["derivatives", "memory", "engine", "planner", "policies", "collectives", "scaling"]
+    ] = "derivatives"
     """What to compare."""
     runs: int = 20
-    """Timed runs that a median is of; the suites engine and policies have steps and rounds."""
+    """Timed runs that a median is of; the suites engine, policies and scaling have steps and rounds."""
     threads: int = 1
     """Threads of matrix products, of both sides; the suite engine measures one and two, and profiles with so many; policies has one."""
     only: str | None = None
-    """The one model that a suite measures: byte-gpt-small, mlp, resnet-small or tiny-chain of engine; byte-gpt-small, mlp-50,
+    """The one model that a suite measures: byte-gpt-small, mlp, resnet-small or tiny-chain of engine and scaling; byte-gpt-small, mlp-50,
     byte-gpt-tiny, mlp-deep or resnet-small of policies."""
     steps: int | None = None
-    """Timed steps in each process: 10 in the suite engine; 3 of each configuration in policies, or more where they are short."""
+    """Timed steps in each process: 10 in the suites engine and scaling; 3 of each configuration in policies, or more where they are short."""
     rounds: int = 3
-    """Processes of each configuration in the suite engine, of each side in policies."""
+    """Processes of each configuration in the suites engine and scaling, of each side in policies."""
     profile: str | None = None
     """Instead of comparing, tell where the time of a step of this model of the suite engine goes."""
     quiet: bool = False
@@ -78,7 +80,7 @@ def main(options: Benchmark) -> dict[str, Any]:
         if (given := getattr(options, name)) is not None and given < 1:
             raise ValueError(f"--{name} must be at least 1, but got {given}")
     if options.suite not in _BY_MODEL and options.only:
-        raise ValueError(f"--only is for the suites {' and '.join(_BY_MODEL)}, but the suite is {options.suite}")
+        raise ValueError(f"--only is for the suites {', '.join(_BY_MODEL)}, but the suite is {options.suite}")
     if options.suite != "engine" and options.profile:
         raise ValueError(f"--profile is for the suite engine, but the suite is {options.suite}")
     suite = importlib.import_module(f"benchmarks.{options.suite}")

@@ -232,7 +232,7 @@ def test_our_side_is_measured_without_pytorch(tmp_path: Path, without_torch: Non
     ("arguments", "message"),
     [
         (("policies", "--only", "mlp"), "the suite policies has no model 'mlp'; it has byte-gpt-small, mlp-50"),
-        (("memory", "--only", "mlp"), "--only is for the suites engine and policies, but the suite is memory"),
+        (("memory", "--only", "mlp"), "--only is for the suites engine, policies, scaling, but the suite is memory"),
     ],
 )
 def test_bad_input_is_a_clear_error(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
