@@ -60,7 +60,7 @@ class Resumption:
             ValueError: They are not; the message has both values of each.
         """
         then, now = self.config, json.loads(json.dumps(config))
-        told = [f"{name} is {now[name]!r}, but was {then[name]!r}" for name in _SAME if now[name] != then[name]]
+        told = [f"{name} is {now[name]!r}, but was {then.get(name)!r}" for name in _SAME if now[name] != then.get(name)]
         for name in sorted({*then["data"], *now["data"]} - {"source"}):
             values = [data.get(name) for data in (now["data"], then["data"])]
             if values[0] != values[1]:
@@ -147,15 +147,15 @@ def with_identity(given: dict[str, Any], config: Mapping[str, Any], path: Path) 
     """
     then = config["options"]
     told = [
-        f"{flag(name)} is {given[name]}, but the run was started with {then[name]}"
+        f"{flag(name)} is {given[name]}, but the run was started with {then.get(name)}"
         for name in IDENTITY
-        if name in given and given[name] != then[name]
+        if name in given and given[name] != then.get(name)
     ]
     if told:
         raise ValueError(
             "\n  ".join([f"the run in {path} cannot go on with other options that decide its bits:", *told])
         )
-    return {**given, **{name: then[name] for name in IDENTITY}}
+    return {**given, **{name: then[name] for name in IDENTITY if name in then}}
 
 
 def stored_options(config: Mapping[str, Any]) -> dict[str, Any]:

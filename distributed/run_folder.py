@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from framework.durable import write_all, written_aside
+from framework.durable import ASIDE, write_all, written_aside
 
 #: The files of a run, as patterns: what an overwriting run removes.
 _FILES = (
@@ -194,7 +194,9 @@ class RunFolder:
             raise FileExistsError(
                 f"run folder {self.path} exists; name another with --run-dir, or overwrite it with --force"
             )
-        if not self.path.is_dir() or (any(self.path.iterdir()) and not (self.path / "config.json").exists()):
+        # One that was killed when it began has a part of its first file.
+        others = self.path.is_dir() and any(path.suffix != ASIDE for path in self.path.iterdir())
+        if not self.path.is_dir() or (others and not (self.path / "config.json").exists()):
             raise FileExistsError(f"{self.path} is no run folder, so --force does not overwrite it; name another")
 
 

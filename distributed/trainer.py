@@ -25,6 +25,7 @@ from distributed.resuming import resume, with_identity
 from distributed.run_folder import RunFolder
 from distributed.run_planning import RunPlanning
 from distributed.saving import Saving, last_snapshot_note
+from distributed.snapshots import SnapshotFailed
 from distributed.worker import WorkerTask
 from distributed.worker_sizes import validation_windows
 from framework import weights
@@ -38,7 +39,7 @@ from framework.schedules import WarmupCosine
 from framework.sizes import parse_size
 
 #: What a run is resumed after.
-_RESUMABLE = (WorkerLost, CollectiveError, Stopped, KeyboardInterrupt, SystemExit)
+_RESUMABLE = (WorkerLost, CollectiveError, SnapshotFailed, Stopped, KeyboardInterrupt, SystemExit)
 
 
 class Trainer:
@@ -199,13 +200,14 @@ class Trainer:
         if folder is None:
             return [], {}
         folder.open()  # only now: a run that cannot start leaves nothing
-        self.plans.train[0].save(folder.plan)
         if resumed is not None:
+            history, config = folder.cut_metrics(resumed.losses), resumed.config
             folder.add_resume(resumed.entry(self))
-            return folder.cut_metrics(resumed.losses), resumed.config
-        config = config_of(self) | ({"request": folder.request} if folder.request else {})
-        folder.write("config.json", config)
-        return [], config
+        else:  # this file first: by it a folder is known as that of a run
+            history, config = [], config_of(self) | ({"request": folder.request} if folder.request else {})
+            folder.write("config.json", config)
+        self.plans.train[0].save(folder.plan)
+        return history, config
 
     def _end(self, told: Callbacks, saving: Saving | None, error: BaseException | None) -> None:
         self._fitting = None

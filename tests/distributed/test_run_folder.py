@@ -45,6 +45,26 @@ def test_runs_of_one_moment_get_folders_of_their_own(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 160
 
 
+def test_a_folder_whose_run_was_killed_while_it_wrote_its_first_file_is_overwritten_with_force(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json.part").write_text("{")
+    RunFolder(tmp_path / "run", force=True).open()
+    (tmp_path / "run" / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="is no run folder"):
+        RunFolder(tmp_path / "run", force=True)
+
+
+def test_a_run_that_is_overwritten_leaves_no_snapshot_behind(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    (path / "snapshots" / "step-00000050").mkdir(parents=True)
+    for name in ("config.json", "resumes.jsonl"):
+        (path / name).write_text("{}")
+    folder = RunFolder(path, force=True)
+    folder.open()
+    folder.close()
+    assert list(path.iterdir()) == []
+
+
 def test_of_two_runs_that_are_told_one_folder_one_gets_it(tmp_path: Path) -> None:
     for number in range(20):
         folders = [RunFolder(tmp_path / str(number)) for _ in range(4)]

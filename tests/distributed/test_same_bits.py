@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from checkpointing.reduction_tree import shards_of
 from distributed import Trainer
-from framework import ArrayDataset, BatchNorm, Chain, CrossEntropy, Dropout, Key, Linear, ReLU, build
-from framework.data import clusters
+from framework import ArrayDataset, BatchNorm, Chain, CrossEntropy, Dropout, Key, Ledger, Linear, ReLU, build
+from framework.data import Batches, EpochOrder, clusters
 
 ONE_HASH: set[tuple[Any, ...]] = set()
 RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 20, "clip_norm": 0.5, "validation_examples": 16, "seed": 7}
@@ -156,6 +157,25 @@ def test_running_statistics_have_the_same_bits_for_any_number_of_workers_and_any
     for state in (alone.parameters.state, shared.parameters.state):
         assert state is not None and np.ptp(state["1.running_var"]) > 0
     assert alone.parameters.sha256() == shared.parameters.sha256() == alone.summary["parameters_sha256"]
+
+
+@pytest.mark.parametrize("world", range(1, 9))
+def test_each_example_of_an_epoch_goes_to_one_shard_of_one_rank_and_the_next_epoch_has_another_order(
+    world: int,
+) -> None:
+    order, rows = EpochOrder(Batches(168, 16), 3, Ledger()), 2
+    epochs = []
+    for epoch in range(2):
+        seen = [
+            order.indices(step, shard * rows, rows)
+            for step in range(10 * epoch, 10 * (epoch + 1))
+            for rank in range(world)
+            for shard in shards_of(8, world, rank)
+        ]
+        epochs.append([example for some in seen for example in some])
+    for examples in epochs:
+        assert len(examples) == len(set(examples)) == 160  # of 168, in whole batches
+    assert epochs[0] != epochs[1]
 
 
 def test_the_order_of_examples_and_the_learning_rate_do_not_depend_on_the_workers(ray_cluster: None) -> None:
