@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from checkpointing import Plan
 from framework import Spec, build
 from tests.scripts.helpers import command, last_json, run
 from tests.shared_files import shared_files
@@ -45,6 +46,11 @@ def test_two_ray_workers_train_a_language_model_within_their_budget_and_it_write
     assert "step 6/6  loss" in done.stdout
     folder = tmp_path / "run"
     assert json.loads((folder / "summary.json").read_text()) == summary
+    told = Plan.load(folder / "plan.json").explain(summary["budget_bytes"])
+    assert told.seconds > told.once
+    longer, above = told.seconds / told.once - 1, told.gap
+    printed = f"policy budget (takes {longer:.1%} longer than store-all, {above:.1%} above the lower bound)"
+    assert printed in " ".join(done.stdout.split())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6
     assert set(json.loads(lines[0])) == METRICS
