@@ -13,7 +13,7 @@ way from one forward to the next, cotangents and scratch count on neither side (
 **Against the plan.** Of the same plans, and of some of further models: by which part measured seconds over store-all's differ from planned ones.
 
 **On disk.** A step within a budget just below the least that recomputation needs: its time and its bytes at the peak besides parameters, gradients and
-optimizer state. The file is in the folder for temporary files, and the system may keep it in free memory.
+optimizer state. The file is in the folder for temporary files, and the system may keep it in free memory. Its thread may take another core.
 
 All steps are on one thread, one shard, float32. Each side's configurations run in turn in one process, in several rounds; ratios are of
 medians, and of the shortest steps, since other work on the machine only ever lengthens one. Costs are measured at the start of each model.
@@ -296,15 +296,16 @@ class _Disk:
             (plan,) = plan_run(costs, policy=Offload()).train
         self.mine = study.add(plan)
         again = plan_run(study.costs, policy=RecomputeAll()).train[0]
-        others = {"our least without a disk": without, "recompute-all": again}
+        others = {"the least without a disk": without, "recompute-all": again}
         self.others = {"store-all": study.store_all, **{name: study.add(each) for name, each in others.items()}}
 
     def rows(self) -> Iterator[Row]:
         mine = self.mine
         for peer, other in self.others.items():
             assert mine.plan is not None and other.plan is not None
+            name = f"{self.title}, on disk or {peer}"
             for kind, statistic in STATISTICS:
                 values = statistic(mine.seconds), statistic(other.seconds)
-                yield Row(f"{self.title}, on disk: {kind}", "s", *values, peer, len(mine.seconds), ours_name=mine.name)
+                yield Row(f"{name}: {kind}", "s", *values, peer, len(mine.seconds), ours_name=mine.name)
             held = [each.simulation.activation_nbytes for each in (mine.plan, other.plan)]
-            yield Row(f"{self.title}, on disk: activations", "bytes", *held, peer, 1, ours_name=mine.name)
+            yield Row(f"{name}: activations", "bytes", *held, peer, 1, ours_name=mine.name)

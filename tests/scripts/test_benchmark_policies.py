@@ -198,7 +198,8 @@ def test_gaps_to_bounds_and_to_plans_are_told(modules: Any, sides: _Sides, small
 def test_the_price_of_a_disk_is_a_figure(modules: Any, sides: _Sides) -> None:
     rows = list(modules("policies").rows(3, 1, None, lambda *progress: None, lambda row: None))
     disk = [row for row in rows if "on disk" in row.name]
-    assert [row.peer_name for row in disk[::3]] == ["store-all", "our least without a disk", "recompute-all"]
+    assert len({row.name for row in rows}) == len(rows)
+    assert [row.peer_name for row in disk[::3]] == ["store-all", "the least without a disk", "recompute-all"]
     assert {row.unit for row in disk} == {"s", "bytes"}
     (plan,) = (plan for plan in sides.plans if plan.simulation.file_nbytes)
     assert disk[2].ours == plan.simulation.activation_nbytes < disk[2].peer
