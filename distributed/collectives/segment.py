@@ -82,6 +82,8 @@ class Segment:
             ) from error
         try:
             return cls(address, descriptor)
+        except ValueError as error:  # the descriptor is of something else by now
+            raise CollectiveError(f"cannot attach to the shared memory of {what}: {path} is not it any more") from error
         finally:
             os.close(descriptor)
 

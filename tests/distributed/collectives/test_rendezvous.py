@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from distributed.collectives.communicator import CollectiveError, additions
 from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous
-from distributed.collectives.segment import Segment, attach_all
+from distributed.collectives.segment import Segment, SegmentAddress, attach_all
 from framework.optimizers import tree_sum
 from tests.distributed.collectives.worlds import descriptors
 
@@ -43,7 +44,7 @@ def peer(then: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[float], R
     )
     assert process.stdin and process.stdout
     own = Segment.create("test", CONTROL_NBYTES)
-    other = type(own.address)(process.pid, int(process.stdout.readline()), CONTROL_NBYTES)
+    other = SegmentAddress(process.pid, int(process.stdout.readline()), CONTROL_NBYTES)
 
     def connect(timeout: float) -> Rendezvous:
         assert process.stdin
@@ -99,6 +100,13 @@ def test_another_process_that_is_told_an_address_can_abort() -> None:
         rendezvous = connect(60.0)
         with pytest.raises(CollectiveError, match=f"rank 0: mine given up .* since process {process.pid} aborted it"):
             rendezvous.channel(1).barrier("mine")
+
+
+def test_a_descriptor_that_is_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
+    with (tmp_path / "other").open("w+b") as other:
+        address = SegmentAddress(os.getpid(), other.fileno(), CONTROL_NBYTES)
+        with pytest.raises(CollectiveError, match=r"shared memory of rank 1: /proc/\d+/fd/\d+ is not it any more"):
+            attach_all(0, Segment.create("test", CONTROL_NBYTES), [address, address])
 
 
 def test_channels_are_independent() -> None:
