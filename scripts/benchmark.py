@@ -10,7 +10,7 @@ Suites:
   policies      steps by plans within a budget over store-all's, with PyTorch's checkpointing at equal activation bytes; how far plans are
                 from lower bounds, and measured steps from planned ones; values on disk
   collectives   all-reduce in shared memory, with Gloo through ray.util.collective and with a plain copy: bandwidth
-  scaling       two workers beside two processes that do not communicate and PyTorch's DistributedDataParallel; what a launch costs
+  scaling       two workers beside two processes that do not communicate and PyTorch's DistributedDataParallel; what a launch costs, and a snapshot
 
 Examples:
   python scripts/benchmark.py derivatives

@@ -6,6 +6,7 @@
 - **The first step**: from the call of the Trainer's `fit`, planning included, to the end of the first step, when Ray is up.
 - **One worker** under the Trainer beside the plain loop of a process over the engine's steps.
 - **Overlap** of reduction and backward: see `overlap`.
+- **Snapshots**, one in 50 steps: see `snapshots`.
 
 Every configuration runs in fresh processes, all in turn, and that in several rounds; a time is the median over all steps of all rounds. A
 step of our workers is from one report of the Trainer to the next: what the driver does between steps is part of it.
@@ -22,7 +23,7 @@ from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
-from benchmarks import overlap
+from benchmarks import overlap, snapshots
 from benchmarks.engine_cases import CASES, Case, Configuration
 from benchmarks.engine_sides import OPTIMIZER, RATE, UNTIMED, run_here, step_of_ours
 from benchmarks.measure import Row, in_fresh_process, installed
@@ -86,6 +87,7 @@ def rows(
     yield from compared(case, found)
     if only is None:
         yield from overlap.rows(steps, rounds, tell)
+        yield from snapshots.rows(rounds + 2, WORKERS, case.batch, SHARDS)
 
 
 def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
