@@ -34,7 +34,7 @@ class Resumption:
         config: What it was told when it was started.
         found: The snapshot; None for a run that was stopped before its first one, and starts again.
         losses: Of the steps before it.
-        damaged: What was wrong with newer snapshots, which were renamed.
+        damaged: What is wrong with newer snapshots.
     """
 
     folder: RunFolder
@@ -89,6 +89,12 @@ class Resumption:
             )
         return not told
 
+    def begin(self) -> None:
+        """Tells of damaged snapshots, and renames them, so that the run can write such ones again."""
+        for damaged, words in self.found.damaged.items() if self.found is not None else ():
+            _log.warning("a snapshot is damaged, and the one before is taken: %s", words)
+            set_aside(damaged)
+
     def entry(self, trainer: Trainer) -> dict[str, Any]:
         """What `resumes.jsonl` says of it."""
         return {
@@ -111,8 +117,6 @@ class Resumption:
 def resume(path: Path) -> Resumption:
     """Finds where a stopped run goes on, and locks its folder.
 
-    Damaged snapshots newer than the one that is taken are renamed, so that the run can write such ones again.
-
     Raises:
         FileNotFoundError, FileExistsError, ValueError: See `RunFolder.of_stopped`.
         SnapshotCorrupt: There are snapshots, and all are damaged.
@@ -125,9 +129,6 @@ def resume(path: Path) -> Resumption:
         if found is None:
             return Resumption(folder, config, None)
         losses = losses_of(found.path, found.manifest["step"])
-        for damaged, words in found.damaged.items():
-            _log.warning("a snapshot is damaged, and the one before is taken: %s", words)
-            set_aside(damaged)
         return Resumption(folder, config, found, losses, list(found.damaged.values()))
     except BaseException:
         folder.close()
@@ -155,7 +156,9 @@ def with_identity(given: dict[str, Any], config: Mapping[str, Any], path: Path) 
         raise ValueError(
             "\n  ".join([f"the run in {path} cannot go on with other options that decide its bits:", *told])
         )
-    return {**given, **{name: then[name] for name in IDENTITY if name in then}}
+    # Where there is no snapshot yet, the run starts again, and from the same weights.
+    first = {"weights": Path(then["weights"])} if then.get("weights") is not None else {}
+    return {**first, **given, **{name: then[name] for name in IDENTITY if name in then}}
 
 
 def stored_options(config: Mapping[str, Any]) -> dict[str, Any]:

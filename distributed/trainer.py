@@ -201,6 +201,7 @@ class Trainer:
             return [], {}
         folder.open()  # only now: a run that cannot start leaves nothing
         if resumed is not None:
+            resumed.begin()
             history, config = folder.cut_metrics(resumed.losses), resumed.config
             folder.add_resume(resumed.entry(self))
         else:  # this file first: by it a folder is known as that of a run

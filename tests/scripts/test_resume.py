@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distributed import Trainer
+from distributed import RunFolder, Trainer
 from framework import build
 from tests.scripts.helpers import ROOT, command, last_json, run
 
-STEPS = 400
+STEPS = 250
 RUN = (
     "--model",
     "mlp-small",
@@ -41,6 +44,13 @@ def whole() -> dict[str, Any]:
     """The summary of the run that nothing interrupts, in this process."""
     model = build("mlp-small", dropout=0.1)
     return Trainer(model, batch=8, shards=4, steps=STEPS, learning_rate=2e-3).fit().summary
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The program, imported as programs in scripts/ are."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("train")
 
 
 def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -93,7 +103,9 @@ def test_a_program_killed_twenty_times_and_resumed_has_the_same_bits(tmp_path: P
     assert [summary[name] for name in HASHES] == [whole[name] for name in HASHES]
 
 
-def test_sigterm_saves_the_run_and_a_resume_needs_nothing_else(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_sigterm_saves_the_run_and_a_resume_needs_nothing_else(
+    tmp_path: Path, whole: dict[str, Any], train: Any
+) -> None:
     process = start(tmp_path, *RUN, "--run-dir", "run")
     process.terminate()
     errors = process.communicate(timeout=60)[1]
@@ -103,11 +115,8 @@ def test_sigterm_saves_the_run_and_a_resume_needs_nothing_else(tmp_path: Path, w
     (snapshot,) = (tmp_path / "run" / "snapshots").iterdir()
     assert f"run/snapshots/{snapshot.name}; go on from it with: python scripts/train.py --resume run" in errors
 
-    for given, message in (
-        (("--batch", "16"), "--batch is 16, but the run was started with 8"),
-        (("--model", "mlp-deep"), "--model is mlp-deep, but the run was started with mlp-small"),
-    ):
-        assert message in run("train", "--resume", "run", *given, cwd=tmp_path, code=2).stderr
+    told = run("train", "--resume", "run", "--batch", "16", cwd=tmp_path, code=2).stderr
+    assert "--batch is 16, but the run was started with 8" in told
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = run("train", "--resume", "../run", "--policy", "every-k:1", "--json", cwd=elsewhere)
@@ -115,7 +124,14 @@ def test_sigterm_saves_the_run_and_a_resume_needs_nothing_else(tmp_path: Path, w
     summary = last_json(done)
     assert [summary[name] for name in HASHES] == [whole[name] for name in HASHES]
     assert summary["budget_bytes"] is None
-    assert "has finished" in run("train", "--resume", "run", cwd=tmp_path, code=2).stderr
+    for given, message in (
+        ({"model": "mlp-deep"}, "--model is mlp-deep, but the run was started with mlp-small"),
+        ({"dropout": 0.0}, "--dropout is 0.0, but the run was started with 0.1"),
+        ({"run_dir": Path("other")}, "--run-dir and --force are for new runs"),
+    ):
+        asked = replace(train.defaults(["--resume", str(tmp_path / "run")]), **given)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train.main(asked)
 
 
 def test_a_second_sigterm_ends_a_run_at_once(tmp_path: Path) -> None:
@@ -165,15 +181,51 @@ def test_a_lost_worker_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.splitlines()) == (69, ["error: worker 1 of 2 died", "go on with: --resume"])
 
 
-def test_help_lists_the_exit_codes(tmp_path: Path) -> None:
-    told = run("train", "--help", cwd=tmp_path).stdout
-    for code in ("69", "75", "130", "143"):
-        assert code in told
+def test_a_policy_a_plan_or_a_budget_replaces_all_three_and_what_is_not_named_stays(tmp_path: Path, train: Any) -> None:
+    """Also data that were named from another folder are found."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "t.csv").touch()
+    stored = {
+        "policy": None,
+        "memory_budget": "engine:5MiB",
+        "workers": 3,
+        "offload_dir": "/var/tmp",
+        "snapshot_every": 4,
+    }
+    request = {
+        "model": "mlp-small",
+        "data": ["t.csv", "digits"],
+        "target": None,
+        "task": None,
+        "dtype": "float32",
+        "dropout": 0.0,
+    }
+    more = {"folder": str(tmp_path / "there"), "default_budget": False}
+    config = {"options": stored, "request": {**request, **more}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def given(*arguments: str) -> tuple[Any, ...]:
+        found = train.defaults(["--resume", str(tmp_path), *arguments])
+        assert (found.workers, found.offload_dir, found.snapshot_every) == (3, Path("/var/tmp"), 4)
+        assert found.data == (str(tmp_path / "there" / "t.csv"), "digits")
+        return found.policy, found.plan, found.memory_budget
+
+    assert given() == given("--workers", "1") == (None, None, "engine:5MiB")
+    assert (
+        given("--policy", "sqrt-n") == given("--plan=p.json") == given("--memory_budget", "8MiB") == (None, None, None)
+    )
+    config["request"]["default_budget"] = True  # then it is made anew
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert given() == (None, None, None)
+    del config["request"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="was not started by this program"):
+        given()
 
 
 def test_text_is_written_from_a_snapshot(tmp_path: Path) -> None:
-    options = ("--model", "byte-gpt-tiny", "--workers", "0", "--steps", "3", "--snapshot-every", "2", "--batch", "4")
-    run("train", *options, "--validation-examples", "4", "--run-dir", "run", cwd=tmp_path)
-    text = last_json(run("generate", "run/snapshots/step-00000002", "--length", "5", "--json", cwd=tmp_path))
-    assert text["run"] == "run/snapshots/step-00000002"
+    options: dict[str, Any] = {"batch": 2, "shards": 1, "steps": 2, "validation_examples": 2, "snapshot_every": 1}
+    Trainer(build("byte-gpt-tiny"), run_folder=RunFolder(tmp_path / "run"), **options).fit()
+    text = last_json(run("generate", "run/snapshots/step-00000001", "--length", "5", "--json", cwd=tmp_path))
+    assert text["run"] == "run/snapshots/step-00000001"
     assert 0 < len(text["text"]) <= 5

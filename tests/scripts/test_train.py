@@ -76,7 +76,9 @@ def test_json_is_the_last_line_and_quiet_leaves_it_alone(tmp_path: Path) -> None
     "option", ["--policy", "--memory-budget", "--workers", "--shards", "--seed", "--address", "--json"]
 )
 def test_help_names_every_option(tmp_path: Path, option: str) -> None:
-    assert option in run("train", "--help", cwd=tmp_path).stdout
+    told = run("train", "--help", cwd=tmp_path).stdout
+    assert option in told
+    assert all(code in told for code in ("Exit codes:", " 69 ", " 75 ", " 130 ", " 143 "))
 
 
 @pytest.mark.parametrize(
