@@ -15,8 +15,9 @@ way from one forward to the next, cotangents and scratch count on neither side (
 **On disk.** A step within a budget just below the least that recomputation needs: its time and its bytes at the peak besides parameters, gradients and
 optimizer state. The file is in the folder for temporary files, and the system may keep it in free memory. Its thread may take another core.
 
-All steps are on one thread, one shard, float32. Each side's configurations run in turn in one process, in several rounds; ratios are of
-medians, and of the shortest steps, since other work on the machine only ever lengthens one. Costs are measured at the start of each model.
+All steps are on one thread, one shard, float32. Each side's configurations run in turn in one process, in several rounds. A ratio is the median of
+all steps, each over the store-all step that ran shortly before it; and that of the shortest steps among as many on either side, since other
+work on the machine only ever lengthens one. Costs are measured at the start of each model.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,9 +51,6 @@ NEAR_BOUND, NEAR_PLAN = 0.05, 0.1
 #: From this part of our store-all's activations up plans should be near the bound.
 FROM = "engine:50%"
 
-#: What a time is, of many.
-STATISTICS: list[tuple[str, Callable[[list[float]], float]]] = [("a step", median), ("shortest step", min)]
-
 #: Told before each run: the runs done, all runs, and what runs now.
 Tell = Callable[[int, int, str], None]
 
@@ -65,6 +64,7 @@ class Timed:
         saved: Bytes that it saves for the backward; None where that is not counted.
         plan: Of ours.
         seconds: Of its steps, of all rounds.
+        beside: Of store-all's last step before each of them.
         cpu_seconds: What the process worked meanwhile, which other work on the machine hardly lengthens.
         pass_seconds: The same of forwards, losses and backwards alone; of ours.
     """
@@ -73,17 +73,26 @@ class Timed:
     saved: int | None
     plan: Plan | None = None
     seconds: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     pass_seconds: list[float] = field(default_factory=list)
 
     def add(self, found: dict[str, Any], which: int) -> None:
         """Takes over what a process found of its configuration of that number."""
         self.seconds += found["seconds"][which]
+        self.beside += found["beside"][which]
         self.cpu_seconds += found["cpu_seconds"][which]
         self.pass_seconds += found["pass_seconds"][which] if "pass_seconds" in found else []
 
-    def over(self, other: Timed, statistic: Callable[[list[float]], float]) -> float:
-        return statistic(self.seconds) / statistic(other.seconds)
+    @property
+    def over(self) -> float:
+        """A step's seconds over store-all's: the median of all, each over the one beside it."""
+        return median(mine / other for mine, other in zip(self.seconds, self.beside, strict=True))
+
+    @property
+    def shortest_over(self) -> float:
+        """The shortest step's seconds over those of as many of store-all."""
+        return min(self.seconds) / min(self.beside)
 
     def to_json(self, case: Case, side: str) -> dict[str, Any]:
         told: dict[str, Any] = {"model": case.name, "side": side, "name": self.name, "saved_bytes": self.saved}
@@ -94,6 +103,8 @@ class Timed:
             **told,
             "seconds_median": median(self.seconds),
             "seconds_least": min(self.seconds),
+            "over_store_all": self.over,
+            "shortest_over_store_all": self.shortest_over,
             "cpu_seconds_median": median(self.cpu_seconds),
             "cpu_seconds_least": min(self.cpu_seconds),
             "runs": len(self.seconds),
@@ -225,13 +236,13 @@ class _Study:
             return
         mine = self.add(found.plan, found.saved)
         fitting = [each for each in self.peers if each.saved is not None and each.saved <= nbytes]
-        for kind, statistic in STATISTICS:
-            peer = min(fitting, key=lambda each: each.over(self.peers[0], statistic), default=None)
+        for kind, over in (("a step", attrgetter("over")), ("shortest step", attrgetter("shortest_over"))):
+            peer = min(fitting, key=over, default=None)
             yield Row(
                 f"{name}: {kind}, over store-all's",
                 "1",
-                mine.over(self.store_all, statistic),
-                None if peer is None else peer.over(self.peers[0], statistic),
+                over(mine),
+                None if peer is None else over(peer),
                 f"{PEER}, {peer.name}" if peer else f"{PEER}: none fits" if self.peers else PEER,
                 len(mine.seconds),
                 package="torch",
@@ -255,15 +266,13 @@ class _Study:
         return Row(name, "1", largest, NEAR_BOUND, AIM, 1)
 
     def _off_plan(self) -> Row:
-        base = self.store_all
-        assert base.plan is not None
         found = []
         for timed in self.ours[1:]:
             if timed.saved is not None and timed.plan is not None:
-                planned = timed.plan.simulation.seconds / base.plan.simulation.seconds
-                found.append(abs(timed.over(base, median) / planned - 1))
+                planned = timed.plan.simulation.seconds / self.known[0].seconds
+                found.append(abs(timed.over / planned - 1))
         name = f"{self.case.title}, {len(found)} budgets: measured off the planned, median"
-        return Row(name, "1", median(found), NEAR_PLAN, AIM, len(base.seconds))
+        return Row(name, "1", median(found), NEAR_PLAN, AIM, len(self.ours[-1].seconds))
 
 
 def worth_timing(told: Sequence[dict[str, Any]], tenths: Sequence[int]) -> list[dict[str, Any]]:
@@ -304,8 +313,8 @@ class _Disk:
         for peer, other in self.others.items():
             assert mine.plan is not None and other.plan is not None
             name = f"{self.title}, on disk or {peer}"
-            for kind, statistic in STATISTICS:
-                values = statistic(mine.seconds), statistic(other.seconds)
+            for kind, of in (("a step", median), ("shortest step", min)):
+                values = of(mine.seconds), of(other.seconds)
                 yield Row(f"{name}: {kind}", "s", *values, peer, len(mine.seconds), ours_name=mine.name)
             held = [each.simulation.activation_nbytes for each in (mine.plan, other.plan)]
             yield Row(f"{name}: activations", "bytes", *held, peer, 1, ours_name=mine.name)

@@ -41,8 +41,8 @@ def ours_here(case: str, files: Sequence[str], steps: int, folder: str | None) -
         folder: For what they hold on disk.
 
     Returns:
-        ``seconds`` of the steps, ``cpu_seconds`` of the process meanwhile, ``pass_seconds`` of their forwards, losses and backwards, and the
-        ``loss`` of the first step.
+        ``seconds`` of the steps, those of the first plan's last step before each (``beside``), ``cpu_seconds`` of the process, ``pass_seconds``
+        of their forwards, losses and backwards, and the ``loss`` of the first step.
     """
     threadpool_limits(1)
     it, plans, clock = CASES[case], [Plan.load(Path(file)) for file in files], Clock()
@@ -77,7 +77,7 @@ def _borders(plan: Plan) -> tuple[int, int]:
 
 
 def pytorch_here(case: str, some: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """Runs steps of PyTorch's configurations in this process; returns ``seconds, cpu_seconds`` and ``loss`` as above."""
+    """Runs steps of PyTorch's configurations in this process; returns ``seconds, beside, cpu_seconds, loss`` as above."""
     import torch
     from benchmarks.policies_pytorch import Configuration, Twin
 
@@ -119,6 +119,7 @@ def _in_turn(
         timed: Called after each timed step with the number of its configuration.
     """
     seconds: Seconds = [[] for _ in configurations]
+    beside: Seconds = [[] for _ in configurations]
     of_cpu: Seconds = [[] for _ in configurations]
     loss = configurations[0](0)  # which takes the optimizer's state and loads code
     number, turn, began = 1, 0, time.perf_counter()
@@ -131,10 +132,11 @@ def _in_turn(
             number += 1
             if turn:
                 seconds[which].append(took)
+                beside[which].append(seconds[0][-1])
                 of_cpu[which].append(worked)
                 timed(which)
         turn += 1
-    return {"seconds": seconds, "cpu_seconds": of_cpu, "loss": loss}
+    return {"seconds": seconds, "beside": beside, "cpu_seconds": of_cpu, "loss": loss}
 
 
 def _order(count: int) -> Iterator[int]:

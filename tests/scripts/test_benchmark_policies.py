@@ -121,13 +121,15 @@ class _Sides:
     def pytorch_here(self, case: str, some: Any, steps: int) -> Any:
         seconds = {(kind, count): seconds for kind, count, *_, seconds in self.PEERS}
         found = [seconds[each["kind"], each["segments"]] for each in some]
-        return {"seconds": found, "cpu_seconds": found, "loss": 5.5}
+        beside = [self.PEERS[0][-1]] * len(found)
+        return {"seconds": found, "beside": beside, "cpu_seconds": found, "loss": 5.5}
 
     def ours_here(self, case: str, files: list[str], steps: int, folder: str | None) -> Any:
         self.plans = [Plan.load(Path(file)) for file in files]
         planned = [plan.simulation.seconds * (self.LONGER if number else 1) for number, plan in enumerate(self.plans)]
         found = [[seconds, 0.5 * seconds, 9 * seconds] for seconds in planned]
-        return {"seconds": found, "cpu_seconds": found, "pass_seconds": found, "loss": 5.5}
+        others = {"cpu_seconds": found, "pass_seconds": found}
+        return {"seconds": found, "beside": [found[0]] * len(found), **others, "loss": 5.5}
 
 
 @pytest.fixture
@@ -168,8 +170,9 @@ def test_each_tenth_is_held_against_the_fastest_peer_that_fits(modules: Any, sid
             assert step.ours_name == "store-all"
             assert (step.ours, shortest.ours, above.ours) == (1.0, 1.0, 0.0)
         else:
-            assert step.peer == min(sorted(s)[1] for *_, s in fits) / 2.5
-            assert shortest.peer == min(min(s) for *_, s in fits) / 2.0
+            first = sides.PEERS[0][-1]
+            assert step.peer == min(sorted(a / b for a, b in zip(s, first, strict=True))[1] for *_, s in fits)
+            assert shortest.peer == min(min(s) for *_, s in fits) / min(first)
     ours = [step.ours for step, _, _ in tenths.values()]
     assert ours == sorted(ours, reverse=True)
     assert records[0]["name"] == "store-all"
@@ -214,6 +217,22 @@ def test_sides_that_do_not_compute_the_same_are_not_compared(
     monkeypatch.setattr(sides, "pytorch_here", lambda *a: {**_Sides.pytorch_here(sides, *a), "loss": float("nan")})
     with pytest.raises(RuntimeError, match="small: the sides do not compute the same"):
         list(modules("policies").rows(3, 1, None, lambda *progress: None, lambda row: None))
+
+
+def test_each_step_is_held_against_the_store_all_step_before_it(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = modules("policies_sides")
+    monkeypatch.setattr(sides, "LEAST_SECONDS", 0.0)
+    ran: list[int] = []
+
+    def step_of(which: int) -> Any:
+        return lambda number: ran.append(which) or float(number)
+
+    found = sides._in_turn([step_of(which) for which in range(5)], 2)
+    assert ran == [0] + [0, 1, 2, 3, 0, 4] * 3  # one more to begin with, a turn that is not timed, and two that are
+    assert found["loss"] == 0.0
+    base = found["seconds"][0]
+    assert found["beside"] == [base, base[::2], base[::2], base[::2], base[1::2]]
+    assert [len(seconds) for seconds in found["seconds"]] == [4, 2, 2, 2, 2]
 
 
 def test_our_side_is_measured_without_pytorch(tmp_path: Path, without_torch: None) -> None:
