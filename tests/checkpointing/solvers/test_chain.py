@@ -83,7 +83,7 @@ def test_a_replay_holds_what_its_schedule_needs_and_takes_its_time() -> None:
 def test_a_models_chain_never_promises_less_than_its_plans_take(name: str, shards: int) -> None:
     case, draw = CASES[name], random.Random(name)
     costs = costs_of(case.chain, case.loss, *case.specs(shards), AdamW())
-    chain, fixed = chain_of(costs), fixed_nbytes(costs, shards)
+    chain, fixed = chain_of(costs.of_the_pass(shards, 1)), fixed_nbytes(costs, shards)
     for _ in range(20):
         actions = list(random_actions(draw, chain))
         promised = replay(chain, actions)
