@@ -1,9 +1,10 @@
 """Packing: a fixed place in one block of memory for every buffer of a plan.
 
 Two buffers may share bytes if their lives do not overlap. The least block that holds all of them is at least the peak of live bytes; to
-find it is NP-hard (dynamic storage allocation; Garey & Johnson 1979, problem SR2), so several greedy packings are tried and the
-best is kept: in several orders, from the lower end alone or from both, and with sides drawn by chance. Placing the largest first, each in the smallest gap that it fits, is usually within a percent (Sekiyama et al. 2018, arXiv
-1804.10001; Pisarchyk & Lee 2020, arXiv 2001.03288).
+find it is NP-hard (dynamic storage allocation; Garey & Johnson 1979, problem SR2). Several greedy packings are tried: in several
+orders, from the lower end alone or from both. Placing the largest first, each in the smallest gap that it fits, is usually within a percent (Sekiyama
+et al. 2018, arXiv 1804.10001; Pisarchyk & Lee 2020, arXiv 2001.03288). Where it is not, `packing_search` searches, mostly with plans near the
+least memory, in which many moments are as full as the peak. The best is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from framework.keys import Key
+from checkpointing.packing_search import Search, components
 from framework.memory import Array
 
 #: Buffers begin at multiples of it: a cache line.
@@ -23,13 +24,12 @@ ALIGNMENT = 64
 _SCRATCH_SLACK = 8 * ALIGNMENT
 
 
-#: A packing within this factor of the bound is not improved, and others by trying so many times over the number of buffers.
-_GOOD, _WORK = 1.002, 20_000
+#: Where the first order comes within this factor of the bound, other orders are tried, but nothing is searched.
+_GOOD = 1.002
 #: What lives for few operations, so that it can come from the upper end while the rest grows from the lower one.
 _SHORT_LIVED = frozenset({"cotangents", "workspace"})
-#: Of which order sides are drawn by chance, and the parts of the kinds of buffers of which one is drawn: so many come from the upper end.
-_DRAWN = "busiest operation first, longest life"
-_ABOVE = (0.1, 0.3, 0.5)
+#: What outlives the shards, so that between them nothing else may live.
+_LONG_LIVED = "gradients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,69 +90,78 @@ def pack(buffers: Sequence[Buffer], operations: int) -> Packing:
         operations: How many operations the plan has.
     """
     sizes = np.array([buffer.packed_nbytes for buffer in buffers], np.int64)
-    first = np.array([buffer.first for buffer in buffers], np.int64)
-    last = np.array([buffer.last for buffer in buffers], np.int64)
-    bound = _most_at_once(sizes, first, last, operations)
-    orders = dict(_orders(sizes, first, last))
-    kinds = {key: number for number, key in enumerate(dict.fromkeys((b.category, b.owner) for b in buffers))}
-    kind = np.array([kinds[b.category, b.owner] for b in buffers], np.intp)
-    above = np.array([buffer.category in _SHORT_LIVED for buffer in buffers], bool)
+    first = np.array([buffer.first for buffer in buffers], np.intp)
+    last = np.array([buffer.last for buffer in buffers], np.intp)
+    bound = int(_live(sizes, first, last, operations).max(initial=0))
+    short = np.array([buffer.category in _SHORT_LIVED for buffer in buffers], bool)
+    long = np.array([buffer.category == _LONG_LIVED for buffer in buffers], bool)
     best: _Trial | None = None
-    for name, order in orders.items():
-        for sides, high in (("", np.zeros_like(above)), (", from both ends", above)):
-            offsets = _place(order, sizes, first, last, high, bound)
-            trial = _Trial(int(np.max(offsets + sizes, initial=0)), name + sides, offsets, order, high)
-            if best is None or trial.nbytes < best.nbytes:
-                best = trial
-        if best is not None and best.nbytes == bound:
+    for trial in _trials(sizes, first, last, short, long, bound, operations):
+        if best is None or trial.nbytes < best.nbytes:
+            best = trial
+        if best.nbytes == bound:
             break
     assert best is not None
-    generator = Key(0).fold("packing").generator()
-    for number in range(_WORK // max(1, len(buffers))):
-        if best.nbytes <= bound * _GOOD:
-            break
-        if number % 2:
-            order, high = orders[_DRAWN], (generator.random(len(kinds)) < generator.choice(_ABOVE))[kind]
-        else:
-            order, high = _repaired(best, sizes, generator), best.high
-        offsets = _place(order, sizes, first, last, high, bound)
-        reached = int(np.max(offsets + sizes))
-        if reached < best.nbytes or (reached == best.nbytes and not number % 2):
-            best = _Trial(reached, "drawn sides" if number % 2 else "repaired", offsets, order, high)
-    height, name, offsets = best[:3]
-    return Packing(height, bound, _slots(buffers, offsets, operations), name)
+    return Packing(best.nbytes, bound, _slots(buffers, best.offsets, operations), best.name)
 
 
 class _Trial(NamedTuple):
-    """A packing that was tried: how high it is, what it is called, its offsets, and the order and the sides that made them."""
+    """A packing that was tried: how high it is, what it is called, and its offsets."""
 
     nbytes: int
     name: str
     offsets: Array
-    order: Array
-    high: Array
 
 
-def _repaired(trial: _Trial, sizes: Array, generator: np.random.Generator) -> Array:
-    """Another order: a buffer that reaches the top was placed too late and goes to the front, and some other buffer with it."""
-    top = np.flatnonzero(trial.offsets + sizes == trial.nbytes)
-    moved = np.unique([generator.choice(top), generator.integers(len(sizes))])
-    found: Array = np.concatenate([moved, trial.order[~np.isin(trial.order, moved)]])
-    return found
+def _trials(
+    sizes: Array, first: Array, last: Array, short: Array, long: Array, bound: int, operations: int
+) -> Iterator[_Trial]:
+    """Packings, the one that is quick and usually good enough first."""
+
+    def trial(name: str, offsets: Array) -> _Trial:
+        return _Trial(int(np.max(offsets + sizes, initial=0)), name, offsets)
+
+    orders = _orders(sizes, first, last, operations)
+    sides = (("", np.zeros_like(short)), (", from both ends", short))
+    for number, (name, order) in enumerate(orders):
+        placed = [trial(name + side, _place(order, sizes, first, last, high, bound)) for side, high in sides]
+        yield from placed
+        if number == 0 and min(each.nbytes for each in placed) > _GOOD * bound:
+            yield trial("searched", _searched(sizes, first, last, long, bound, operations))
+
+
+def _searched(sizes: Array, first: Array, last: Array, long: Array, bound: int, operations: int) -> Array:
+    """Places what outlives the shards below all else, and searches for the places of the rest, of one shard after the other."""
+    offsets, floor = np.zeros_like(sizes), np.zeros(operations, np.int64)
+    for i in np.flatnonzero(long):  # they come and go like a stack
+        life = slice(first[i], last[i] + 1)
+        offsets[i] = floor[life].max()
+        floor[life] = offsets[i] + sizes[i]
+    rest = np.flatnonzero(~long)
+    live = floor + _live(sizes[rest], first[rest], last[rest], operations)
+    search = Search(bound, ALIGNMENT)
+    parts = [rest[part] for part in components(first[rest], last[rest])]
+    # The fullest first: what serves it serves its twins, too.
+    for part in sorted(parts, key=lambda part: -int(live[first[part].min() : last[part].max() + 1].max())):
+        start = first[part].min()
+        offsets[part] = search.offsets(sizes[part], first[part] - start, last[part] - start, floor[start:])
+    return offsets
 
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _most_at_once(sizes: Array, first: Array, last: Array, operations: int) -> int:
+def _live(sizes: Array, first: Array, last: Array, operations: int) -> Array:
+    """The bytes that live at each operation."""
     change = np.zeros(operations + 1, np.int64)
     np.add.at(change, first, sizes)
     np.add.at(change, last + 1, -sizes)
-    return int(np.max(np.cumsum(change), initial=0))
+    live: Array = np.cumsum(change)[:-1]
+    return live
 
 
-def _orders(sizes: Array, first: Array, last: Array) -> Iterator[tuple[str, Array]]:
+def _orders(sizes: Array, first: Array, last: Array, operations: int) -> Iterator[tuple[str, Array]]:
     """The orders in which buffers are placed; ties go to the earlier buffer."""
     life = last - first + 1
     yield "largest first", np.argsort(-sizes, kind="stable")
@@ -160,13 +169,10 @@ def _orders(sizes: Array, first: Array, last: Array) -> Iterator[tuple[str, Arra
     yield "largest area first", np.argsort(-sizes * life, kind="stable")
     yield "in order of time", np.lexsort((-sizes, first))
     # The operations at which most bytes live are the hardest: what lives there goes first, below all else.
-    change = np.zeros(int(np.max(last, initial=0)) + 2, np.int64)
-    np.add.at(change, first, sizes)
-    np.add.at(change, last + 1, -sizes)
-    live = np.cumsum(change)
+    live = _live(sizes, first, last, operations)
     busiest = np.array([live[a : b + 1].max() for a, b in zip(first, last, strict=True)])
     yield "busiest operation first", np.lexsort((-sizes, -busiest))
-    yield _DRAWN, np.lexsort((-life, -busiest))
+    yield "busiest operation first, longest life", np.lexsort((-life, -busiest))
 
 
 def _place(order: Array, sizes: Array, first: Array, last: Array, high: Array, ceiling: int) -> Array:
