@@ -26,10 +26,12 @@ from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress
 #: Channels of a rank.
 CHANNELS = 4
 CONTROL_NBYTES = CACHE_LINE * (1 + CHANNELS)
-#: Polls of the counters before a waiting rank begins to sleep: where each rank has a core, and where the late one may be waiting for ours.
+#: Polls of the counters before a waiting rank begins to sleep, and its shortest sleep in seconds: where each rank has a core, and where
+#: the late one may be waiting for ours, from which looking takes time, too.
 _SPINS, _SPINS_OF_MANY = 200, 10
-#: The shortest and the longest sleep in seconds.
-_SHORTEST, _LONGEST = 2e-5, 1e-3
+_SHORTEST, _SHORTEST_OF_MANY = 2e-5, 1e-4
+#: The longest sleep in seconds.
+_LONGEST = 1e-3
 #: A sleep is this part of the time waited so far.
 _PART = 1 / 8
 #: Seconds between looks at whether the late ones are alive.
@@ -48,7 +50,8 @@ class Rendezvous:
     def __init__(self, rank: int, segments: Sequence[Segment], timeout: float) -> None:
         self.rank, self.timeout = rank, timeout
         self._segments = segments
-        self._spins = _SPINS if len(segments) <= len(os.sched_getaffinity(0)) else _SPINS_OF_MANY
+        many = len(segments) > len(os.sched_getaffinity(0))
+        self._spins, self._shortest = (_SPINS_OF_MANY, _SHORTEST_OF_MANY) if many else (_SPINS, _SHORTEST)
         self._flags = [segment.words(0, 1) for segment in segments]
         self._pids = [segment.address.pid for segment in segments]
         self._pidfds = _open_pidfds(rank, self._pids)
@@ -87,7 +90,7 @@ class Rendezvous:
                     f"rank {self.rank}: ranks {missing} late, waited {waited:.1f} s in {operation}",
                     operation, missing, seconds=waited,
                 )  # fmt: skip
-            time.sleep(min(max(_SHORTEST, waited * _PART), _LONGEST))
+            time.sleep(min(max(self._shortest, waited * _PART), _LONGEST))
 
     def require_nobody_gave_up(self, operation: str) -> None:
         """Raises a `CollectiveError` if somebody gave up."""

@@ -35,7 +35,7 @@ from distributed.collectives.staging import Staging, staging_nbytes
 from framework.memory import Array
 
 #: Bytes of a copied array that travel at once: few enough for the cache, many enough to pay for a meeting.
-CHUNK = 2 << 20
+CHUNK = 1 << 20
 _CALLS = CONTROL_NBYTES
 _MAILBOXES = round_up(_CALLS + CALLS_NBYTES, PAGE)
 
@@ -266,10 +266,11 @@ class _Call:
         self._owner, self._words, self._timeout, self.in_place = owner, words, timeout, in_place
         self._places: list[int] | None = None
 
-    def meet(self) -> None:
-        """Meets all ranks; the first time, compares what they call."""
+    def meet(self, behind: int = 0) -> None:
+        """Meets all ranks, which may be so many meetings behind; the first time, none may, and what they call is compared."""
         channel = self._owner._channel
-        channel.wait(channel.arrive(), self._words, self._timeout)
+        meeting = channel.arrive()
+        channel.wait(meeting if self._places is None else meeting - behind, self._words, self._timeout)
         if self._places is None:
             self._places = self._owner._calls.compare()
 

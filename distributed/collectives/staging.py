@@ -1,16 +1,16 @@
 """Arrays that lie anywhere, carried through memory that ranks share, in pieces that fit the cache.
 
 Each rank owns a *part* of an array. A reduction brings all ranks' numbers of a part to its owner, a gathering brings the owner's numbers
-of a part to all; an all-reduce is both. Parts are carried a piece at a time, and three pieces are on their way at once. Between two
-meetings, a rank
+of a part to all; an all-reduce is both. Parts are carried a piece at a time. In turn k a rank
 
-    fills    its inbox with its numbers of the others' parts, piece k + 1;
+    fills    its inbox with its numbers of the others' parts, piece k + LEAD;
     reduces  piece k of its own part, from all ranks' inboxes, into its own memory and its outbox;
-    drains   piece k - 1 of the others' parts, from their outboxes, into its own memory.
+    drains   piece k - LEAD of the others' parts, from their outboxes, into its own memory,
 
-Each box is there twice, for even and odd pieces: what a rank writes between two meetings, nobody reads between the same two. So one
-meeting a piece is enough, and a rank's own numbers of its own part are never copied.
-The count of pieces goes on from call to call, so there need be no meeting between two calls either.
+so what it reads was written LEAD turns ago, and it may be LEAD turns ahead of others: ranks that take turns on a core need not change places
+for every piece. Each box is there 2 LEAD times, used in a circle: a slot that is written in turn k was read LEAD turns ago. A rank's own
+numbers of its own part are never copied.
+The count of pieces goes on from call to call, and all ranks meet once at the beginning of a call, so that two calls need no more between them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from distributed.collectives.segment import CACHE_LINE, PAGE, Segment, round_up
 from framework.memory import Array
 
 _BYTE = np.dtype(np.uint8)
+#: By how many pieces a rank may be ahead of another, and how often each box is there.
+LEAD = 4
+_SLOTS = 2 * LEAD
 
 
 class Staging:
@@ -40,13 +43,15 @@ class Staging:
     def __init__(self, rank: int, segments: Sequence[Segment], offset: int, chunk: int) -> None:
         self.rank, self.world, self._chunk = rank, len(segments), chunk
         size = box_nbytes(self.world, chunk)
-        inboxes, outboxes = (offset, offset + size), (offset + 2 * size, offset + 3 * size)
-        self._inboxes = [[segment.array(place, size, _BYTE) for place in inboxes] for segment in segments]
-        self._outboxes = [[segment.array(place, size, _BYTE) for place in outboxes] for segment in segments]
+        slots = [offset + slot * size for slot in range(2 * _SLOTS)]
+        self._inboxes = [[segment.array(slot, size, _BYTE) for slot in slots[:_SLOTS]] for segment in segments]
+        self._outboxes = [[segment.array(slot, size, _BYTE) for slot in slots[_SLOTS:]] for segment in segments]
         self.scratch = scratch_for(self.world)
         self._count = 0
 
-    def carry(self, parts: Sequence[Array], own: Array, op: Op | None, gather: bool, meet: Callable[[], None]) -> None:
+    def carry(
+        self, parts: Sequence[Array], own: Array, op: Op | None, gather: bool, meet: Callable[[int], None]
+    ) -> None:
         """Reduces parts to their owners, gathers them, or both.
 
         Args:
@@ -54,25 +59,33 @@ class Staging:
             own: Of the own part: the numbers to be gathered, or where the reduced ones go; with a reduction, `parts[rank]` is its input.
             op: How to reduce; None to gather alone.
             gather: Whether to gather.
-            meet: A meeting of all ranks.
+            meet: A meeting of all ranks, each of which may be so many meetings behind; of the first one, none may.
         """
         transfer = _Transfer(self, parts, own, op, self._chunk)
-        first, last = (-1 if op else 0), transfer.pieces - (0 if gather else 1)
-        for piece in range(first, last + 1):
+        lead = min(LEAD, transfer.pieces)
+        if op:
+            for piece in range(lead):
+                transfer.fill(piece)
+            meet(0)
+        for piece in range(transfer.pieces):
             if op:
-                transfer.fill(piece + 1)
+                transfer.fill(piece + lead)
             transfer.reduce(piece, gather)
             if gather:
-                transfer.drain(piece - 1)
-            if piece < last:
-                meet()
+                transfer.drain(piece - lead)
+            if piece + 1 < transfer.pieces:
+                meet(lead - 1)
+        if gather:
+            meet(0)
+            for piece in range(transfer.pieces - lead, transfer.pieces):
+                transfer.drain(piece)
         self._count += transfer.pieces
 
     def inbox(self, rank: int, piece: int, dtype: np.dtype[Any]) -> Array:
-        return self._inboxes[rank][(self._count + piece) % 2].view(dtype)
+        return self._inboxes[rank][(self._count + piece) % _SLOTS].view(dtype)
 
     def outbox(self, rank: int, piece: int, dtype: np.dtype[Any]) -> Array:
-        return self._outboxes[rank][(self._count + piece) % 2].view(dtype)
+        return self._outboxes[rank][(self._count + piece) % _SLOTS].view(dtype)
 
 
 def box_nbytes(world: int, chunk: int) -> int:
@@ -82,7 +95,7 @@ def box_nbytes(world: int, chunk: int) -> int:
 
 def staging_nbytes(world: int, chunk: int) -> int:
     """Bytes of a rank's boxes."""
-    return 4 * box_nbytes(world, chunk)
+    return 2 * _SLOTS * box_nbytes(world, chunk)
 
 
 class _Transfer:
