@@ -108,7 +108,7 @@ class RayGroup:
         self._ray = ray
         self._actors: list[Any] = []
         self._placement: Any = None
-        self._started = False
+        self._started = self._running = False
         self._patience = timeout
         self._logs: list[Path | None] = [None] * workers
         try:
@@ -125,6 +125,7 @@ class RayGroup:
                 remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory)(_Actor).options(**options)
                 self._actors = [remote.remote() for _ in range(workers)]
                 self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
+                self._running = True
         except BaseException:
             self.close()
             raise
@@ -161,7 +162,8 @@ class RayGroup:
         return self._get([getattr(actor, method).remote(*arguments) for actor in self._actors])
 
     def call_first(self, method: str, *arguments: Any) -> Any:
-        (result,) = self._get([getattr(self._actors[0], method).remote(*arguments)])
+        call = getattr(self._actors[0], method).remote(*arguments)
+        (result,) = self._get([call], self._patience + _MOMENT)  # it waits for nobody
         return result
 
     def close(self) -> None:
@@ -201,17 +203,19 @@ class RayGroup:
                 except self._ray.exceptions.RayActorError as error:
                     reason = str(error).strip().splitlines()[0]
                     log = f"; its log is {self._logs[ranks[call]]}" if self._logs[ranks[call]] else ""
-                    raise WorkerLost(f"worker {ranks[call]} of {len(calls)} died: {reason}{log}") from error
+                    raise WorkerLost(f"worker {ranks[call]} of {len(self._actors)} died: {reason}{log}") from error
             timeout = _MOMENT if errors else self._patience + _MOMENT
         for worst in sorted(errors, key=lambda error: isinstance(error, CollectiveError)):
             if pending and isinstance(worst, CollectiveError):
                 break  # the one who does not answer is the reason
             raise worst
-        if len(pending) == len(calls):
+        if len(pending) == len(calls) and not self._running:
             raise ClusterError(self._no_room(len(calls)))
         if pending:
             silent = [ranks[call] for call in pending]
-            raise WorkerLost(f"workers {silent} of {len(calls)} are alive but did not answer for {timeout:.0f} s")
+            raise WorkerLost(
+                f"workers {silent} of {len(self._actors)} are alive but did not answer for {timeout:.0f} s"
+            )
         return results
 
     def _no_room(self, workers: int) -> str:

@@ -69,7 +69,10 @@ class Resumption:
             raise ValueError("\n  ".join([f"this is not the run that was started in {self.folder.path}:", *told]))
 
     def require_same_fingerprint(self, now: Mapping[str, str], allowed: bool) -> bool:
-        """Compares what computes now with what the snapshot was computed by; returns whether they are equal.
+        """Compares what computes now with what the snapshot was computed by.
+
+        Returns:
+            Whether they are equal, and always were in this run.
 
         Raises:
             FingerprintMismatch: They differ, and may not.
@@ -87,7 +90,8 @@ class Resumption:
                     ]
                 )
             )
-        return not told
+        same: bool = self.found.manifest["same_bits"]
+        return same and not told
 
     def begin(self) -> None:
         """Tells of damaged snapshots, and renames them, so that the run can write such ones again."""

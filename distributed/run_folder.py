@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from framework.durable import ASIDE, write_all, written_aside
+from framework.durable import ASIDE, sync, write_all, written_aside
 
 #: The files of a run, as patterns: what an overwriting run removes.
 _FILES = (
@@ -74,7 +74,7 @@ class RunFolder:
         folder = cls.__new__(cls)
         folder.path, folder._force, folder._others = path, False, iter(())
         folder._lock = folder._metrics = None
-        folder._continued, folder.request = True, {}
+        folder._continued, folder.request = True, read_json(path / "config.json").get("request", {})
         folder._take()
         if (path / "summary.json").exists():
             folder.close()
@@ -99,6 +99,7 @@ class RunFolder:
         while True:
             try:
                 self.path.mkdir(parents=True)  # of two at the same time one succeeds
+                sync(self.path.parent)
                 break
             except FileExistsError:
                 other = next(self._others, None)

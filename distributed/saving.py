@@ -11,10 +11,12 @@ import numpy as np
 
 from distributed.records import versions
 from distributed.snapshots import clean, name_of, snapshots_in
+from framework.durable import sync
 
 if TYPE_CHECKING:
     from distributed.callbacks import Callback
     from distributed.groups import Group
+    from distributed.run_folder import RunFolder
     from distributed.trainer import Trainer
 
 
@@ -23,16 +25,19 @@ class Saving:
 
     Args:
         trainer: The run.
-        folder: RUN/snapshots.
+        run_folder: Its folder, which is open.
         config: What the run was told when it was started.
         told: Is told of each when it is on the disk.
 
     Attributes:
+        run_folder: The run's folder.
         taken: What `SnapshotWriter.write` said of each.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, config: dict[str, Any], told: Callback) -> None:
-        self._trainer, self._folder, self._config, self._told = trainer, folder.absolute(), config, told
+    def __init__(self, trainer: Trainer, run_folder: RunFolder, config: dict[str, Any], told: Callback) -> None:
+        self.run_folder = run_folder
+        self._trainer, self._config, self._told = trainer, config, told
+        self._folder = run_folder.snapshots.absolute()
         self._last = time.monotonic()
         self._pending: Path | None = None
         self.taken: list[dict[str, Any]] = []
@@ -71,7 +76,9 @@ class Saving:
         clean(self._folder)
 
     def _take(self, group: Group, history: list[dict[str, Any]]) -> None:
-        self._folder.mkdir(exist_ok=True)
+        if not self._folder.exists():
+            self._folder.mkdir()
+            sync(self._folder.parent)
         losses = np.array([row["loss"] for row in history], np.float64)
         keep = self._trainer.options.keep_snapshots
         # Rank 0 writes, since all ranks hold the same. A state that is cut among ranks would have files of each.
@@ -98,6 +105,7 @@ class Saving:
             "configuration": self._config,
             "versions": versions(),
             "fingerprint": trainer.fingerprint,
+            "same_bits": trainer.same_bits,
         }
 
     def report(self) -> dict[str, Any] | None:
@@ -111,11 +119,14 @@ class Saving:
         }
 
 
-def last_snapshot_note(folder: Path) -> str:
+def last_snapshot_note(folder: RunFolder) -> str:
     """Says which snapshot of a run is the last one, and how to go on from it."""
-    last = next(iter(snapshots_in(folder / "snapshots")), None)
+    last = next(iter(snapshots_in(folder.snapshots)), None)
     if last is None:
-        return (
-            f"the run in {folder} has no snapshot yet; --snapshot-every and --snapshot-minutes say when there are some"
-        )
-    return f"the last snapshot is {last}; go on from it with: python scripts/train.py --resume {folder}"
+        return f"the run in {folder.path} has no snapshot yet; --snapshot-every and --snapshot-minutes say when there are some"
+    program = (
+        f"python scripts/train.py --resume {folder.path}"
+        if folder.request
+        else f"Trainer(..., resume={str(folder.path)!r})"
+    )
+    return f"the last snapshot is {last}; go on from it with: {program}"

@@ -163,14 +163,12 @@ class Trainer:
         try:
             history, config = self._open()
             if self.run_folder is not None:
-                saving = Saving(self, self.run_folder.snapshots, config, told)
+                saving = Saving(self, self.run_folder, config, told)
             self.without_log = group.begin(*self._name_and_logs())
             told.on_start(self)
             self._fitting = Fitting(self, group, history, told, saving)
             result = self._fitting.run()
         except BaseException as error:
-            if self.run_folder is not None and self.run_folder.path.exists() and isinstance(error, _RESUMABLE):
-                error.add_note(last_snapshot_note(self.run_folder.path))
             self._end(told, saving, error)
             raise
         self._end(told, saving, None)
@@ -216,6 +214,8 @@ class Trainer:
         try:
             if saving is not None:
                 saving.clean()
+                if isinstance(error, _RESUMABLE):  # now that no worker ends another one
+                    error.add_note(last_snapshot_note(saving.run_folder))
             told.on_end(error)
         finally:
             self.close()

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -310,12 +311,23 @@ def test_on_a_disk_that_is_really_full_the_snapshot_before_stays_whole(small_dis
     require_whole(small_disk, {1})
 
 
-def test_writing_takes_no_memory_of_the_budget(tmp_path: Path) -> None:
-    """Under a limit of the plan's own peak, with a snapshot after each step."""
+def test_writing_copies_nothing(tmp_path: Path) -> None:
+    writer, large = SnapshotWriter(tmp_path, 2), state(2, 10**6)  # 4 MB twice
+    write(writer, 1)
+    tracemalloc.start()
+    try:
+        writer.write({"step": 2, "configuration": CONFIG}, large)
+        writer.wait()
+        assert tracemalloc.get_traced_memory()[1] < 2**17
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_run_is_saved_and_resumed_within_the_least_budget(tmp_path: Path) -> None:
     peak = trainer(policy="recompute-all").plans.peak
-    summary = trainer(
-        tmp_path / "run", memory_budget=f"engine:{peak}", memory="heap", policy="recompute-all", snapshot_every=1
-    ).fit().summary  # fmt: skip
+    options: dict[str, Any] = {"memory_budget": f"engine:{peak}", "policy": "recompute-all"}
+    stopped(9, trainer(tmp_path / "run", snapshot_every=1, **options))
+    summary = trainer(resume=tmp_path / "run", **options).fit().summary
     assert summary["ledger_peak_bytes"] == summary["predicted_peak_bytes"] == peak
 
 

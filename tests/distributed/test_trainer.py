@@ -256,14 +256,15 @@ def test_a_worker_that_dies_ends_the_run_with_its_number_and_the_run_goes_on_fro
     _wait_until_gone()
     last = snapshots_in(folder / "snapshots")[0]
     assert caught.value.__notes__ == [
-        f"the last snapshot is {last}; go on from it with: python scripts/train.py --resume {folder}"
+        f"the last snapshot is {last}; go on from it with: Trainer(..., resume='{folder}')"
     ]
     resumed, whole = small_resumed(folder).summary, small(steps=500).fit().summary
     assert resumed["resumed_after_step"] == int(last.name[-8:])
     assert all(resumed[name] == whole[name] for name in ("parameters_sha256", "losses_sha256"))
 
 
-def test_a_worker_that_stops_ends_the_run_within_the_timeout_and_is_named(ray_cluster: None) -> None:
+def test_a_worker_that_stops_ends_the_run_within_the_timeout_and_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    """Also while it should write a snapshot, which nobody else waits for."""
     stopped: list[tuple[int, float]] = []
 
     def stop_one(row: dict[str, Any]) -> None:
@@ -272,7 +273,8 @@ def test_a_worker_that_stops_ends_the_run_within_the_timeout_and_is_named(ray_cl
             stopped.append((row["step"], time.monotonic()))
 
     with pytest.raises(WorkerLost, match=r"workers \[[01]\] of 2 are alive but did not answer"):
-        small(workers=2, steps=500, timeout=1.0).fit(stop_one)
+        folder = RunFolder(tmp_path / "run")
+        small(workers=2, steps=500, timeout=1.0, run_folder=folder, snapshot_every=1).fit(stop_one)
     # The other rank's collective waits 1 s, then the driver 5 s for the stopped one; and the workers are ended.
     assert time.monotonic() - stopped[0][1] < 15
     _wait_until_gone()
