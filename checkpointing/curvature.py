@@ -11,8 +11,8 @@ import numpy as np
 
 from checkpointing.duals import DualChain, DualLoss, DualParameters, pair
 from checkpointing.engine import PlannedGradient, require_parameters
-from checkpointing.executor import Totals, total_of
 from checkpointing.policies import Policy
+from checkpointing.reduction import Totals, total_of
 from checkpointing.reduction_tree import require_shards
 from framework.keys import Key
 from framework.layers import Composite, Context, Spec

@@ -11,11 +11,13 @@ import numpy as np
 
 from checkpointing.budgets import parse_budget
 from checkpointing.costs import Times, costs_of
-from checkpointing.executor import Executor, Job, LayerParameters, Outcome, Reduction, Sums
+from checkpointing.executor import Executor, LayerParameters
 from checkpointing.inspector import Finding, Inspector
 from checkpointing.plan import Plan
 from checkpointing.policies import Policy, StoreAll, parse_policy
+from checkpointing.reduction import Reduction, Sums
 from checkpointing.reduction_tree import require_shards
+from checkpointing.running import Job, Outcome
 from checkpointing.runs import RunPlans, plan_run
 from checkpointing.witness import Witness
 from framework.keys import Key

@@ -1,6 +1,6 @@
 """The inspector: runs a step again and finds the first value in it that is not finite.
 
-A step whose loss or gradient is not finite changes nothing (see `executor.Job`), so it can be run again on the same
+A step whose loss or gradient is not finite changes nothing (see `running.Job`), so it can be run again on the same
 parameters, batch and random numbers, by the same plan. This time each value is looked at when it has been made. It is the only run
 that pays for this.
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpointing.executor import Executor, Job, Run
+from checkpointing.executor import Executor
 from checkpointing.leaves import Leaf
 from checkpointing.operations import (
     TARGETS,
@@ -33,6 +33,7 @@ from checkpointing.operations import (
     output,
 )
 from checkpointing.plan import Plan
+from checkpointing.running import Job, Run
 from checkpointing.witness import Witness, arrays_of
 from framework.layers import BATCH
 from framework.memory import Allocator, Array

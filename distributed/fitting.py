@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from checkpointing.executor import Totals
 from checkpointing.inspector import Finding
+from checkpointing.reduction import Totals
 from distributed.callbacks import Callback
 from distributed.divergence import Diverged
 from distributed.groups import Group

@@ -13,10 +13,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from checkpointing.engine import Engine
-from checkpointing.executor import LocalReduction, Totals, total_of
 from checkpointing.inspector import Finding
 from checkpointing.plan import Plan
 from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
+from checkpointing.reduction import LocalReduction, Totals, total_of
 from checkpointing.reduction_tree import shards_of
 from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction

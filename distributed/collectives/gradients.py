@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpointing.executor import Sums, Totals, reduce_in_tree, total_of
+from checkpointing.reduction import Sums, Totals, reduce_in_tree, total_of
 from checkpointing.reduction_tree import roots_of, shards_of
 from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous, give_up
 from distributed.collectives.segment import CACHE_LINE, PAGE, Segment, SegmentAddress, attach_all, round_up
@@ -138,7 +138,7 @@ class GradientReduction:
         self._free.sort()
 
     def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
-        """Begins to reduce some elements; see `checkpointing.executor.Reduction`."""
+        """Begins to reduce some elements; see `checkpointing.reduction.Reduction`."""
         if not self._overlap:
             self._waiting.append((sums, places, totals))
             return

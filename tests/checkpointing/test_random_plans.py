@@ -12,9 +12,10 @@ import pytest
 
 from checkpointing import parse_policy
 from checkpointing.costs import Costs, costs_of
-from checkpointing.executor import Executor, Job
+from checkpointing.executor import Executor
 from checkpointing.operations import Backward, Loss
 from checkpointing.plan import Plan
+from checkpointing.running import Job
 from checkpointing.schedules import Schedule, backwards, forwards, make_plan
 from framework import (
     LSTM,

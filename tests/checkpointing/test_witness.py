@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointing.executor import NotAsPlanned
+from checkpointing.running import NotAsPlanned
 from checkpointing.witness import TOLERANCE, Verification, Witness
 from framework import BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Residual
 from framework.layers import Footprint, Layer, Spec

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from checkpointing import Engine, InfeasibleBudget, OffloadError, predict, run_plans
-from checkpointing.executor import NotAsPlanned
 from checkpointing.inspector import Finding, Statistics
+from checkpointing.running import NotAsPlanned
 from distributed import (
     ClusterError,
     Diverged,

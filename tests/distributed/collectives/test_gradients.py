@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpointing.executor import Totals
+from checkpointing.reduction import Totals
 from checkpointing.reduction_tree import added_by_layer, additions_after, shards_of
 from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.gradients import GradientReduction, header_nbytes

@@ -1,0 +1,91 @@
+"""How a rank's sums of gradients become the mean over all shards: in one process here, across ranks in `distributed.collectives`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from checkpointing.reduction_tree import additions_between
+from framework import kernels
+from framework.memory import Array
+from framework.optimizers import tree_sum
+
+
+class Totals(NamedTuple):
+    """Sums over the targets of a shard or of many.
+
+    Attributes:
+        loss: The sum of losses.
+        targets: The count of targets.
+        score: The sum of what the loss's metric is the mean of; 0 in training.
+    """
+
+    loss: float
+    targets: float
+    score: float = 0.0
+
+    @property
+    def divisor(self) -> float:
+        """What makes means of sums: the count of targets, or 1 where none counts (all are ignored), since the sums are zero then."""
+        return self.targets or 1.0
+
+
+#: The totals of each shard.
+Sums = dict[int, Totals]
+
+
+class Reduction(Protocol):
+    """Adds gradients and losses across ranks."""
+
+    def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
+        """Begins to reduce some elements of the gradient, and may return before that is done.
+
+        Args:
+            sums: The rank's sums of gradients, by the first shard of each.
+            places: Which elements.
+            totals: The rank's own totals by shard.
+        """
+        ...
+
+    def finish(self) -> tuple[Array, Totals]:
+        """Waits for all that was begun; returns the mean gradient in place of shard 0's buffer, and the totals over all shards."""
+        ...
+
+
+class LocalReduction:
+    """One rank: its sums are added and divided by the count of targets."""
+
+    def __init__(self) -> None:
+        self._found: tuple[Array, Totals] | None = None
+
+    def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
+        over_all = total_of(totals)
+        reduce_in_tree(sums, places, over_all.divisor)
+        self._found = sums[0], over_all
+
+    def finish(self) -> tuple[Array, Totals]:
+        assert self._found is not None
+        found, self._found = self._found, None
+        return found
+
+
+def reduce_in_tree(sums: Mapping[int, Array], places: Sequence[slice], divisor: float) -> None:
+    """Adds sums of gradients up the tree, in place, into that of shard 0, and divides it; block by block, so that each stays in the cache.
+
+    Args:
+        sums: All of them, by the first shard of each: (size,).
+        places: The elements for which that is done.
+        divisor: The count of targets.
+    """
+    additions = additions_between(sums)
+    for place in places:
+        for block in kernels.row_blocks(place.stop - place.start, 1):
+            here = slice(place.start + block.start, place.start + block.stop)
+            for first, second in additions:
+                sums[first][here] += sums[second][here]
+            sums[0][here] /= divisor
+
+
+def total_of(sums: Sums) -> Totals:
+    """Returns the sums over all shards, added in the canonical tree."""
+    return Totals(*(tree_sum(list(column)) for column in zip(*(sums[shard] for shard in sorted(sums)), strict=True)))
