@@ -29,7 +29,7 @@ format: .venv/.installed-lint
 
 # Compares with PyTorch, which the peers extra installs.
 test-peers: .venv/.installed-peers
-	$(PYTEST) -m peers -rP tests/peers $(ARGS)
+	$(PYTEST) -m peers -rP tests/peers tests/scripts $(ARGS)
 
 # Many more draws of the laws of memory than `make test` has.
 test-memory: .venv/.installed-test
