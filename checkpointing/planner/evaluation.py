@@ -134,10 +134,15 @@ class Evaluator:
                 schedule.append(Loss() if code == n else Backward(code - n - 1))
         return schedule
 
-    def evaluate(self, codes: Sequence[int]) -> Evaluation:
-        """Returns the cost of a schedule."""
+    def evaluate(self, codes: Sequence[int], limit: float = math.inf) -> Evaluation:
+        """Returns the cost of a schedule.
+
+        Args:
+            codes: The schedule.
+            limit: Bytes above which a peak is of no use: it ends at the first operation that takes more, and its peak is that one's.
+        """
         kept, keeps, drops, gaps, unread = self._liveness(codes)
-        inside = _Run(self).run(kept, keeps, drops, unread)
+        inside = _Run(self).run(kept, keeps, drops, unread, limit)
         return Evaluation(tuple(kept), max(inside), math.fsum(self.times(kept)), inside, gaps)
 
     def times(self, codes: Sequence[int]) -> list[float]:
@@ -212,7 +217,10 @@ class _Run:
         self.sizes: list[int] = []
         self.live = self.peak = 0
 
-    def run(self, codes: list[int], keeps: list[bool], drops: list[list[Id]], unread: list[Id]) -> list[int]:
+    def run(
+        self, codes: list[int], keeps: list[bool], drops: list[list[Id]], unread: list[Id], limit: float
+    ) -> list[int]:
+        """Returns the most bytes during each operation, up to the first of more than a limit."""
         ev, n, inside = self.evaluator, self.evaluator.steps, []
         self.bind(0, self.new(ev.size[0]))
         self.bind(ev.targets, self.new(ev.costs.targets_nbytes))
@@ -247,6 +255,8 @@ class _Run:
                 else:
                     self.backward(code - n - 1, dropped)
                 inside.append(self.peak)
+            if inside[-1] > limit:
+                break
             for value in dropped:
                 number = buffer.pop(value)
                 if names[number] == 1:

@@ -27,6 +27,9 @@ RUNGS, WORK = 128, 12288
 #: The most steps of a chain for which there is time to walk in several ways, and to walk to the end more than once.
 SHORT, MIDDLE = 56, 128
 
+#: From about how many of the persistent program's schedules the search starts; the others are points alone.
+STARTS = 16
+
 #: Times the peak of the lowest start, up to which others count as nearly as low.
 NEARLY = 1.5
 
@@ -134,8 +137,9 @@ def _frontier(
         codes = evaluator.codes_of(policy.schedule(costs))
         if codes is not None:
             search.add(evaluator.evaluate(codes), number)
-    for codes in persistent_codes(evaluator, search.starts[0].peak):
-        search.add(evaluator.evaluate(codes), start=True)
+    found = list(persistent_codes(evaluator, search.starts[0].peak))
+    for number, codes in enumerate(found):
+        search.add(evaluator.evaluate(codes), start=number % max(1, len(found) // STARTS) == 0)
     search.run()
     return Frontier(evaluator, search.points)
 

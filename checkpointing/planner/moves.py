@@ -6,8 +6,10 @@ drop a value before its use: any idle value may go, also one that was made again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import chain, islice, tee
+from typing import NamedTuple
 
 from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator, Id
 
@@ -15,8 +17,7 @@ from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator, Id
 TRIES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Drop:
+class _Drop(NamedTuple):
     """A way to drop a buffer at the peak.
 
     Attributes:
@@ -36,8 +37,7 @@ class _Drop:
     reads: frozenset[Id]
 
 
-@dataclass(frozen=True, slots=True)
-class _Keep:
+class _Keep(NamedTuple):
     """A forward that could be left out.
 
     Attributes:
@@ -53,8 +53,7 @@ class _Keep:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Again:
+class _Again(NamedTuple):
     """How to make a value again: forwards to run before the place where it is used, and what that costs.
 
     Attributes:
@@ -75,14 +74,17 @@ class Moves:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.peaks: dict[Codes, int] = {}  # of what `ascend` tried
+        self.peaks: dict[Codes, int] = {}  # of what `ascend` tried: the peak, or bytes above what it was tried for
         self._root = list(range(1 + evaluator.steps))  # of each output: the value whose buffer it names
         for step, aliases in enumerate(evaluator.aliases):
             if aliases:
                 self._root[1 + step] = self._root[evaluator.inputs[step][0]]
 
-    def drops(self, at: Evaluation) -> list[_Drop]:
-        """The ways to drop a value that lies idle at the peak, what costs the least time for its bytes first."""
+    def drops(self, at: Evaluation) -> Iterator[_Drop]:
+        """Yields the ways to drop a value that lies idle at the peak, what costs the least time for its bytes first.
+
+        They are looked for as they are asked for: what a value's own forward takes is a lower bound of its cost.
+        """
         ev, codes, peak = self.evaluator, at.codes, at.inside.index(at.peak)
         idle = [gap for gap in at.gaps if gap[1] < peak < gap[2]]
         here = {value for value, *_ in idle} | set(ev.uses[codes[peak]]) | set(ev.makes[codes[peak]])
@@ -93,11 +95,20 @@ class Moves:
         for value, _, use in idle:
             groups.setdefault(self._root[value] if value <= ev.steps else value, []).append((value, use))
         busy = {self._root[value] for value in here if value <= ev.steps} - groups.keys()
-        found: list[_Drop] = []
+        # By ratio, least first: 0 and the root of a group that is yet to be looked at, or 1 and a drop.
+        queue: list[tuple[float, int, Id, int, _Drop | None]] = []
         for root, members in groups.items():
             if root and root not in busy and ev.size[root]:
-                found += self._drops_of(root, members, here, made)
-        return sorted(found, key=lambda drop: (drop.ratio, drop.root))
+                least = sum(ev.seconds[ev.step_of(value)] for value, _ in members)
+                queue.append((least / ev.size[root], 0, root, 0, None))
+        heapify(queue)
+        while queue:
+            _, _, root, _, drop = heappop(queue)
+            if drop is not None:
+                yield drop
+                continue
+            for number, drop in enumerate(self._drops_of(root, groups[root], here, made)):
+                heappush(queue, (drop.ratio, 1, root, number, drop))
 
     def _drops_of(
         self, root: Id, members: list[tuple[Id, int]], here: set[Id], made: dict[int, int]
@@ -133,7 +144,7 @@ class Moves:
         def step_again(step: int) -> _Again:
             if step not in known:
                 steps, seconds, held, reads = {step}, ev.seconds[step], 0, set()
-                for source in dict.fromkeys(ev.inputs[step]):
+                for source in ev.uses[step]:
                     there = source == 0 or (source in here and source not in leaving)
                     if there or made.get(source - 1, use) < use:
                         reads.add(source)  # it is there, or can stay from where it is
@@ -154,7 +165,7 @@ class Moves:
 
     def keeps(self, at: Evaluation, limit: int) -> list[_Keep]:
         """The forwards of values that, as it seems, could be kept instead, what saves the most time for its bytes first."""
-        ev, inside = self.evaluator, at.inside
+        ev, inside, peak = self.evaluator, at.inside, at.inside.index(at.peak)
         touched: dict[Id, int] = {}
         found = []
         for place, code in enumerate(at.codes):
@@ -162,7 +173,8 @@ class Moves:
                 before = touched.get(1 + code)
                 if before is not None:
                     more = ev.size[1 + code] if self._root[1 + code] == 1 + code else 0
-                    if more + max(inside[before + 1 : place], default=0) <= limit:
+                    over_peak = before < peak < place and more + at.peak > limit  # which most are
+                    if not over_peak and more + max(inside[before + 1 : place], default=0) <= limit:
                         found.append(_Keep(-ev.seconds[code] / (more + 1), place, before, more))
             for value in ev.touched[code]:
                 touched[value] = place
@@ -183,10 +195,10 @@ def descend(moves: Moves, start: Evaluation, limit: int, together: bool = True) 
     """
     best = start
     while best.peak > limit:
-        found = moves.drops(best)
+        found, again = tee(moves.drops(best))
         enough = [_enough(found, best.peak - limit)] if together else []
-        for drops in (*enough, *([drop] for drop in found[:TRIES])):
-            tried = moves.evaluator.evaluate(_without(best.codes, drops))
+        for drops in chain(enough, ([drop] for drop in islice(again, TRIES))):
+            tried = moves.evaluator.evaluate(_without(best.codes, drops), best.peak)
             if _lower(tried, best):
                 best = tried
                 break
@@ -195,13 +207,15 @@ def descend(moves: Moves, start: Evaluation, limit: int, together: bool = True) 
     return best
 
 
-def _enough(found: Sequence[_Drop], nbytes: int) -> list[_Drop]:
+def _enough(found: Iterable[_Drop], nbytes: int) -> list[_Drop]:
     """The first drops that together free some bytes, of which none reads what another drops."""
     chosen: list[_Drop] = []
     gone: set[Id] = set()
     read: set[Id] = set()
     for drop in found:
-        if nbytes > 0 and gone.isdisjoint(drop.reads | drop.values) and read.isdisjoint(drop.values):
+        if nbytes <= 0:
+            break
+        if gone.isdisjoint(drop.reads | drop.values) and read.isdisjoint(drop.values):
             chosen.append(drop)
             gone |= drop.values
             read |= drop.reads
@@ -245,7 +259,7 @@ def ascend(moves: Moves, start: Evaluation, limit: int) -> Evaluation:
             codes = tuple(code for place, code in enumerate(best.codes) if place not in left_out)
             if moves.peaks.get(codes, 0) > limit:
                 continue
-            tried = moves.evaluator.evaluate(codes)
+            tried = moves.evaluator.evaluate(codes, limit)
             moves.peaks[codes] = tried.peak
             if tried.peak <= limit and tried.time < best.time:
                 best = tried
