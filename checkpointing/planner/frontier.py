@@ -175,10 +175,13 @@ class _Search:
             self._down_while_best(start, rungs)
         for start in lowest if short else ():
             self._climb(start, rungs[::2])
+        at = top
         for limit in reversed(rungs):
             best = self._best(limit)
             if best is not None:
-                self.add(ascend(self.moves, self.moves.evaluator.evaluate(best.codes), limit))
+                at = at if at.codes == best.codes else self.moves.evaluator.evaluate(best.codes)
+                at = ascend(self.moves, at, limit)
+                self.add(at)
 
     def _quickest(self, lowest: Sequence[Evaluation]) -> Evaluation:
         """Of the starts that are nearly the lowest the one with the fewest operations: long schedules take long to look at."""

@@ -15,8 +15,8 @@ from checkpointing.solvers.chain import Action
 from checkpointing.solvers.persistent import PersistentTable
 from checkpointing.solvers.stages import chain_of, schedule_of
 
-#: In how many units the program divides the memory.
-STEPS = 384
+#: In how many units the program divides the memory: at most, and in a chain of one stage. Schedules of long chains take longer to look at.
+STEPS, WORK = 384, 10240
 
 #: Up to which part of what storing everything takes the program is asked: its chain is conservative, so it needs more for the same.
 BEYOND = 1.5
@@ -34,7 +34,7 @@ def persistent_codes(evaluator: Evaluator, most: int) -> Iterator[Codes]:
     memory = int(BEYOND * most)
     if chain.input_nbytes > memory:
         return
-    table = PersistentTable(chain, memory, STEPS)
+    table = PersistentTable(chain, memory, steps_for(fine))
     for limit in table.changes:
         codes: list[int] = []
         for action in table.actions(limit):
@@ -42,6 +42,11 @@ def persistent_codes(evaluator: Evaluator, most: int) -> Iterator[Codes]:
                 known[action] = evaluator.codes_of(schedule_of([action], fine)) or ()
             codes += known[action]
         yield tuple(codes)
+
+
+def steps_for(costs: Costs) -> int:
+    """In how many units the memory of such a chain is divided."""
+    return max(64, min(STEPS, WORK // costs.stages))
 
 
 def cut(costs: Costs) -> Costs:
