@@ -1,0 +1,204 @@
+"""What scripts/train.py says: what is about to run, how far it is, and what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from _console import console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from checkpointing import Bounds
+from checkpointing.curve import gap
+from checkpointing.offload import default_folder, lies_in_memory
+from distributed import Trainer
+from framework import format_size
+
+_MIB = 2**20
+#: A process whose peak grows by more than this after its second step is said to drift.
+_DRIFT = 2 * _MIB
+
+
+def introduce(trainer: Trainer, name: str) -> None:
+    """Says what is about to run."""
+    plans, data, chosen = trainer.plans, trainer.data.describe(), trainer.options
+    where = f"{chosen.workers} Ray workers" if chosen.workers else "in process"
+    if "train_bytes" in data:
+        source = f"{data['files']:,} files of {', '.join(data['source'])}"
+        text = f"{data['train_bytes']:,} bytes in {source}; {data['validation_bytes']:,} for validation"
+    else:
+        text = f"{data['train_examples']:,} examples{told_examples(trainer, data)}; {data['validation_examples']:,} for validation"
+    part = plans.activation_nbytes / plans.store_all_activation_nbytes
+    budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
+    if (whole := trainer.process_budget) is not None and whole.nbytes and trainer.planning.process and trainer.budget:
+        budget = (
+            f"{format_size(whole.nbytes)} for each worker's process{f' ({whole.reason})' if whole.reason else ''}: "
+            f"{format_size(trainer.planning.process.baseline)} before the first array, {format_size(trainer.budget)} for the engine"
+        )
+    threads, cores = chosen.world * chosen.threads_per_worker, os.cpu_count() or 1
+    if threads > cores:
+        console.print(f"[yellow]{threads} threads share {cores} cores here, so steps will be slow[/yellow]")
+    for title, value in (
+        ("model", f"{name}, {trainer.layout.size:,} parameters of {trainer.layout.dtype.name}"),
+        ("data", text),
+        (
+            "workers",
+            f"{where}, {chosen.threads_per_worker} thread each; batch {chosen.batch} in {chosen.shards} shards",
+        ),
+        ("budget", budget),
+        (
+            "policy",
+            f"{plans.policy.name}{told_time(trainer)}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)",
+        ),
+        *([("costs", plans.train[0].costs.source)] if chosen.measured_costs else []),
+        (
+            "activations",
+            f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",
+        ),
+        *told_disk(trainer),
+        *told_resumption(trainer),
+    ):
+        console.print(f"[bold]{title:>12}[/bold]  {value}")
+
+
+def told_resumption(trainer: Trainer) -> list[tuple[str, str]]:
+    """Says where a stopped run goes on, and what differs."""
+    resumed = trainer.resumed
+    if resumed is None:
+        return []
+    where = "its beginning: it has no snapshot" if resumed.snapshot is None else f"{resumed.snapshot.name}"
+    changed = [f"{name} {then} → {now}" for name, (then, now) in resumed.changed(trainer.options).items()]
+    return [("resumed", f"{resumed.folder.path} from {where}{'; ' + ', '.join(changed) if changed else ''}")]
+
+
+def told_time(trainer: Trainer) -> str:
+    """Says what less memory costs in time, by the plan of the rank that takes longest; nothing where it costs none."""
+    plan = trainer.plans.train[0]
+    once, bound = (
+        Bounds(plan.costs, plan.shards, plan.world, plan.rank, disk).seconds(trainer.budget or plan.peak)
+        for disk in (True, plan.simulation.file_nbytes > 0)
+    )
+    seconds = plan.simulation.seconds
+    if not gap(seconds, once) > 1e-9:
+        return ""
+    return f" (takes {gap(seconds, once):.1%} longer than store-all, {gap(seconds, bound):.1%} above the lower bound)"
+
+
+def told_disk(trainer: Trainer) -> list[tuple[str, str]]:
+    """Says what a step holds on disk, and where."""
+    simulation = max((plan.simulation for plan in trainer.plans.train), key=lambda simulation: simulation.file_nbytes)
+    if not simulation.file_nbytes:
+        return []
+    folder = trainer.options.offload_dir or default_folder()
+    if lies_in_memory(folder):
+        console.print(
+            f"[yellow]{folder} lies in memory, so what is held there is not saved; name a folder on a disk[/yellow]"
+        )
+    moved = f"a step writes and reads {format_size(simulation.disk_nbytes)}"
+    return [("disk", f"{format_size(simulation.file_nbytes)} in {folder}; {moved}")]
+
+
+def told_examples(trainer: Trainer, data: dict[str, Any]) -> str:
+    """Says what examples are: their shape, where they come from, and what is learned."""
+    shape = "×".join(map(str, trainer.data.inputs.shape))
+    source = f" of {', '.join(data['source'])}" if "source" in data else ""
+    classes = getattr(trainer.data, "classes", None)
+    learned = f", {classes} classes" if classes else f", {data['task']}" if "task" in data else ""
+    return f"{source}, each {shape}{learned}"
+
+
+def conclude(summary: dict[str, Any], path: Path) -> None:
+    """Says what came of it."""
+    accuracy = summary["validation_accuracy"]
+    loss = f"{summary['validation_loss']:.4f}"
+    if accuracy is not None:
+        loss += f" nats, {accuracy:.1%} right"
+    if summary["bigram_cross_entropy"] is not None:
+        loss += (
+            f" (byte pairs reach {summary['bigram_cross_entropy']:.4f}, single bytes {summary['unigram_entropy']:.4f})"
+        )
+    exact = "as predicted" if summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"] else "NOT AS PREDICTED"
+    for name, value in (
+        ("validation", loss),
+        ("peak", f"{format_size(summary['ledger_peak_bytes'])} ({summary['ledger_peak_bytes']:,} bytes), {exact}"),
+        ("process", told_process(summary)),
+        *([("verified", told_verification(summary["verified"]))] if summary["verified"] else []),
+        (
+            "speed",
+            f"{summary['tokens_per_second']:,.0f} targets/s, {summary['step_seconds_median'] * 1e3:.0f} ms a step",
+        ),
+        ("run", str(path)),
+    ):
+        console.print(f"[bold]{name:>12}[/bold]  {value}")
+
+
+def told_process(summary: dict[str, Any]) -> str:
+    """Says what the process of the worker with the most took, and what of it is known."""
+    peak, baseline, engine = (summary[name] for name in ("rss_peak_bytes", "process_baseline_bytes", "reserved_bytes"))
+    predicted = summary["predicted_process_peak_bytes"]
+    told = (
+        f"{format_size(peak)} resident at the peak = {format_size(engine)} engine + {format_size(baseline)} interpreter and "
+        f"libraries + {format_size(abs(peak - engine - baseline))} {'more' if peak >= engine + baseline else 'less'}; predicted "
+        f"{format_size(predicted)} ({peak / predicted - 1:+.1%})"
+    )
+    drift = summary["rss_drift_bytes"]
+    return told + (f"; it grew by {format_size(drift)} after the second step" if drift > _DRIFT else "")
+
+
+def told_verification(found: list[dict[str, Any]]) -> str:
+    """Says what the witness saw at the first step."""
+    points = sum(each["points"] for each in found)
+    apart, inside = (max(each[name] for each in found) for name in ("largest_difference", "largest_inside"))
+    return (
+        f"prediction, ledger and NumPy agree at {points:,} points of the first step; the largest difference is {apart} bytes "
+        f"between operations, {format_size(inside)} inside one"
+    )
+
+
+@contextmanager
+def progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+    """Gives callbacks for steps and validations: a bar on a terminal, else lines."""
+    steps = trainer.options.steps
+    limit = f"/{trainer.budget / _MIB:.1f}" if trainer.budget else ""
+
+    def told(row: dict[str, Any]) -> str:
+        if "validation_loss" in row:
+            right = f" ({row['validation_accuracy']:.1%} right)" if "validation_accuracy" in row else ""
+            return f"loss {row['loss']:.4f} validation {row['validation_loss']:.4f}{right}"
+        memory = f"live {row['live_bytes'] / _MIB:.1f} peak {row['peak_bytes'] / _MIB:.1f}{limit} MiB"
+        return f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f}/s  {memory}"
+
+    if console.quiet or not console.is_terminal:
+        yield _lines(steps, told), None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(bar_width=None if console.width > 100 else 5),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, expand=True, transient=True) as bar:
+        task = bar.add_task("starting", total=steps)
+
+        def on_step(row: dict[str, Any]) -> None:
+            bar.update(task, completed=row["step"] + 1, description=told(row))
+
+        def on_validation(done: int, total: int) -> None:
+            bar.update(task, description=f"validating {done}/{total}")
+
+        yield on_step, on_validation
+
+
+def _lines(steps: int, told: Any) -> Any:
+    every = max(1, steps // 20)
+
+    def on_step(row: dict[str, Any]) -> None:
+        number = row["step"] + 1
+        if number % every == 0 or number in (1, steps) or "validation_loss" in row:
+            console.print(f"step {number}/{steps}  {told(row)}", markup=False)
+
+    return on_step
