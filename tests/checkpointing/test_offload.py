@@ -494,7 +494,7 @@ def test_a_program_that_is_ended_leaves_no_file(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["run"], lines
         process.terminate()
         lines += process.stdout.readlines()
-    assert process.returncode == 143, "".join(lines)
+    assert process.returncode == 75, "".join(lines)  # it can be resumed
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["step"] == 0
