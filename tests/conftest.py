@@ -25,6 +25,18 @@ settings.load_profile("fixed")
 
 #: These start Ray or programs, or look at what all processes of the machine leave: one after the other, in one process.
 ONE_AT_A_TIME = ("tests/distributed/", "tests/scripts/", "tests/test_limits")
+#: Of them, those that do neither.
+APART = tuple(
+    f"tests/distributed/{name}.py"
+    for name in (
+        "test_callbacks",
+        "test_combinations",
+        "test_digits",
+        "test_snapshots",
+        "collectives/test_gradients",
+        "collectives/test_shared_memory",
+    )
+)
 #: In the id of a case of a long test: these may run apart from each other.
 PART = "[part "
 
@@ -54,7 +66,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # what takes longest in one process begins first
-        items.sort(key=lambda item: not item.nodeid.startswith(ONE_AT_A_TIME))
+        items.sort(key=lambda item: not _one_at_a_time(item.nodeid))
+
+
+def _one_at_a_time(nodeid: str) -> bool:
+    return nodeid.startswith(ONE_AT_A_TIME) and not nodeid.startswith(APART)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,7 +82,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             if PART in nodeid:
                 return nodeid
-            return "one at a time" if nodeid.startswith(ONE_AT_A_TIME) else nodeid.split("::")[0]
+            return "one at a time" if _one_at_a_time(nodeid) else nodeid.split("::")[0]
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
