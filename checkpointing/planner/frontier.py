@@ -1,12 +1,13 @@
 """The frontier of a chain: for every amount of memory the fastest schedule that is known.
 
-It is made once for a chain and does not depend on the budget, so the time of what a budget gets never rises as the budget grows.
+It is made once for a chain and does not depend on the budget, so the time of what a budget gets never rises as the budget grows. Of a long
+chain the part near the least memory, whose schedules are longest, is made when somebody asks for it; what is above stays as it is.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -23,6 +24,9 @@ from framework.losses import LossFootprint
 #: How many amounts of memory are looked at closely: at most, and in a chain of one step. Schedules of long chains take longer to look at,
 #: and each of their rungs is many moves wide anyway.
 RUNGS, WORK = 128, 12288
+
+#: The same as `WORK` for chains so long that they are searched in one way alone; and the rungs of their lowest part.
+LONG_WORK, LOWEST = 16384, 8
 
 #: The most steps of a chain for which there is time to walk in several ways, and to walk to the end more than once.
 SHORT, MIDDLE = 56, 128
@@ -71,30 +75,48 @@ class Frontier:
     Args:
         evaluator: Of the chain.
         points: Any; those that are beaten are left out. The first stores all.
+        border: From which peak on they are all that will be known.
+        deepen: Finds more points below the border; None where there are no more.
 
     Attributes:
-        points: Those that are left.
         store_all: The peak of the schedule that stores all.
     """
 
-    def __init__(self, evaluator: Evaluator, points: Sequence[Point]) -> None:
-        self._evaluator = evaluator
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        points: Sequence[Point],
+        border: int = 0,
+        deepen: Callable[[], Sequence[Point]] | None = None,
+    ) -> None:
+        self._evaluator, self._border, self._deepen = evaluator, border, deepen
         self.store_all = points[0].peak
-        self.points: list[Point] = []
-        for point in sorted(points, key=_order):
-            if not self.points or point.time < self.points[-1].time:
-                self.points.append(point)
-        self._peaks = [point.peak for point in self.points]
+        self._points = _unbeaten(points)
+
+    @property
+    def points(self) -> list[Point]:
+        """Those that are left."""
+        return self._down_to(0)
 
     def within(self, limit: int) -> Point | None:
         """The fastest schedule whose peak does not pass a limit; None if there is none."""
-        place = bisect_right(self._peaks, limit)
-        return self.points[place - 1] if place else None
+        points = self._down_to(limit)
+        place = bisect_right(points, limit, key=_peak)
+        return points[place - 1] if place else None
 
     @property
     def least(self) -> int:
         """The least peak of all."""
-        return self._peaks[0]
+        return self.points[0].peak
+
+    def _down_to(self, limit: int) -> list[Point]:
+        """Returns the points, those that matter for a limit among them."""
+        if self._deepen is not None and limit < self._border:
+            at_border = self._points[bisect_right(self._points, self._border, key=_peak) - 1]
+            # What is faster though lower would change what others have been told: the search has come upon it too late.
+            more = [point for point in self._deepen() if point.time > at_border.time]
+            self._points, self._deepen = _unbeaten([*self._points, *more]), None
+        return self._points
 
     def times(self, point: Point) -> list[float]:
         """The seconds of each operation of a point, those of the loss being two."""
@@ -103,6 +125,19 @@ class Frontier:
     def schedule(self, point: Point) -> Schedule:
         """The schedule of a point."""
         return self._evaluator.schedule_of(point.codes)
+
+
+def _unbeaten(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in both memory and time, by rising peak."""
+    found: list[Point] = []
+    for point in sorted(points, key=_order):
+        if not found or point.time < found[-1].time:
+            found.append(point)
+    return found
+
+
+def _peak(point: Point) -> int:
+    return point.peak
 
 
 def _order(point: Point) -> tuple[int, float, int, bool, int]:
@@ -140,8 +175,11 @@ def _frontier(
     found = list(persistent_codes(evaluator, search.starts[0].peak))
     for number, codes in enumerate(found):
         search.add(evaluator.evaluate(codes), start=number % max(1, len(found) // STARTS) == 0)
-    search.run()
-    return Frontier(evaluator, search.points)
+    if evaluator.steps <= MIDDLE:
+        search.run()
+        return Frontier(evaluator, search.points)
+    border = search.run_above()
+    return Frontier(evaluator, search.points, border, search.run_below)
 
 
 class _Search:
@@ -152,6 +190,7 @@ class _Search:
         self.count = max(16, min(RUNGS, WORK // evaluator.steps))
         self.points: list[Point] = []
         self.starts: list[Evaluation] = []  # the first stores all
+        self._end: Evaluation  # of a long chain: how far down it has been walked
         self._started: set[Codes] = set()
         self._climbed: set[tuple[int, Codes]] = set()
 
@@ -162,20 +201,41 @@ class _Search:
             self.starts.append(evaluation)
 
     def run(self) -> None:
+        """Searches a chain for which there is time to do so in several ways."""
         top = self.starts[0]
         short = self.moves.evaluator.steps <= SHORT
-        lowest = sorted(self.starts, key=lambda each: (each.peak, *each.time))
+        lowest = self._lowest()
         least = min(map(self._to_the_bottom, lowest[:2] if short else [self._quickest(lowest)]))
         rungs = _rungs(least, top.peak, self.count)
         for together, from_there in product((True, False), repeat=2) if short else ((True, True),):
-            end = self._walk(top, rungs, together, from_there)
-            if self.moves.evaluator.steps <= MIDDLE:
-                self._to_the_bottom(end)
-        for start in self.starts[1:] if self.moves.evaluator.steps <= MIDDLE else ():
+            self._to_the_bottom(self._walk(top, rungs, together, from_there))
+        for start in self.starts[1:]:
             self._down_while_best(start, rungs)
         for start in lowest if short else ():
             self._climb(start, rungs[::2])
-        at = top
+        self._climb_from_best(top, rungs)
+
+    def run_above(self) -> int:
+        """Searches a long chain, as far down as the start from which the way to the bottom is shortest; returns the peak there."""
+        top, border = self.starts[0], self._quickest(self._lowest()).peak
+        rungs = _rungs(border, top.peak, max(16, min(RUNGS, LONG_WORK // self.moves.evaluator.steps)))
+        self._end = self._walk(top, rungs, True, True)
+        self._climb_from_best(top, rungs)
+        return border
+
+    def run_below(self) -> list[Point]:
+        """Searches the rest of it."""
+        start, before = self._quickest(self._lowest()), len(self.points)
+        rungs = _rungs(self._to_the_bottom(start), start.peak, LOWEST)
+        self._walk(self._end, rungs, True, True)
+        self._climb_from_best(start, rungs[1:])
+        return self.points[before:]
+
+    def _lowest(self) -> list[Evaluation]:
+        return sorted(self.starts, key=lambda each: (each.peak, *each.time))
+
+    def _climb_from_best(self, at: Evaluation, rungs: Sequence[int]) -> None:
+        """Keeps, at each rung from below, what fits besides the best that is known there."""
         for limit in reversed(rungs):
             best = self._best(limit)
             if best is not None:

@@ -15,7 +15,7 @@ from checkpointing.bounds import Bounds
 from checkpointing.costs import Costs
 from checkpointing.operations import Backward, Forward, Loss
 from checkpointing.planner.evaluation import Evaluation, Evaluator
-from checkpointing.planner.frontier import Point, frontier
+from checkpointing.planner.frontier import Point, _frontier, frontier
 from checkpointing.planner.moves import Moves, ascend, descend
 from checkpointing.planner.units import cut, steps_for
 from checkpointing.policies import candidates
@@ -210,6 +210,27 @@ def test_plans_of_budgets_of_random_chains_run_within_them() -> None:
 def test_10_000_plans_of_budgets_of_random_chains_run_within_them(part: int) -> None:
     again = sum(check_budgets(seed, 10) for seed in range(2000 + 100 * part, 2100 + 100 * part))
     print(f"1,000 pairs of chain and budget, {again:,} of which recompute: every peak as planned, no bit different")
+
+
+@pytest.mark.parametrize("model", ["mlp-deep", "byte-gpt-tiny", "unet"])
+def test_what_is_searched_near_the_least_memory_changes_nothing_above(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain is taken for a long one, of which the lowest part is searched when it is asked for."""
+    monkeypatch.setattr("checkpointing.planner.frontier.SHORT", 0)
+    monkeypatch.setattr("checkpointing.planner.frontier.MIDDLE", 0)
+    costs = named(model)
+    _frontier.cache_clear()
+    found = frontier(costs, candidates(costs))
+    border = found._border
+    limits = [border + (found.store_all - border) * number // 40 for number in range(41)]
+    before = [found.within(limit) for limit in limits]
+    assert all(before)
+    assert found.least < border
+    assert [found.within(limit) for limit in limits] == before
+    times = [point.time for point in found.points]
+    assert times == sorted(times, reverse=True)
+    _frontier.cache_clear()
 
 
 def test_a_point_of_the_frontier_is_found_again_by_its_peak() -> None:
