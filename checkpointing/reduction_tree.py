@@ -99,10 +99,13 @@ def additions_between(firsts: Iterable[int]) -> list[tuple[int, int]]:
     """Returns the additions that lead from sums to the sum over all shards, as pairs (to, from) of their first shards.
 
     Args:
-        firsts: The first shard of each sum; together they are all shards, 0 included.
+        firsts: The first shard of each sum, 0 included. Where their number is no power of two, an odd one is carried, as in
+            `framework.optimizers.tree_sum`.
 
     >>> additions_between([0, 4, 6])
     [(4, 6), (0, 4)]
+    >>> additions_between(range(5))
+    [(0, 1), (2, 3), (0, 2), (0, 4)]
     """
     found = []
     # The sum that begins at shard s is a right child, and its sibling begins where s has one trailing binary one less. Those of the lower

@@ -7,11 +7,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from checkpointing.reduction_tree import shards_of
+from checkpointing.reduction_tree import additions_between, shards_of
 from framework.memory import Array
 from framework.optimizers import NORM_BLOCK
 
-#: How numbers of two ranks become one. The order matters to the bits of a sum or product, and is always that of `additions`.
+#: How numbers of two ranks become one. The order matters to the bits of a sum or product, and is always that of the tree (`reduction_tree.additions_between`).
 Op = Literal["sum", "product", "min", "max"]
 UFUNCS: dict[Op, np.ufunc] = {"sum": np.add, "product": np.multiply, "min": np.minimum, "max": np.maximum}
 #: Bytes of each array that `combine` works on at a time.
@@ -125,22 +125,6 @@ def require_array(array: Array, op: Op | None, writes: bool) -> None:
         raise ValueError(f"the result is written to the array, but {kind_of(array)} is read-only; give a copy")
 
 
-def additions(world: int) -> list[tuple[int, int]]:
-    """Returns the additions (i, j) of x[i] += x[j] that lead from one value a rank to their sum in x[0], in a binary tree.
-
-    Neighbours are added first, then neighbours of the sums; an odd one is carried: the order of `framework.optimizers.tree_sum`.
-
-    >>> additions(5)
-    [(0, 1), (2, 3), (0, 2), (0, 4)]
-    """
-    found = []
-    alive = list(range(world))
-    while len(alive) > 1:
-        found += list(zip(alive[::2], alive[1::2], strict=False))
-        alive = alive[::2]
-    return found
-
-
 def slices_of(size: int, world: int) -> list[slice]:
     """Cuts `size` numbers into a slice for each rank: contiguous, in whole blocks of 4,096 numbers, the first ranks getting one more.
 
@@ -167,7 +151,7 @@ def combine(inputs: Sequence[Array], op: Op, out: Array, scratch: Array) -> None
         if out is not inputs[0]:
             np.copyto(out, inputs[0])
         return
-    *order, (first, second) = additions(len(inputs))
+    *order, (first, second) = additions_between(range(len(inputs)))
     blocks = scratch.view(out.dtype)
     width = blocks.shape[1]
     with np.errstate(all="ignore"):  # an overflow is the result, as in any other transport

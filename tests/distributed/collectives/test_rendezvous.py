@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed.collectives.communicator import CollectiveError, additions
+from checkpointing.reduction_tree import additions_between
+from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous
 from distributed.collectives.segment import Segment, SegmentAddress, attach_all
 from framework.optimizers import tree_sum
@@ -136,6 +137,6 @@ def test_no_descriptor_is_left_open() -> None:
 def test_ranks_are_added_in_the_order_of_tree_sum(world: int) -> None:
     values = [(1.0 + rank) * 10.0 ** (7 * rank % 16) for rank in range(world)]
     found = list(values)
-    for i, j in additions(world):
+    for i, j in additions_between(range(world)):
         found[i] += found[j]
     assert found[0] == tree_sum(values)
