@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from benchmarks.measure import picked
 
 from framework import CrossEntropy, Key, Model, Spec, build
 from framework.data import ArrayDataset, Dataset
@@ -184,8 +185,4 @@ def chosen(only: str | None) -> list[Case]:
     Raises:
         ValueError: There is none of that name.
     """
-    if only is None:
-        return list(CASES.values())
-    if only not in CASES:
-        raise ValueError(f"the suite engine has no model {only!r}; it has {', '.join(CASES)}")
-    return [CASES[only]]
+    return picked(CASES, only, "engine")

@@ -8,17 +8,18 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from framework.measuring import median_seconds, peak_bytes
 
 Run = Callable[[], Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,19 @@ class Row:
             "runs": self.runs,
             **told,
         }
+
+
+def picked(cases: Mapping[str, T], only: str | None, suite: str) -> list[T]:
+    """Returns all cases of a suite, or the one of a name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if only is None:
+        return list(cases.values())
+    if only not in cases:
+        raise ValueError(f"the suite {suite} has no model {only!r}; it has {', '.join(cases)}")
+    return [cases[only]]
 
 
 def installed(package: str) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from benchmarks import engine_cases
 from benchmarks.engine_cases import Case
+from benchmarks.measure import picked
 
 from framework import CrossEntropy, Model, Spec, build
 from framework.layers import Chain, Linear, ReLU
@@ -77,8 +78,4 @@ def chosen(only: str | None) -> list[Case]:
     Raises:
         ValueError: There is none of that name.
     """
-    if only is None:
-        return list(CASES.values())
-    if only not in CASES:
-        raise ValueError(f"the suite policies has no model {only!r}; it has {', '.join(CASES)}")
-    return [CASES[only]]
+    return picked(CASES, only, "policies")
