@@ -9,7 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 from _differentiate_report import Chapter, Grid, size
-from _page import html_page
+
+from checkpointing.report.page.shell import html_page
 
 #: Of JVPs, VJPs, and what they are compared with; readable on white and on black.
 _JVP, _VJP, _VJP_PALE, _OTHER = "#3987e5", "#e07b39", "rgba(224, 123, 57, .5)", "#8a8f98"

@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
-from _page import html_page
 
 from checkpointing.curve import CurvePoint
 from checkpointing.explanation import Explanation, format_seconds
 from checkpointing.holdings import Holdings
+from checkpointing.report.page.shell import html_page
 
 _MIB = 2**20
 _BLUE, _ORANGE, _GREY = "#3987e5", "#e07b39", "#8a8f98"
