@@ -24,6 +24,7 @@ from checkpointing.policies import (
     StoreAll,
     parse_policy,
 )
+from checkpointing.report.summary import Summary, summary
 from checkpointing.runs import InfeasibleBudget, RunPlans, plan_run
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Selective",
     "SqrtN",
     "StoreAll",
+    "Summary",
     "costs_of",
     "explain",
     "gauss_newton_vp",
@@ -59,5 +61,6 @@ __all__ = [
     "plan_run",
     "predict",
     "run_plans",
+    "summary",
     "value_and_grad",
 ]

@@ -264,7 +264,7 @@ def costs_of(
     layout = layout_of(steps, specs)
     if not layout.size:
         raise ValueError("the model has no parameters, so there is nothing to train")
-    found = _step_costs(steps, specs, training, layout)
+    found = step_costs(steps, specs, training, layout)
     held = {"parameters/model": layout.nbytes, "parameters/state": layout.state.nbytes, **(static or {})}
     if optimizer is not None:
         held[f"optimizer/{type(optimizer).__name__}"] = optimizer.state_nbytes(layout)
@@ -283,7 +283,8 @@ def costs_of(
     )
 
 
-def _step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool, layout: Layout) -> tuple[StepCost, ...]:
+def step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool, layout: Layout) -> tuple[StepCost, ...]:
+    """Returns the costs of leaf steps, given their inputs' specs and the layout of their parameters; see `costs_of`."""
     trains: dict[int, bool] = {BATCH: False}
     found = []
     for number, (step, x) in enumerate(zip(steps, specs, strict=True)):
