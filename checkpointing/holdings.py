@@ -63,7 +63,7 @@ def holdings(plan: Plan) -> Holdings:
     running: list[tuple[int, str] | None] = []
     live: list[int] = []
     inside: list[int] = []
-    for place, operation in enumerate(_first_shard(plan.operations)):
+    for place, operation in enumerate(first_shard(plan.operations)):
         _follow(values, operation, plan)
         row = _row(values, possible)
         if isinstance(operation, Drop):
@@ -78,7 +78,8 @@ def holdings(plan: Plan) -> Holdings:
     return Holdings(paths, tuple(labels), np.stack(rows), tuple(running), tuple(live), tuple(inside))
 
 
-def _first_shard(operations: Sequence[Operation]) -> Sequence[Operation]:
+def first_shard(operations: Sequence[Operation]) -> Sequence[Operation]:
+    """The operations of the first shard of a plan."""
     ends = (place for place, each in enumerate(operations) if place and isinstance(each, Load | Reduce))
     return operations[: next(ends, len(operations))]
 

@@ -139,7 +139,11 @@ class Run:
                     witness.after(place, label)
                 if block is not None and ledger.live != held + timeline[place].live:
                     held = self.require_dead(held, timeline[place])
-            except Exception as error:
+            except BaseException as error:
+                if record is not None:
+                    record(label)  # what lives now led to it
+                if not isinstance(error, Exception):
+                    raise
                 error.add_note(f"in operation {place} of the step, {label}, shard {self.shard}")
                 for fault in witness.found.faults[:10] if witness is not None else ():
                     error.add_note(f"the witness saw: {fault}")

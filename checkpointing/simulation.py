@@ -65,6 +65,9 @@ class Simulation:
     Attributes:
         timeline: A `Moment` for each operation, as the ledger records them.
         static: Bytes that live throughout.
+        before: What holds them.
+        at_peak: What holds the most bytes at once, when they first live; in an operation all that is not its output, cotangents or own
+            residuals counts as its workspace.
         merges: For each Backward, by its place in the plan, what becomes of its cotangents.
         in_place: The places of operations that overwrite what they read: their output lies where their input lay, or the
             input's cotangent where the output's lay.
@@ -84,6 +87,8 @@ class Simulation:
 
     timeline: tuple[Moment, ...]
     static: int
+    before: dict[Holder, int]
+    at_peak: dict[Holder, int]
     merges: dict[int, tuple[Merge, ...]]
     in_place: frozenset[int]
     left: tuple[Value, ...]
@@ -152,7 +157,9 @@ class _Simulator:
         self.names: dict[int, int] = {}  # buffer -> number of values that name it
         self.bytes_of: dict[int, tuple[int, Holder]] = {}
         self.held = {static_holder(name): nbytes for name, nbytes in costs.static.items() if nbytes}
-        self.live = self.inside = sum(costs.static.values())
+        self.optimizer = next((owner for category, owner in self.held if category == "optimizer"), "optimizer")
+        self.live = self.inside = self.highest = sum(costs.static.values())
+        self.at_peak = self.held.copy()
         self.flops = 0
         self.times: list[float] = []  # of each operation that takes some
         self.merges: dict[int, tuple[Merge, ...]] = {}
@@ -176,17 +183,19 @@ class _Simulator:
         self.clock = self.stall = self.disk_free = 0.0  # seconds
 
     def run(self, operations: Sequence[Operation]) -> Simulation:
-        static, timeline = self.live, []
+        static, before, timeline = self.live, self.held.copy(), []
         paths = [step.path for step in self.costs.steps]
         self.buckets = sum(isinstance(operation, Reduce) for operation in operations)
         for place, operation in enumerate(operations):
-            self.inside, self.place = self.live, place
+            self.inside, self.place, began = self.live, place, self.clock
             self.dropped_next = _drops_after(operations, place)
             try:
                 self.do(place, operation)
             except (PlanError, IndexError) as error:
                 raise PlanError(f"operation {place} ({label_or_repr(operation, paths)}): {error}") from error
-            timeline.append(Moment(label(operation, paths), self.live, self.inside, self.held.copy()))
+            timeline.append(
+                Moment(label(operation, paths), self.live, self.inside, self.held.copy(), self.clock - began)
+            )
         if self.moving:
             raise PlanError(
                 f"the plan ends while {', '.join(map(str, self.moving))} are written or read; wait for them"
@@ -197,7 +206,7 @@ class _Simulator:
         left, in_place = tuple(self.buffer_of), frozenset(self.in_place)
         buffers = tuple(self.lives)
         return Simulation(
-            tuple(timeline), static, self.merges, in_place, left, self.roots, buffers, self.flops, self.heap,
+            tuple(timeline), static, before, self.at_peak, self.merges, in_place, left, self.roots, buffers, self.flops, self.heap,
             math.fsum(self.times) + self.stall, self.on_disk, self.file_nbytes, self.disk_nbytes, self.stall,
         )  # fmt: skip
 
@@ -238,11 +247,11 @@ class _Simulator:
                 self.reduce(bucket)
             case Norm():
                 self.need(gradient(0, self.shards))
-                self.peak_at(self.costs.norm_workspace)
+                self.peak_at(("workspace", "norm", self.costs.norm_workspace))
                 self.scratch("norm", self.costs.norm_workspace)
             case Update():
                 self.need(gradient(0, self.shards))
-                self.peak_at(self.costs.update_workspace)
+                self.peak_at(("workspace", self.optimizer, self.costs.update_workspace))
                 self.scratch("optimizer", self.costs.update_workspace)
 
     def load_gradient(self, shard: int) -> None:
@@ -265,7 +274,11 @@ class _Simulator:
         first = output(cost.inputs[0])
         over = footprint.forward_in_place and self.may_overwrite(first)
         made = 0 if footprint.output_aliases_input or over else footprint.output.nbytes
-        self.peak_at(made + footprint.own_nbytes + footprint.forward_workspace + self.on_heap(footprint.forward_heap))
+        self.peak_at(
+            ("activations", cost.path, made),
+            ("residuals", cost.path, footprint.own_nbytes),
+            ("workspace", cost.path, footprint.forward_workspace + self.on_heap(footprint.forward_heap)),
+        )
         if footprint.output_aliases_input or over:
             self.alias(output(step), first)
         else:
@@ -287,19 +300,20 @@ class _Simulator:
     def loss(self) -> None:
         last, loss = len(self.costs.steps) - 1, self.costs.loss
         self.need(output(last), TARGETS)
-        self.peak_at(loss.own_nbytes + loss.forward_workspace)
+        own = ("residuals", "loss", loss.own_nbytes)
+        self.peak_at(own, ("workspace", "loss", loss.forward_workspace))
         if loss.own:
             pieces = tuple(spec.nbytes for spec in loss.own)
             self.lives.append(Buffer("residuals", "loss", pieces, self.place, self.place))
         score = loss.score_workspace if self.purpose == "evaluate" else 0
-        self.peak_at(loss.own_nbytes + score)
+        self.peak_at(own, ("workspace", "loss", score))
         self.scratch("loss", max(loss.forward_workspace, loss.backward_workspace, score))
         self.flops += loss.forward_flops
         self.took(self.costs.loss_seconds.forward)
         if self.purpose != "evaluate":
             over = loss.in_place and self.may_overwrite(output(last))
             size = 0 if over else self.costs.output(last).nbytes
-            self.peak_at(loss.own_nbytes + size + loss.backward_workspace)
+            self.peak_at(own, ("cotangents", "loss", size), ("workspace", "loss", loss.backward_workspace))
             self.flops += loss.backward_flops
             self.took(self.costs.loss_seconds.backward)
             if over:
@@ -323,7 +337,10 @@ class _Simulator:
         if self.layer_by_layer:
             self.need(gradient(self.shard - 1, 1))
             scratch += cost.gradient_nbytes
-        self.peak_at(sum(new) + scratch + self.on_heap(footprint.backward_heap))
+        self.peak_at(
+            ("cotangents", cost.path, sum(new)),
+            ("workspace", cost.path, scratch + self.on_heap(footprint.backward_heap)),
+        )
         self.scratch(cost.path, scratch)
         for number, (wanted, aliases) in enumerate(zip(cost.wanted, footprint.cotangent_aliases, strict=True)):
             if not wanted:
@@ -470,7 +487,7 @@ class _Simulator:
         if nbytes:
             self.held[holder] = self.held.get(holder, 0) + nbytes
         self.live += nbytes
-        self.inside = max(self.inside, self.live)
+        self.peak_at()
         return self.next_buffer
 
     def forget(self, buffer: int) -> None:
@@ -503,8 +520,18 @@ class _Simulator:
         self.times.append(seconds)
         self.clock += seconds
 
-    def peak_at(self, more: int) -> None:
-        self.inside = max(self.inside, self.live + more)
+    def peak_at(self, *more: tuple[str, str, int]) -> None:
+        """What is held and some (category, owner, bytes) more live at once."""
+        live = self.live
+        for _, _, nbytes in more:
+            live += nbytes
+        if live > self.inside:
+            self.inside = live
+        if live > self.highest:
+            self.highest, self.at_peak = live, self.held.copy()
+            for category, owner, nbytes in more:
+                if nbytes:
+                    self.at_peak[category, owner] = self.at_peak.get((category, owner), 0) + nbytes
 
 
 def _drops_after(operations: Sequence[Operation], place: int) -> set[Value]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,17 +96,34 @@ class Moment:
         live: Bytes alive after it.
         inside: The most bytes alive at any time during it.
         holders: Bytes alive after it by (category, owner), zeros left out.
+        seconds: How long it took, or takes by a plan; moments are equal whatever this is.
     """
 
     label: str
     live: int
     inside: int
     holders: dict[tuple[str, str], int]
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def categories(self) -> dict[str, int]:
         """Bytes alive after it by category, in the order of `CATEGORIES`, zeros left out."""
         return by_category(self.holders)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a ledger saw from `Ledger.start_recording` to `Ledger.stop_recording`.
+
+    Attributes:
+        before: Bytes alive at its start by (category, owner), zeros left out.
+        moments: One for each operation.
+        at_peak: Bytes by (category, owner), zeros left out, at the first moment of those with the most bytes alive.
+    """
+
+    before: dict[tuple[str, str], int]
+    moments: tuple[Moment, ...]
+    at_peak: dict[tuple[str, str], int]
 
 
 def checksum(a: Array) -> int:
@@ -126,7 +144,7 @@ class Ledger:
 
     Args:
         limit: The most bytes that may live at once; None for no limit.
-        record: Whether to keep the timeline (a `Moment` for each call of `mark`).
+        record: Whether to keep the timeline (a `Moment` for each call of `mark`) from the start.
         allocator: Where `empty` takes memory from unless told otherwise.
 
     One ledger is for one thread.
@@ -138,11 +156,45 @@ class Ledger:
     def __init__(self, limit: int | None = None, record: bool = False, allocator: Allocator | None = None) -> None:
         self.limit = limit
         self.live = 0
-        self.timeline: list[Moment] | None = [] if record else None
+        self.timeline: list[Moment] | None = None
         self.allocator: Allocator = allocator or Heap()
         self._holders: dict[tuple[str, str], int] = {}
         self._peak = 0
         self._peak_since_mark = 0
+        self._began = 0.0  # when the operation at work did
+        self._before: dict[tuple[str, str], int] = {}
+        # Of a recording: the most bytes so far, whether they live now, and else who held them.
+        self._highest: float = math.inf
+        self._rising = False
+        self._at_peak: dict[tuple[str, str], int] = {}
+        if record:
+            self.start_recording()
+
+    def start_recording(self) -> None:
+        """Begins to keep the timeline, and who holds the most bytes at once; what was kept before is forgotten."""
+        self.timeline = []
+        self._before = self._at_peak = self._holders.copy()
+        self._highest, self._rising = self.live, False
+        self.begin()
+
+    def stop_recording(self) -> Recording:
+        """Returns what was recorded, and keeps the timeline no longer.
+
+        Raises:
+            ValueError: Nothing is being recorded.
+        """
+        if self.timeline is None:
+            raise ValueError("the ledger records nothing; call start_recording before")
+        self._note_peak()
+        found = Recording(self._before, tuple(self.timeline), self._at_peak)
+        self.timeline, self._highest = None, math.inf
+        self._before = self._at_peak = {}
+        return found
+
+    def _note_peak(self) -> None:
+        """Writes down who holds the most bytes so far, before they become fewer."""
+        if self._rising:
+            self._at_peak, self._rising = self._holders.copy(), False
 
     @property
     def peak(self) -> int:
@@ -186,7 +238,7 @@ class Ledger:
             nbytes *= length
         array = (allocator or self.allocator).allocate(shape, dtype, self._take(nbytes, category, owner))
         if self.live > self._peak_since_mark:  # only now: an allocation may fail
-            self._peak_since_mark = self.live
+            self._rise()
         return array
 
     def count(self, nbytes: int, category: str, owner: str = "") -> Allocation:
@@ -195,8 +247,14 @@ class Ledger:
         They count until the returned entry dies.
         """
         allocation = self._take(nbytes, category, owner)
-        self._peak_since_mark = max(self._peak_since_mark, self.live)
+        if self.live > self._peak_since_mark:
+            self._rise()
         return allocation
+
+    def _rise(self) -> None:
+        self._peak_since_mark = self.live
+        if self.live > self._highest:
+            self._highest, self._rising = self.live, True
 
     def hand_over(self, array: Array) -> Array:
         """Stops counting an array of the heap, which is somebody else's from now on, and returns it."""
@@ -220,11 +278,14 @@ class Ledger:
         if self._peak_since_mark > self._peak:
             self._peak = self._peak_since_mark
         self._peak_since_mark = self.live
+        if self.timeline is not None:
+            self._began = perf_counter()
 
     def mark(self, label: str) -> None:
         """Ends an operation: records a `Moment` if a timeline is kept."""
         if self.timeline is not None:
-            self.timeline.append(Moment(label, self.live, self._peak_since_mark, self._holders.copy()))
+            seconds = perf_counter() - self._began
+            self.timeline.append(Moment(label, self.live, self._peak_since_mark, self._holders.copy(), seconds))
         self.begin()
 
     def _take(self, nbytes: int, category: str, owner: str) -> Allocation:
@@ -241,6 +302,8 @@ class Ledger:
 
     def _release(self, nbytes: int, holder: tuple[str, str]) -> None:
         if nbytes:
+            if self._rising:
+                self._note_peak()
             self.live -= nbytes
             left = self._holders[holder] - nbytes
             if left:

@@ -1,0 +1,230 @@
+"""Reports from plans and recordings: each part of a `Report` from what is known of it, and all of it together."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from checkpointing.bounds import Bounds
+from checkpointing.costs import StepCost
+from checkpointing.curve import CurvePoint
+from checkpointing.holdings import first_shard, holdings
+from checkpointing.operations import Drop, Forward, Loss, Offload, Value, output, residuals
+from checkpointing.plan import Plan
+from checkpointing.report.advice import advice
+from checkpointing.report.data import (
+    Drawing,
+    FrontierPoint,
+    LayerRow,
+    PolicyRow,
+    Process,
+    Rank,
+    Report,
+    Timeline,
+)
+from checkpointing.report.timelines import in_nanoseconds, measured, predicted
+from checkpointing.runs import RunPlans
+from checkpointing.simulation import backward_needs
+from framework.memory import Recording
+from framework.parameters import Layout
+
+
+def rank_of(
+    plan: Plan,
+    recording: Recording | None = None,
+    step: int | None = None,
+    process: Process | None = None,
+    node: str = "",
+) -> Rank:
+    """Returns what a report says of one worker.
+
+    Args:
+        plan: The worker's plan of a training step.
+        recording: What its ledger recorded of one step; None where nothing was.
+        step: Which step that was, from 0.
+        process: Its process's memory.
+        node: Where it ran.
+
+    Raises:
+        ValueError: The recording is of another plan.
+    """
+    seen = None if recording is None else measured(plan, recording)
+    return Rank(plan.rank, node, predicted(plan), seen, step, process)
+
+
+def report(
+    model: str,
+    plans: Sequence[Plan],
+    layout: Layout,
+    *,
+    title: str = "",
+    budget: int | None = None,
+    ranks: Sequence[Rank] = (),
+    policies: Sequence[PolicyRow] = (),
+    frontier: Sequence[FrontierPoint] = (),
+    configuration: Mapping[str, Any] | None = None,
+    machine: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+    failure: str = "",
+) -> Report:
+    """Returns the report of a step.
+
+    Args:
+        model: The model's name.
+        plans: The plan of a training step for each rank.
+        layout: The layout of the model's parameters.
+        title: Of the page; by default model and batch.
+        budget: Bytes that no rank's engine may pass.
+        ranks: What is known of each worker; by default what the plans predict.
+        policies: Policies side by side; by default the plans' alone.
+        frontier: The memory-time curve.
+        configuration, machine, versions: What was asked for, and on what it ran.
+        failure: What ended the run before its end.
+    """
+    first = plans[0]
+    workers = tuple(ranks) or tuple(map(rank_of, plans))
+    rows = first.costs.batch.shape[0] * first.shards
+    made = Report(
+        title=title or f"{model}, batch {rows}",
+        advice=(),
+        model=model,
+        policy=first.policy,
+        costs=first.costs.source,
+        budget=budget,
+        ranks=workers,
+        layers=layer_rows(first, layout, workers[0].measured),
+        policies=tuple(policies) or (policy_row(plans, first.policy, budget, chosen=True),),
+        frontier=tuple(frontier),
+        drawing=drawing(first),
+        configuration=dict(configuration or {}),
+        machine=dict(machine or {}),
+        versions=dict(versions or {}),
+        failure=failure,
+    )
+    return replace(made, advice=advice(made))
+
+
+def layer_rows(plan: Plan, layout: Layout, seen: Timeline | None = None) -> tuple[LayerRow, ...]:
+    """Returns the table of layers: of each leaf step its sizes, its times, and what becomes of it in a shard.
+
+    Args:
+        plan: The plan of a training step.
+        layout: The layout of the model's parameters.
+        seen: A measured timeline of the plan, for the times.
+    """
+    costs = plan.costs
+    forwards = Counter(each.step for each in first_shard(plan.operations) if isinstance(each, Forward))
+    held = _held_after_loss(plan)
+    learned = _parameters(layout, costs.steps)
+    times = {} if seen is None else _median_seconds(seen)
+    rows = []
+    for number, step in enumerate(costs.steps):
+        footprint = step.footprint
+        planned = costs.seconds(number)
+        trains = plan.purpose != "evaluate" and step.trains
+        workspaces = (
+            footprint.forward_workspace + footprint.forward_heap,
+            (footprint.backward_workspace + footprint.backward_heap) if trains else 0,
+        )
+        rows.append(
+            LayerRow(
+                path=step.path,
+                kind=step.kind,
+                output_shape=footprint.output.shape,
+                parameters=learned[step.path],
+                output=footprint.output.nbytes,
+                residuals=footprint.own_nbytes,
+                workspace=max(workspaces),
+                flops=footprint.forward_flops + (footprint.backward_flops if trains else 0),
+                forward_seconds=times.get(f"forward {step.path}", in_nanoseconds(planned.forward)),
+                backward_seconds=times.get(
+                    f"backward {step.path}", in_nanoseconds(planned.backward) if trains else 0.0
+                ),
+                kept=_kept(forwards[number], {output(number), residuals(number)} & held),
+                forwards=forwards[number],
+            )
+        )
+    return tuple(rows)
+
+
+def _kept(forwards: int, held: set[Value]) -> str:
+    if forwards <= 1:
+        return "kept"
+    return "in part" if held else "recomputed"
+
+
+def _held_after_loss(plan: Plan) -> set[Value]:
+    """Of the first shard: outputs and residuals that are there, in memory or on disk, when its loss has run, and are read by a backward."""
+    there: set[Value] = set()
+    on_disk: set[Value] = set()
+    for operation in first_shard(plan.operations):
+        match operation:
+            case Loss():
+                break
+            case Forward(step, keep):
+                there |= {output(step)} | ({residuals(step)} if keep is not None else set())
+            case Offload(value):
+                on_disk.add(value)
+            case Drop(value):
+                there.discard(value)
+    read = {
+        value
+        for step in range(len(plan.costs.steps))
+        if plan.costs.steps[step].trains
+        for value in backward_needs(plan.costs, step)
+    }
+    return (there | on_disk) & read
+
+
+def _parameters(layout: Layout, steps: Sequence[StepCost]) -> dict[str, int]:
+    """How many numbers each step learns, by its path; those of several steps count at the first."""
+    order = {step.path: number for number, step in enumerate(steps)}
+    owners = {name: [name] for name in layout.specs}
+    for alias, name in layout.aliases.items():
+        owners[name].append(alias)
+    found = dict.fromkeys(order, 0)
+    for name, names in owners.items():
+        paths = [each.rpartition(".")[0] for each in names]
+        found[min((path for path in paths if path in order), key=order.__getitem__)] += layout.specs[name].size
+    return found
+
+
+def _median_seconds(seen: Timeline) -> dict[str, float]:
+    by_label: defaultdict[str, list[float]] = defaultdict(list)
+    for label, seconds in zip(seen.labels, seen.seconds, strict=True):
+        by_label[label].append(seconds)
+    return {label: in_nanoseconds(median(each)) for label, each in by_label.items()}
+
+
+def drawing(plan: Plan) -> Drawing:
+    """Returns a plan's first shard as a drawing."""
+    found = holdings(plan)
+    held = tuple("".join(map(str, row.tolist())) for row in found.held)
+    return Drawing(found.steps, found.labels, held, found.running)
+
+
+def policy_row(
+    plans: RunPlans | Sequence[Plan], name: str, budget: int | None = None, chosen: bool = False
+) -> PolicyRow:
+    """Returns what is predicted of a policy.
+
+    Args:
+        plans: Its plans of a training step, one for each rank.
+        name: As it is spelled.
+        budget: The bytes it was planned for.
+        chosen: Whether it is the plan of the report's timelines.
+    """
+    train = plans.train if isinstance(plans, RunPlans) else tuple(plans)
+    peak = max(plan.peak for plan in train)
+    seconds = max(plan.simulation.seconds for plan in train)
+    disk = any(plan.simulation.disk_nbytes for plan in train)
+    bound = max(Bounds(p.costs, p.shards, p.world, p.rank, disk).seconds(peak) for p in train)
+    return PolicyRow(name, budget, peak, seconds, None, None, None, bound, chosen)
+
+
+def frontier_points(curve: Sequence[CurvePoint]) -> tuple[FrontierPoint, ...]:
+    """Returns the memory-time curve as a report has it."""
+    return tuple(FrontierPoint(point.budget, point.seconds, point.bound, point.policy) for point in curve)

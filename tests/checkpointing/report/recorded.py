@@ -1,0 +1,29 @@
+"""Runs that are recorded, and their reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from checkpointing.plan import Plan
+from checkpointing.report import build
+from checkpointing.report.data import Report
+from framework.memory import Ledger, Recording
+from tests.checkpointing.cases import Case
+
+
+def recorded(case: Case, plan: Plan, block: bool = False) -> Recording:
+    """What the ledger records of the second step of a run."""
+    ledger = Ledger()
+    engine = case.engine(ledger, block)
+    engine.train_step(plan, case.loader(plan.shards), 0, 1e-2)
+    ledger.start_recording()
+    engine.train_step(plan, case.loader(plan.shards), 1, 1e-2)
+    engine.close()
+    return ledger.stop_recording()
+
+
+def report_of(case: Case, policy: str, shards: int = 1, **more: Any) -> Report:
+    """The report of a step that was run."""
+    plan = case.plans(policy, shards).train[0]
+    rank = build.rank_of(plan, recorded(case, plan), step=1)
+    return build.report(case.name, [plan], case.chain.layout(case.specs(shards)[0]), ranks=[rank], **more)
