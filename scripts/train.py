@@ -8,6 +8,7 @@ Examples:
   python scripts/train.py --model byte-gpt-small --batch 16 --policy every-k:1 --workers 2 --json
   python scripts/train.py --plan plan.json
   python scripts/train.py --resume runs/20260101-120000-byte-gpt-tiny --workers 4
+  python scripts/train.py --watch runs/20260101-120000-byte-gpt-tiny
 
 Exit codes:
     0  done
@@ -32,12 +33,15 @@ from typing import Any, Literal
 import _console
 from _console import console
 from _train_telling import conclude, introduce, progress
+from _watch import watch
 
 from checkpointing import InfeasibleBudget
 from distributed import RunFolder, Stopped, Trainer, TrainingOptions, WorkerLost
 from distributed.collectives.communicator import CollectiveError
+from distributed.options import flag
 from distributed.resuming import stored_options
 from distributed.run_folder import read_json
+from distributed.run_state import WatchedRun
 from framework import Dataset, Model, build
 
 #: The budget where neither a budget nor a policy is named: a part of what store-all would hold in activations.
@@ -53,6 +57,9 @@ CODES: dict[type[Exception], int] = {
 }
 #: What config.json keeps of this program's own options, for a resume.
 REQUEST = ("model", "data", "target", "task", "dtype", "dropout")
+
+#: The options that a run is watched with.
+WATCHING = ("watch", "json", "quiet", "debug")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,8 @@ class Train(TrainingOptions):
     """Rate of the model's dropout layers, in [0, 1)."""
     snapshot_minutes: float | None = 10.0
     """Minutes between snapshots. None: none by time."""
+    watch: Path | None = None
+    """Train nothing, but show the run in this folder, which another process makes, until it is over; with --json its present state, once."""
     run_dir: Path | None = None
     """Folder of the run's records. Default: runs/TIME-MODEL."""
     force: bool = False
@@ -95,6 +104,8 @@ class Train(TrainingOptions):
 
 def main(options: Train) -> dict[str, Any]:
     console.quiet = options.quiet
+    if options.watch is not None:
+        return watched(options, options.watch)
     if options.resume is not None:
         require_same_request(options)
     model = build(options.model, options.dtype, options.dropout)
@@ -118,6 +129,16 @@ def main(options: Train) -> dict[str, Any]:
         trainer.close()
     conclude(result.summary, folder.path)
     return result.summary
+
+
+def watched(options: Train, path: Path) -> dict[str, Any]:
+    """Shows a run that another process makes; returns its last state."""
+    usual = Train(workers=2, **{name: getattr(options, name) for name in WATCHING})
+    named = [each.name for each in fields(Train) if getattr(options, each.name) != getattr(usual, each.name)]
+    if named:
+        raise ValueError(f"--watch trains nothing; leave {', '.join(map(flag, named))} away")
+    state = WatchedRun(path).state() if options.json else watch(path)
+    return state.to_json()
 
 
 @contextmanager
