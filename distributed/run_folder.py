@@ -17,7 +17,7 @@ from framework.durable import ASIDE, sync, write_all, written_aside
 
 #: The files of a run, as patterns: what an overwriting run removes.
 _FILES = (
-    "config.json", "plan.json", "metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors", "logs/*.log",
+    "config.json", "config.toml", "plan.json", "metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors", "logs/*.log",
     "tensorboard/events.*",
 )  # fmt: skip
 
@@ -36,6 +36,7 @@ class RunFolder:
 
     Attributes:
         request: What a program was asked for besides the Trainer's options; it goes into ``config.json``, for a resume.
+        configuration: A program's options as TOML, by which it starts the same run again; they go into ``config.toml``.
 
     Raises:
         FileExistsError: The folder exists, and `force` is not given or it is no run folder.
@@ -49,6 +50,7 @@ class RunFolder:
         self._metrics: TextIO | None = None
         self._continued = False
         self.request: dict[str, Any] = {}
+        self.configuration = ""
         if path.exists():
             self._require_own(force)
 
@@ -74,6 +76,7 @@ class RunFolder:
         folder = cls.__new__(cls)
         folder.path, folder._force, folder._others = path, False, iter(())
         folder._lock = folder._metrics = None
+        folder.configuration = ""
         folder._continued, folder.request = True, read_json(path / "config.json").get("request", {})
         folder._take()
         if (path / "summary.json").exists():
@@ -149,6 +152,12 @@ class RunFolder:
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file."""
         write_json(self.path / name, data)
+
+    def write_configuration(self) -> None:
+        """Writes config.toml, if a program has given its options."""
+        if self.configuration:
+            with written_aside(self.path / "config.toml") as descriptor:
+                write_all(descriptor, self.configuration.encode())
 
     def add_resume(self, entry: dict[str, Any]) -> None:
         """Adds a line to resumes.jsonl."""

@@ -205,6 +205,7 @@ class Trainer:
         else:  # this file first: by it a folder is known as that of a run
             history, config = [], config_of(self) | ({"request": folder.request} if folder.request else {})
             folder.write("config.json", config)
+            folder.write_configuration()
         self.plans.train[0].save(folder.plan)
         return history, config
 

@@ -1,57 +1,116 @@
-"""What all programs share: how they print, fail and stop."""
+"""What all programs share: how they start, print, fail and stop."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import tyro
+import _packages
+
+if (_told := _packages.fault()) is not None:  # at import, since the programs import these packages next
+    sys.exit(f"error: {_told}")
+
+import _exits
+from _configuration import written
+from _exits import BAD_INPUT, CLOSED, FAILED, FAULT, INTERRUPTED, LOST, STOPPED, TERMINATED, Terminated
+from _options import Command, Common, Default, parse
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-Command = TypeVar("Command")
+from framework.durable import write_all, written_aside
 
-#: Exit codes; docs/snapshots.md says what they mean to who starts programs again.
-FAILED, BAD_INPUT, LOST, STOPPED, INTERRUPTED, TERMINATED = 1, 2, 69, 75, 130, 143
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "FAULT",
+    "INTERRUPTED",
+    "LOST",
+    "STOPPED",
+    "TERMINATED",
+    "Common",
+    "Ended",
+    "Terminated",
+    "bar",
+    "console",
+    "errors",
+    "measuring",
+    "require_new",
+    "run",
+    "show",
+    "write",
+]
 
+
+class _Console(Console):
+    """One whose output may be closed by the reader: rich itself would end the program with an error's code."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _streams() -> None:
+    """Makes sure that there is somewhere to print, and that no character is an error where the encoding lacks it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        with suppress(AttributeError):  # a test's
+            getattr(sys, name).reconfigure(errors="replace")
+
+
+_streams()
 #: People read this; it is plain where there is no terminal.
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 110)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+console = _Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 110)
+errors = _Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @contextmanager
-def measuring() -> Iterator[Callable[[int, int, str], None] | None]:
-    """Gives what `measure_times` tells how far it is: a bar on a terminal."""
+def bar(words: str) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Gives what is told how far something is: done, of how much, and the present part's name. A bar on a terminal, else nothing."""
     if console.quiet or not console.is_terminal:
         yield None
         return
     columns = (
-        TextColumn("measuring step times {task.completed}/{task.total}"),
+        TextColumn(f"{words} {{task.completed}}/{{task.total}}"),
         BarColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+    with Progress(*columns, console=console, transient=True) as drawn:
+        task = drawn.add_task("", total=None)
+        yield lambda done, total, name: drawn.update(task, completed=done, total=total, description=name)
 
 
-class Terminated(SystemExit):
-    """SIGTERM came."""
+def measuring() -> AbstractContextManager[Callable[[int, int, str], None] | None]:
+    """Gives what `measure_times` tells how far it is."""
+    return bar("measuring step times")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a program returns that is through, and whose exit code says what it found.
+
+    Attributes:
+        result: What `--json` prints.
+        code: The exit code.
+    """
+
+    result: dict[str, Any]
+    code: int
 
 
 def run(
-    main: Callable[[Command], dict[str, Any]],
-    default: Command | Callable[[list[str]], Command],
+    main: Callable[[Command], dict[str, Any] | Ended],
+    default: Default[Command],
     description: str,
     codes: Mapping[type[Exception], int] | None = None,
+    meanings: Mapping[int, str] | None = None,
 ) -> NoReturn:
     """Reads the options, runs a program, and ends the process with its exit code.
 
@@ -60,72 +119,142 @@ def run(
         default: The options' defaults; its class says what there is. A function makes them of the arguments.
         description: For `--help`.
         codes: Exit codes of errors that have their own.
+        meanings: What exit codes mean, for `--help`, where that is not what they mean everywhere.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
+    debug, code = "--debug" in sys.argv, _exits.DONE
     try:
         # The working directory is where people keep their own models.
         sys.path.insert(1, str(Path.cwd()))
-        given = default(sys.argv[1:]) if callable(default) else default
-        options = tyro.cli(tyro.conf.FlagCreatePairsOff[type(given)], default=given, description=description)
-        result = main(options)
-        if getattr(options, "json", False):
-            # Not through rich, which would wrap and colour it.
-            print(json.dumps(result, allow_nan=False), flush=True)
+        options = parse(default, f"{description.rstrip()}\n\n{_exits.told(meanings or {})}\n", sys.argv[1:])
+        debug = getattr(options, "debug", debug)
+        code = _run(main, options)
     except (KeyboardInterrupt, Terminated) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        told = [
-            f"stopped by {'SIGTERM' if isinstance(stop, Terminated) else 'Ctrl-C'}",
-            *getattr(stop, "__notes__", []),
-        ]
-        errors.print("\n".join(told), markup=False)
-        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
-    except tuple(codes or ()) as error:
-        _fail(error, next(code for kind, code in (codes or {}).items() if isinstance(error, kind)))
+        told = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+        _say("\n".join([f"stopped by {told}", *getattr(stop, "__notes__", [])]), None)
+        code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
-        _fail(error, BAD_INPUT)
-    except (RuntimeError, MemoryError, OSError) as error:
-        _fail(error, FAILED)
-    sys.exit(0)
-
-
-def _fail(error: BaseException, code: int) -> NoReturn:
-    if "--debug" in sys.argv:
-        traceback.print_exception(error)
-    asked = code == STOPPED  # which is no error
-    message = "\n".join([f"{'' if asked else 'error: '}{error}", *getattr(error, "__notes__", [])])
-    errors.print(message, style=None if asked else "red", markup=False)
+        _exits.drop_output()
+        code = CLOSED
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        code = _exits.code_of(error, codes or {})
+        _say(_exits.words(error, code), None if code == STOPPED else "red")
+    _exits.let_go_of_output()
     sys.exit(code)
+
+
+def _run(main: Callable[[Command], dict[str, Any] | Ended], options: Command) -> int:
+    """Runs a program with its options, saves them if that is asked for, and returns its exit code."""
+    common = options if isinstance(options, Common) else Common()
+    console.quiet = common.quiet
+    require_new({"--save-config": common.save_config}, common.force)
+    try:
+        found = main(options)
+    except _exits.GIVEN_WRONGLY:
+        raise  # such options are not worth keeping
+    except BaseException:
+        _save(options, common)
+        raise
+    _save(options, common)
+    ended = found if isinstance(found, Ended) else Ended(found, _exits.DONE)
+    if common.json:
+        # Not through rich, which would wrap and colour it.
+        show(json.dumps(ended.result, allow_nan=False) + "\n")
+    show("")
+    return ended.code
+
+
+def show(text: str) -> None:
+    """Prints a text as it is, at once.
+
+    Raises:
+        OSError: It cannot be printed.
+    """
+    try:
+        if text:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{_exits.NO_OUTPUT}: {error.strerror}") from error
+
+
+def _save(options: Any, common: Common) -> None:
+    if common.save_config is not None:
+        write(common.save_config, written(options, Path(sys.argv[0]).stem))
+
+
+def _say(message: str, style: str | None) -> None:
+    with suppress(OSError):  # nobody is there to be told
+        errors.print(message, style=style, markup=False)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise Terminated(TERMINATED)
 
 
-def _require_own_packages() -> None:
-    """Ends with a clear message where `distributed` is another package, as Dask's scheduler is."""
-    homes = {}
-    for name in ("framework", "checkpointing", "distributed"):
-        spec = importlib.util.find_spec(name)
-        homes[name] = Path(spec.origin).parent.parent if spec and spec.origin else None
-    if None in homes.values():
-        missing = ", ".join(name for name, home in homes.items() if home is None)
-        errors.print(
-            f"error: cannot import {missing}; install Retape in this environment: pip install -e .", style="red"
-        )
-        sys.exit(FAILED)
-    if len(set(homes.values())) > 1:
-        where = "\n".join(f"  {name}: {home}" for name, home in homes.items())
-        errors.print(
-            "error: the packages framework, checkpointing and distributed come from different places, so one of them is "
-            f"foreign (Dask's scheduler is also named distributed):\n{where}\nUse an environment of Retape's own: make install",
-            style="red",
-        )
-        sys.exit(FAILED)
+def require_new(files: Mapping[str, Path | None], force: bool) -> None:
+    """Checks files that a program will write, before any work.
+
+    Args:
+        files: By the option that names them.
+        force: Whether those that exist are overwritten.
+
+    Raises:
+        FileExistsError: One exists, and is not to be overwritten.
+        FileNotFoundError, PermissionError: There is no such folder, or it cannot be written to.
+        ValueError: It is a folder, or two options name one file.
+    """
+    named: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file with {option}")
+        if path.exists() and not force:
+            raise FileExistsError(f"{path} exists; name another file with {option}, or overwrite it with --force")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(
+                f"the folder {path.parent.absolute()} is not writable; name another file with {option}"
+            )
+        if (other := named.setdefault(path.absolute(), option)) != option:
+            raise ValueError(f"{other} and {option} name the same file {path}; name two")
 
 
-# At import, since the programs import these packages next.
-_require_own_packages()
+def write(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Writes a file and says so; it appears whole or not at all.
+
+    Args:
+        path: The file.
+        content: Its text, or a function that writes it.
+
+    Raises:
+        OSError: It could not be written; the message names it.
+    """
+    try:
+        if callable(content):
+            content(path)
+        else:
+            with written_aside(path) as descriptor:
+                write_all(descriptor, content.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    console.print(f"wrote {path}", markup=False)
+
+
+def _stop_at_once(number: int, frame: object) -> None:
+    os.write(2, b"stopped by Ctrl-C\n")
+    os._exit(INTERRUPTED)
+
+
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent == Path(__file__).resolve().parent:
+    # While a program still imports there is nothing to clean up, and a traceback through imports helps nobody.
+    signal.signal(signal.SIGINT, _stop_at_once)

@@ -27,7 +27,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import _console
 import tyro
@@ -48,11 +48,13 @@ _BY_MODEL = {"engine": 10, "policies": 3, "scaling": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    suite: tyro.conf.Positional[
-        Literal["derivatives", "memory", "engine", "planner", "policies", "collectives", "scaling"]
+class Benchmark(_console.Common):
+    suite: Annotated[
+        Literal["derivatives", "memory", "engine", "planner", "policies", "collectives", "scaling"],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="SUITE"),
     ] = "derivatives"
-    """What to compare."""
+    """What to compare: derivatives, memory, engine, planner, policies, collectives or scaling."""
     runs: int = 20
     """Timed runs that a median is of; the suites engine, policies and scaling have steps and rounds."""
     threads: int = 1
@@ -66,16 +68,9 @@ class Benchmark:
     """Processes of each configuration in the suites engine and scaling, of each side in policies."""
     profile: str | None = None
     """Instead of comparing, tell where the time of a step of this model of the suite engine goes."""
-    quiet: bool = False
-    """Print only errors (and the JSON line)."""
-    json: bool = False
-    """Print the comparison as one JSON object on the last line."""
-    debug: bool = False
-    """Show tracebacks of errors."""
 
 
 def main(options: Benchmark) -> dict[str, Any]:
-    console.quiet = options.quiet
     for name in ("runs", "threads", "steps", "rounds"):
         if (given := getattr(options, name)) is not None and given < 1:
             raise ValueError(f"--{name} must be at least 1, but got {given}")

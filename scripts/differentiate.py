@@ -47,7 +47,7 @@ Section = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Differentiate:
+class Differentiate(_console.Common):
     only: tuple[Section, ...] = ()
     """Sections to show; all where none is named."""
     trace: bool = False
@@ -62,18 +62,9 @@ class Differentiate:
     """Threads of matrix products."""
     html: Path | None = None
     """Also write the report with plots as one page that needs no network."""
-    force: bool = False
-    """Overwrite an existing page."""
-    quiet: bool = False
-    """Print only errors (and the JSON line)."""
-    json: bool = False
-    """Print all that was computed as one JSON object on the last line."""
-    debug: bool = False
-    """Show tracebacks of errors."""
 
 
 def main(options: Differentiate) -> dict[str, Any]:
-    console.quiet = options.quiet
     _require(options)
     chosen = [name for name in SECTIONS if name in options.only or not options.only]
     settings = _settings(options)
@@ -89,8 +80,7 @@ def main(options: Differentiate) -> dict[str, Any]:
     if options.html is not None:
         from _differentiate_html import page  # plotly takes a second to import
 
-        options.html.write_text(page(told, found), encoding="utf-8")
-        console.print(f"wrote {options.html}", markup=False)
+        _console.write(options.html, page(told, found))
     return {
         "seed": options.seed,
         "quick": options.quick,
@@ -109,14 +99,7 @@ def _require(options: Differentiate) -> None:
         )
     if options.trace and options.only and "example" not in options.only:
         raise ValueError("--trace lists the operations of the example: add example to --only")
-    if options.html is None:
-        return
-    if options.html.is_dir():
-        raise ValueError(f"{options.html} is a folder; name a file with --html")
-    if options.html.exists() and not options.force:
-        raise FileExistsError(f"{options.html} exists; name another file with --html, or overwrite it with --force")
-    if not options.html.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {options.html.parent} to write {options.html.name} into")
+    _console.require_new({"--html": options.html, "--save-config": options.save_config}, options.force)
 
 
 def _settings(options: Differentiate) -> Settings:

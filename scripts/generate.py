@@ -3,12 +3,14 @@
 Examples:
   python scripts/generate.py runs/20260101-120000-byte-gpt-tiny
   python scripts/generate.py RUN --prompt "def main(" --length 200 --temperature 0.5
+  python scripts/generate.py RUN/snapshots/step-00000050 --quiet --json
+
+With --json the last line has run, prompt and text, which is what --length more bytes make of the prompt.
 """
 
 from __future__ import annotations
 
 import codecs
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,8 +25,8 @@ from framework import build
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
-    run: Annotated[Path | None, tyro.conf.Positional] = None
+class Generate(_console.Common):
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """Folder of a finished run of a byte model, or of a snapshot: RUN/snapshots/step-00000050."""
     prompt: str = "import "
     """What the text continues."""
@@ -34,12 +36,6 @@ class Generate:
     """Below 1 likelier bytes, above 1 more surprising ones; 0 always the likeliest."""
     seed: int = 0
     """Seed of the draws."""
-    quiet: bool = False
-    """Print only errors (and the JSON line)."""
-    json: bool = False
-    """Print prompt and text as one JSON object on the last line."""
-    debug: bool = False
-    """Show tracebacks of errors."""
 
 
 def main(options: Generate) -> dict[str, Any]:
@@ -67,8 +63,7 @@ def main(options: Generate) -> dict[str, Any]:
 def write(text: str, quiet: bool) -> None:
     """Writes text as it comes; control characters, which could garble a terminal, as a sign of their own."""
     if not quiet:
-        sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
-        sys.stdout.flush()
+        _console.show("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 if __name__ == "__main__":

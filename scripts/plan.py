@@ -51,7 +51,7 @@ DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(_console.Common):
     model: str | None = None
     """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-gpt-medium, byte-gpt-large, byte-lstm-small, or your own as package.module:build. Default: byte-gpt-tiny."""
     costs: Path | None = None
@@ -88,18 +88,9 @@ class PlanOptions:
     """Write the costs into this JSON file."""
     html: Path | None = None
     """Write the report as a page with plots, which needs no network, into this file."""
-    force: bool = False
-    """Overwrite existing files."""
-    json: bool = False
-    """Print the report as one JSON object on the last line."""
-    quiet: bool = False
-    """Print only errors (and the JSON line)."""
-    debug: bool = False
-    """Show tracebacks of errors."""
 
 
 def main(options: PlanOptions) -> dict[str, Any]:
-    console.quiet = options.quiet
     _require(options)
     costs, shards, what = chain(options)
     world = max(1, options.workers)
@@ -118,16 +109,14 @@ def main(options: PlanOptions) -> dict[str, Any]:
     if curve is not None:
         console.print(curve_table(curve))
     if options.out is not None:
-        plans.train[0].save(options.out)
-        console.print(f"wrote {options.out}; run it with train.py --plan {options.out}", markup=False)
+        _console.write(options.out, plans.train[0].save)
+        console.print(f"run it with train.py --plan {options.out}", markup=False)
     if options.costs_out is not None:
-        costs.save(options.costs_out)
-        console.print(f"wrote {options.costs_out}", markup=False)
+        _console.write(options.costs_out, costs.save)
     if options.html is not None:
         from _plan_html import page  # plotly takes a second to import
 
-        options.html.write_text(page(what, told, found, rows, curve), encoding="utf-8")
-        console.print(f"wrote {options.html}", markup=False)
+        _console.write(options.html, page(what, told, found, rows, curve))
     return {
         "chain": what,
         "costs": costs.source,
@@ -161,13 +150,8 @@ def _require(options: PlanOptions) -> None:
         raise ValueError(f"--points must be at least 2, but got {options.points}")
     if options.workers < 0:
         raise ValueError(f"--workers must be at least 0, but got {options.workers}")
-    for name, path in (("--out", options.out), ("--costs-out", options.costs_out), ("--html", options.html)):
-        if path is None:
-            continue
-        if path.exists() and not options.force:
-            raise FileExistsError(f"{path} exists; name another file with {name}, or overwrite it with --force")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+    files = {"--out": options.out, "--costs-out": options.costs_out, "--html": options.html}
+    _console.require_new({**files, "--save-config": options.save_config}, options.force)
 
 
 def chain(options: PlanOptions) -> tuple[Costs, int, str]:

@@ -31,7 +31,7 @@ _CAPTION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileMemory:
+class ProfileMemory(_console.Common):
     model: str = "byte-gpt-tiny"
     """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-gpt-medium, byte-gpt-large, byte-lstm-small, or your own as package.module:build."""
     batch: int = 8
@@ -52,18 +52,9 @@ class ProfileMemory:
     """Also show the time that the plan has, from times of each layer measured on this machine."""
     svg: Path | None = None
     """Also draw the table as a picture in this file."""
-    force: bool = False
-    """Overwrite an existing picture."""
-    quiet: bool = False
-    """Print only errors (and the JSON line)."""
-    json: bool = False
-    """Print the measurements as one JSON object on the last line."""
-    debug: bool = False
-    """Show tracebacks of errors."""
 
 
 def main(options: ProfileMemory) -> dict[str, Any]:
-    console.quiet = options.quiet
     built = build(options.model, options.dtype, options.dropout)
     require_shards(options.shards)
     for policy in options.policies:

@@ -9,15 +9,7 @@ Examples:
   python scripts/train.py --plan plan.json
   python scripts/train.py --resume runs/20260101-120000-byte-gpt-tiny --workers 4
   python scripts/train.py --watch runs/20260101-120000-byte-gpt-tiny
-
-Exit codes:
-    0  done
-    1  failed: the last lines say why
-    2  an option or the data are wrong; nothing was begun
-   69  a worker died or did not answer; go on with --resume
-   75  stopped by SIGTERM after a step, with a snapshot; go on with --resume
-  130  Ctrl-C: at once; go on from the last snapshot with --resume
-  143  SIGTERM before the first step, or a second one: at once
+  python scripts/train.py --config runs/20260101-120000-byte-gpt-tiny/config.toml --seed 1
 """
 
 from __future__ import annotations
@@ -26,11 +18,12 @@ import argparse
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import _console
+from _configuration import written
 from _console import console
 from _train_telling import conclude, introduce, progress
 from _watch import watch
@@ -55,6 +48,13 @@ CODES: dict[type[Exception], int] = {
     WorkerLost: _console.LOST,
     CollectiveError: _console.LOST,
 }
+#: What exit codes mean here.
+MEANINGS = {
+    _console.LOST: "a worker died or did not answer; go on with --resume",
+    _console.STOPPED: "stopped by SIGTERM after a step, with a snapshot; go on with --resume",
+    _console.INTERRUPTED: "Ctrl-C: at once; go on from the last snapshot with --resume",
+    _console.TERMINATED: "SIGTERM before the first step, or a second one: at once",
+}
 #: What config.json keeps of this program's own options, for a resume.
 REQUEST = ("model", "data", "target", "task", "dtype", "dropout")
 
@@ -63,7 +63,7 @@ WATCHING = ("watch", "json", "quiet", "debug")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingOptions):
+class Train(_console.Common, TrainingOptions):
     model: str = "byte-gpt-tiny"
     """mlp-small, mlp-deep, lenet, resnet-small, unet, byte-gpt-tiny, byte-gpt-small, these two with -tied, byte-gpt-medium, byte-gpt-large, byte-lstm-small, or your own as package.module:build."""
     data: tuple[str, ...] = ()
@@ -92,18 +92,9 @@ class Train(TrainingOptions):
     """Train nothing, but show the run in this folder, which another process makes, until it is over; with --json its present state, once."""
     run_dir: Path | None = None
     """Folder of the run's records. Default: runs/TIME-MODEL."""
-    force: bool = False
-    """Overwrite an existing run folder."""
-    json: bool = False
-    """Print the summary as one JSON object on the last line."""
-    quiet: bool = False
-    """Print only errors (and the JSON line)."""
-    debug: bool = False
-    """Show tracebacks of errors."""
 
 
 def main(options: Train) -> dict[str, Any]:
-    console.quiet = options.quiet
     if options.watch is not None:
         return watched(options, options.watch)
     if options.resume is not None:
@@ -112,6 +103,7 @@ def main(options: Train) -> dict[str, Any]:
     folder = RunFolder(options.run_dir, options.force) if options.run_dir else RunFolder.new(model.name)
     folder.request = request_of(options)
     trainer = make_trainer(options, model, folder)
+    folder.configuration = configuration_of(options, trainer)
     if trainer.resumed is not None:
         folder = trainer.resumed.folder
     try:
@@ -162,6 +154,12 @@ def request_of(options: Train) -> dict[str, Any]:
     request = {name: getattr(options, name) for name in REQUEST}
     by_default = options.policy is None and options.plan is None and options.memory_budget is None
     return {**request, "data": list(options.data), "folder": str(Path.cwd()), "default_budget": by_default}
+
+
+def configuration_of(options: Train, trainer: Trainer) -> str:
+    """The file by which `--config` starts the same run again, with what was chosen where nothing was named."""
+    chosen = {name: value for name, value in vars(trainer.options).items() if name != "resume"}
+    return written(replace(options, **chosen), "train", leave_out=("resume", "run_dir"))
 
 
 def defaults(arguments: list[str]) -> Train:
@@ -256,4 +254,4 @@ def chosen_options(options: Train, model: Model, data: Dataset) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    _console.run(main, defaults, __doc__ or "", CODES)
+    _console.run(main, defaults, __doc__ or "", CODES, MEANINGS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.scripts.helpers import ROOT
+from tests.scripts.programs import Runner
 
 #: Run by every Python that starts with its folder in PYTHONPATH: PyTorch is not to be found.
 NO_TORCH = """
@@ -35,3 +36,16 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports modules of the suite, as programs in scripts/ do."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    """Runs programs in this process, in a folder of the test's."""
+    monkeypatch.chdir(tmp_path)
+    return Runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test import what programs import."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))

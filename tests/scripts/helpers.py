@@ -16,11 +16,12 @@ def command(script: str, *arguments: str) -> list[str]:
 
 
 def run(script: str, *arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs a program and checks its exit code."""
+    """Runs a program, and checks its exit code and that what it prints into a pipe is plain."""
     done = subprocess.run(
         command(script, *arguments), cwd=cwd, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "\x1b" not in done.stdout + done.stderr
     return done
 
 

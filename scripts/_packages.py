@@ -1,0 +1,59 @@
+"""Whether Retape's own packages, and those that it needs, are what Python finds; it needs nothing but Python itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+#: Where this program's own packages lie, if it runs from a copy of the repository.
+ROOT = Path(__file__).resolve().parents[1]
+OWN = ("framework", "checkpointing", "distributed")
+#: What every program imports, by import name.
+NEEDED = {
+    "numpy": "numpy",
+    "psutil": "psutil",
+    "rich": "rich",
+    "tyro": "tyro",
+    "tomli_w": "tomli-w",
+    "threadpoolctl": "threadpoolctl",
+    "safetensors": "safetensors",
+    "cloudpickle": "cloudpickle",
+}
+
+
+def homes() -> dict[str, Path | None]:
+    """Returns the folder that each own package would be imported from; None where there is none."""
+    found: dict[str, Path | None] = {}
+    for name in OWN:
+        spec = importlib.util.find_spec(name)
+        places = [*(spec.submodule_search_locations or ())] if spec is not None else []
+        found[name] = Path(spec.origin).parent.parent if spec is not None and spec.origin else Path(places[0]).parent if places else None  # fmt: skip
+    return found
+
+
+def clash(found: Mapping[str, Path | None]) -> str | None:
+    """Says what is wrong with the folders that own packages come from; None where nothing is."""
+    if missing := [name for name, home in found.items() if home is None]:
+        return f"cannot import {', '.join(missing)}; install Retape in this environment: pip install -e ."
+    if len(set(found.values())) > 1:
+        where = "\n".join(f"  {name}: {home}" for name, home in found.items())
+        return (
+            "the packages framework, checkpointing and distributed come from different places, so one of them is foreign "
+            f"(Dask's scheduler is also named distributed):\n{where}\nUse an environment of Retape's own: make install"
+        )
+    return None
+
+
+def missing() -> list[str]:
+    """Returns which packages that every program needs are not installed, under the names that pip knows."""
+    return [package for name, package in NEEDED.items() if importlib.util.find_spec(name) is None]
+
+
+def fault() -> str | None:
+    """Says why no program can run here; None where each can."""
+    if (told := clash(homes())) is not None:
+        return told
+    if absent := missing():
+        return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed in this environment: pip install {' '.join(absent)}"
+    return None
