@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 PYTEST ?= $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: train test test-peers test-memory lint format install soak clean
+.PHONY: train test test-peers test-memory test-browser lint format install soak clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
@@ -35,6 +35,10 @@ test-peers: .venv/.installed-peers
 test-memory: .venv/.installed-test
 	$(PYTEST) -m memory -rP $(ARGS)
 
+# Opens pages in Chromium (apt-get install chromium) in many more ways than `make test` does.
+test-browser: .venv/.installed-test
+	$(PYTEST) -m browser -rP $(ARGS)
+
 # What takes longer than CI allows.
 soak: .venv/.installed-test
 	$(PYTEST) -m soak -rP $(ARGS)
@@ -50,7 +54,7 @@ clean:
 	touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) --editable '.[test,datasets,tensorboard]'
+	$(PIP) --editable '.[test,datasets,tensorboard,browser]'
 	touch $@
 
 .venv/.installed-peers: .venv/.installed-test
