@@ -34,13 +34,14 @@ import tyro
 from _console import console, errors
 from benchmarks import engine_profile
 from benchmarks.engine_cases import chosen
-from benchmarks.measure import Row, installed, machine, versions
+from benchmarks.measure import Row, installed, versions
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from checkpointing.report.machine import machine
 from framework import format_size
 
 #: Suites that go through models in processes of their own, and how many steps each takes.

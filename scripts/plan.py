@@ -40,8 +40,8 @@ from checkpointing.explanation import Explanation
 from checkpointing.holdings import holdings
 from checkpointing.planned import Planned
 from checkpointing.policies import candidates, offloading_candidates
-from checkpointing.process_memory import measure_baseline
 from checkpointing.profiler import model_times
+from checkpointing.profiler import process_use as process_use_here
 from checkpointing.reduction_tree import require_shards
 from distributed.worker_sizes import shard_specs, static_nbytes
 from framework import AdamW, build
@@ -232,12 +232,8 @@ def process_use(options: PlanOptions, costs: Costs) -> ProcessUse:
         raise ValueError(
             f"a budget of a whole process cannot be planned here, since what {where}; write engine:{options.memory_budget} for a budget of the engine's arrays"
         )
-    specs = [costs.batch, *(step.footprint.output for step in costs.steps)]
-    dtype = costs.steps[-1].footprint.output.dtype
     # The data are counted by the ledger.
-    held = costs.static.get("data/data set", 0)
-    baseline = measure_baseline(dtype, 1, max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs))
-    return ProcessUse(baseline - held)
+    return process_use_here(costs, 1, costs.static.get("data/data set", 0))
 
 
 def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:

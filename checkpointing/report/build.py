@@ -14,6 +14,7 @@ from checkpointing.curve import CurvePoint
 from checkpointing.holdings import first_shard, holdings
 from checkpointing.operations import Drop, Forward, Loss, Offload, Value, output, residuals
 from checkpointing.plan import Plan
+from checkpointing.policies import StoreAll
 from checkpointing.report.advice import advice
 from checkpointing.report.data import (
     Drawing,
@@ -26,7 +27,7 @@ from checkpointing.report.data import (
     Timeline,
 )
 from checkpointing.report.timelines import in_nanoseconds, measured, predicted
-from checkpointing.runs import RunPlans
+from checkpointing.runs import RunPlans, plan_run
 from checkpointing.simulation import backward_needs
 from framework.memory import Recording
 from framework.parameters import Layout
@@ -79,7 +80,7 @@ def report(
         title: Of the page; by default model and batch.
         budget: Bytes that no rank's engine may pass.
         ranks: What is known of each worker; by default what the plans predict.
-        policies: Policies side by side; by default the plans' alone.
+        policies: Policies side by side; by default the plans' and store-all, as predicted.
         frontier: The memory-time curve.
         configuration, machine, versions: What was asked for, and on what it ran.
         failure: What ended the run before its end.
@@ -96,7 +97,7 @@ def report(
         budget=budget,
         ranks=workers,
         layers=layer_rows(first, layout, workers[0].measured),
-        policies=tuple(policies) or (policy_row(plans, first.policy, budget, chosen=True),),
+        policies=tuple(policies) or _beside_store_all(plans, budget),
         frontier=tuple(frontier),
         drawing=drawing(first),
         configuration=dict(configuration or {}),
@@ -105,6 +106,15 @@ def report(
         failure=failure,
     )
     return replace(made, advice=advice(made))
+
+
+def _beside_store_all(plans: Sequence[Plan], budget: int | None) -> tuple[PolicyRow, ...]:
+    first = plans[0]
+    mine = policy_row(plans, first.policy, budget, chosen=True)
+    if first.policy == StoreAll.name:
+        return (mine,)
+    everything = plan_run(first.costs, policy=StoreAll(), shards=first.shards, world=first.world, purpose=first.purpose)
+    return policy_row(everything, StoreAll.name), mine
 
 
 def layer_rows(plan: Plan, layout: Layout, seen: Timeline | None = None) -> tuple[LayerRow, ...]:

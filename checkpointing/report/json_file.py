@@ -77,11 +77,15 @@ def from_json(data: Any) -> Report:
     return report
 
 
+def dumps(report: Report) -> str:
+    """Returns a report as the text of a JSON file."""
+    return json.dumps(to_json(report), allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 def save(report: Report, path: Path) -> None:
     """Writes a report as a JSON file, which appears whole or not at all."""
-    said = json.dumps(to_json(report), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     with written_aside(path) as descriptor:
-        write_all(descriptor, f"{said}\n".encode())
+        write_all(descriptor, dumps(report).encode())
 
 
 def load(path: Path) -> Report:

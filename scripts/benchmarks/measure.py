@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
-
-import psutil
 
 from framework.measuring import median_seconds, peak_bytes
 
@@ -113,19 +110,6 @@ def times(name: str, ours: Run, peer: Run | None, peer_name: str, runs: int) -> 
 def peaks(name: str, ours: Run, peer: Run | None, peer_name: str) -> Row:
     """Compares the peak memory of two calls."""
     return Row(name, "bytes", peak_bytes(ours), peak_bytes(peer) if peer is not None else None, peer_name, 1)
-
-
-def machine() -> dict[str, Any]:
-    """Describes the machine, for the reader of a saved comparison."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []  # fmt: skip
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.platform(),
-    }
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""generate.py, profile_memory.py, and what the README shows."""
+"""generate.py, and what the README shows."""
 
 from __future__ import annotations
 
@@ -17,57 +17,14 @@ from framework.data import clusters
 from tests.scripts.helpers import ROOT, command, last_json, run
 
 
-def test_profile_memory_measures_each_policy(tmp_path: Path) -> None:
-    options = (
-        "--model",
-        "mlp-small",
-        "--batch",
-        "16",
-        "--policies",
-        "store-all",
-        "recompute-all",
-        "--steps",
-        "2",
-        "--json",
-    )
-    done = run("profile_memory", *options, "--svg", "table.svg", cwd=tmp_path)
-    data = last_json(done)
-    assert {name: data[name] for name in ("model", "batch", "shards")} == {
-        "model": "mlp-small",
-        "batch": 16,
-        "shards": 1,
-    }
-    assert [row["policy"] for row in data["policies"]] == ["store-all", "recompute-all"]
-    for row in data["policies"]:
-        assert set(row) == {
-            "policy",
-            "predicted_peak_bytes",
-            "ledger_peak_bytes",
-            "rss_peak_bytes",
-            "step_seconds",
-            "planned_seconds",
-        }
-        assert row["predicted_peak_bytes"] == row["ledger_peak_bytes"] > 0
-        assert row["step_seconds"] > 0
-    assert "recompute-all" in done.stdout
-    assert (tmp_path / "table.svg").read_text().startswith("<svg")
-
-
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("profile_memory", ("--model", "gpt-9"), "unknown model"),
-        ("profile_memory", ("--policies", "store-all", "keep"), "unknown policy 'keep'"),
-        ("profile_memory", ("--policies", "budget"), "needs a budget"),
-        ("profile_memory", ("--batch", "6", "--shards", "4"), "divisible by the shards"),
-        ("profile_memory", ("--shards", "3"), "power of two"),
-        ("profile_memory", ("--svg", "there.svg"), "exists"),
         ("generate", (), "name the folder of a finished run"),
         ("generate", ("nowhere",), "there is no config.json in nowhere"),
     ],
 )
 def test_bad_input_is_a_clear_error(tmp_path: Path, script: str, arguments: tuple[str, ...], message: str) -> None:
-    (tmp_path / "there.svg").touch()
     done = run(script, *arguments, cwd=tmp_path, code=2)
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
