@@ -157,10 +157,17 @@ def process(drawn: Drawn) -> str:
     """The memory of whole processes."""
     if all(rank.process is None for rank in drawn.ranks):
         return section("process", "The whole process", "<p>It was not measured.</p>")
-    words = "Peak resident bytes of the process after each step; the table has the peak's parts."
+    words = "Peak resident bytes of the process after each step. " + " ".join(map(_steps_in_words, drawn.ranks))
     plot = figure("steps", words, "Peak resident bytes after each step; dashed: predicted.", "short")
     parts = of_ranks(drawn, (_process(rank) for rank in drawn.ranks))
     return section("process", "The whole process", f'<div class="beside">{parts}{plot}</div>')
+
+
+def _steps_in_words(rank: DrawnRank) -> str:
+    steps = () if rank.process is None else rank.process.by_step
+    if not steps:
+        return f"Rank {rank.rank}: not measured."
+    return f"Rank {rank.rank}: {format_size(steps[0])} after the first of {len(steps):,} steps, {format_size(steps[-1])} after the last."
 
 
 def _process(rank: DrawnRank) -> str:
@@ -213,7 +220,12 @@ def about(report: Report) -> str:
         )
         if found
     ]
-    return section("about", "Configuration, machine, versions", f'<div class="beside">{"".join(parts)}</div>')
+    look = (
+        "Colours of categories are those of Okabe and Ito, with greys for what lasts; patterns, symbols and styles of lines say the same to who "
+        "cannot tell colours apart. Drag across a plot to enlarge a part, press twice to see all again."
+    )
+    body = f'<div class="beside">{"".join(parts)}</div><p class="note">{look}</p>'
+    return section("about", "Configuration, machine, versions", body)
 
 
 def _text(value: Any) -> str:

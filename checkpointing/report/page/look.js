@@ -33,7 +33,13 @@ function timeUnit(most) { return most >= 1 ? {name: 's', size: 1} : most >= 1e-3
 function seconds(value) { const unit = timeUnit(Math.abs(value)); return +(value / unit.size).toPrecision(3) + ' ' + unit.name; }
 /** Plotly reads markup and formulas in texts: none of ours is any. */
 function plain(text) { return String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/\$/g, '&#36;'); }
-function shortened(text, most) { return text.length <= most ? text : text.slice(0, Math.ceil(most / 3)) + '…' + text.slice(text.length - Math.floor(most * 2 / 3) + 1); }
+/** A long path by its first and last name, else by its ends. */
+function shortened(text, most) {
+  if (text.length <= most) return text;
+  const names = text.split('.'), ends = names[0] + '…' + names.at(-1);
+  if (names.length > 2 && ends.length <= most) return ends;
+  return text.slice(0, Math.ceil(most / 3)) + '…' + text.slice(text.length - Math.floor(most * 2 / 3) + 1);
+}
 
 const CONFIG = {displayModeBar: false, responsive: true, doubleClick: 'reset'};
 function narrow() { return innerWidth < 640; }

@@ -74,7 +74,7 @@ function drawSteps() {
   const unit = sizeUnit(Math.max(1, ...by, found && found.predicted ? found.predicted : 0));
   const shapes = found && found.predicted ? [{type: 'line', xref: 'paper', x0: 0, x1: 1, y0: found.predicted / unit.size, y1: found.predicted / unit.size, line: {color: colour('--soft'), width: 2, dash: 'dash'}}] : [];
   Plotly.react(plot, [{y: by.map((each) => each / unit.size), mode: by.length < 40 ? 'lines+markers' : 'lines', line: {color: colour('--c5')}, hovertemplate: `step %{x}: %{y:.1f} ${unit.name}<extra></extra>`, name: 'resident'}],
-    layout({shapes, hovermode: 'x', xaxis: axis({title: {text: 'step', standoff: 4}, showgrid: false, ...(by.length < 12 ? {dtick: 1} : {})}), yaxis: axis({title: {text: unit.name, standoff: 4}, rangemode: 'tozero'})}), CONFIG);
+    layout({shapes, hovermode: 'x', xaxis: axis({title: {text: 'step', standoff: 4}, showgrid: false, zeroline: false, ...(by.length < 12 ? {dtick: 1} : {})}), yaxis: axis({title: {text: unit.name, standoff: 4}, rangemode: 'tozero'})}), CONFIG);
 }
 
 function startPlots() {

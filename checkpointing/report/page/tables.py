@@ -50,7 +50,7 @@ def table(
     kind = ' class="sortable"' if sortable else ""
     return (
         f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table{kind}>'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>"
+        f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>"
     )
 
 
@@ -60,7 +60,7 @@ def pairs(caption: str, rows: Sequence[tuple[str, str]]) -> str:
         f'<tr><th scope="row" class="left">{escape(name)}</th><td class="left wrap">{escape(text)}</td></tr>'
         for name, text in rows
     )
-    return f'<table class="pairs"><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>'
+    return f'<table class="pairs"><caption><span>{escape(caption)}</span></caption><tbody>{body}</tbody></table>'
 
 
 def _head(column: Column, sortable: bool) -> str:

@@ -77,7 +77,7 @@ function drawTimeline() {
   if (budget) {
     const above = top < budget;
     if (!above) shapes.push({type: 'line', xref: 'paper', x0: 0, x1: 1, y0: budget / unit.size, y1: budget / unit.size, line: {color: colour('--bad'), width: 2, dash: 'dot'}});
-    names.push({xref: 'paper', x: 1, xanchor: 'right', y: (above ? top + (top - bottom) * .12 : budget) / unit.size, yanchor: above ? 'top' : 'bottom', showarrow: false,
+    names.push({xref: 'paper', x: 0, xanchor: 'left', y: (above ? top + (top - bottom) * .12 : budget) / unit.size, yanchor: above ? 'top' : 'bottom', showarrow: false,
       text: 'budget ' + bytes(budget) + (above ? ' ↑' : ''), font: {color: colour('--bad')}});
   }
   Plotly.react(stepPlot, traces, layout({
