@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 PYTEST ?= $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: train test test-peers test-memory test-browser lint format install soak clean
+.PHONY: train test test-peers test-memory test-browser lint format docs install soak clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
@@ -26,6 +26,11 @@ lint: .venv/.installed-lint
 format: .venv/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Makes a site of the documentation in build/site; warnings are errors. It needs no network to build or to read.
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 # Compares with PyTorch, which the peers extra installs.
 test-peers: .venv/.installed-peers
@@ -59,6 +64,10 @@ clean:
 
 .venv/.installed-peers: .venv/.installed-test
 	$(PIP) --editable '.[peers]'
+	touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 .venv/.installed-lint: .venv/.installed
