@@ -145,21 +145,26 @@ def container_limit(root: Path = Path("/")) -> ContainerLimit | None:
     Args:
         root: Where the file system begins; another one is for tests.
     """
-    levels = [level for folder, top in _groups(root) for level in _limits(folder, top)]
+    levels = [level for folder, top in control_groups(root, "memory") for level in _limits(folder, top)]
     if not levels:
         return None
     tightest = min(levels, key=lambda level: level.nbytes)
     return ContainerLimit(tightest.nbytes, min(level.left for level in levels), tightest.source)
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields the folder of this process's group in each mounted hierarchy with memory limits, and the hierarchy's top folder."""
+def control_groups(root: Path, wanted: str) -> Iterator[tuple[Path, Path]]:
+    """Yields the folder of this process's group in each mounted hierarchy that may limit something, and the hierarchy's top folder.
+
+    Args:
+        root: Where the file system begins.
+        wanted: The controller as version 1 names it, as "memory", "cpu" or "pids"; version 2 has all in one hierarchy.
+    """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return
-    paths: dict[str, str] = {}  # "memory" for v1's controller, "" for v2
+    paths: dict[str, str] = {}  # by v1's controller, "" for v2
     for membership in memberships:
         _, controllers, path = membership.split(":", 2)
         paths.update(dict.fromkeys(controllers.split(","), path))
@@ -170,8 +175,8 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
         type_, *_, options = kind.split()
         if type_ == "cgroup2":
             controller = ""
-        elif type_ == "cgroup" and "memory" in options.split(","):
-            controller = "memory"
+        elif type_ == "cgroup" and wanted in options.split(","):
+            controller = wanted
         else:
             continue
         if group := paths.get(controller):

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _PROBE_SECONDS = 5.0
+#: Of Ray's object store, in /dev/shm: no gradients and no data pass there.
+OBJECT_STORE_NBYTES = 100 * 2**20
 
 
 class ClusterError(RuntimeError):
@@ -31,7 +33,7 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
         ClusterError: Nothing answers at the address, or this process is connected to another cluster.
     """
     if address not in (None, "auto"):
-        _probe(str(address))
+        probe(str(address))
     if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
         if address not in (None, "auto", here):
@@ -47,7 +49,7 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
             "address": "local",
             "num_cpus": cpus,
             "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,
+            "object_store_memory": OBJECT_STORE_NBYTES,
         }
     try:
         with _own_sigterm():
@@ -57,8 +59,12 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
     return True
 
 
-def _probe(address: str) -> None:
-    """Raises unless something listens there: ray.init itself may wait for minutes."""
+def probe(address: str) -> None:
+    """Checks that something listens there: ray.init itself may wait for minutes.
+
+    Raises:
+        ClusterError: Nothing does, or it is no address.
+    """
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal():
         raise ClusterError(

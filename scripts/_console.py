@@ -20,15 +20,16 @@ if (_told := _packages.fault()) is not None:  # at import, since the programs im
 
 import _exits
 from _configuration import written
-from _exits import BAD_INPUT, CLOSED, FAILED, FAULT, INTERRUPTED, LOST, STOPPED, TERMINATED, Terminated
+from _exits import BAD_INPUT, CLOSED, DONE, FAILED, FAULT, INTERRUPTED, LOST, STOPPED, TERMINATED, Terminated
 from _options import Command, Common, Default, parse
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from framework.durable import write_all, written_aside
+from framework.durable import ASIDE, write_all, written_aside
 
 __all__ = [
     "BAD_INPUT",
+    "DONE",
     "FAILED",
     "FAULT",
     "INTERRUPTED",
@@ -123,7 +124,7 @@ def run(
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
-    debug, code = "--debug" in sys.argv, _exits.DONE
+    debug, code = "--debug" in sys.argv, DONE
     try:
         # The working directory is where people keep their own models.
         sys.path.insert(1, str(Path.cwd()))
@@ -161,7 +162,7 @@ def _run(main: Callable[[Command], dict[str, Any] | Ended], options: Command) ->
         _save(options, common)
         raise
     _save(options, common)
-    ended = found if isinstance(found, Ended) else Ended(found, _exits.DONE)
+    ended = found if isinstance(found, Ended) else Ended(found, DONE)
     if common.json:
         # Not through rich, which would wrap and colour it.
         show(json.dumps(ended.result, allow_nan=False) + "\n")
@@ -234,16 +235,16 @@ def write(path: Path, content: str | Callable[[Path], object]) -> None:
 
     Args:
         path: The file.
-        content: Its text, or a function that writes it.
+        content: Its text, or a function that writes it under the path that it gets.
 
     Raises:
         OSError: It could not be written; the message names it.
     """
     try:
-        if callable(content):
-            content(path)
-        else:
-            with written_aside(path) as descriptor:
+        with written_aside(path) as descriptor:
+            if callable(content):
+                content(path.with_name(path.name + ASIDE))
+            else:
                 write_all(descriptor, content.encode())
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error

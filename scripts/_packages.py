@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 #: Where this program's own packages lie, if it runs from a copy of the repository.
 ROOT = Path(__file__).resolve().parents[1]
+#: The oldest Python that they run on.
+OLDEST = (3, 11)
 OWN = ("framework", "checkpointing", "distributed")
 #: What every program imports, by import name.
 NEEDED = {
@@ -52,6 +55,8 @@ def missing() -> list[str]:
 
 def fault() -> str | None:
     """Says why no program can run here; None where each can."""
+    if sys.version_info < OLDEST:
+        return f"Python {sys.version.split()[0]} is too old; make an environment with {'.'.join(map(str, OLDEST))} or newer: make install"
     if (told := clash(homes())) is not None:
         return told
     if absent := missing():

@@ -32,6 +32,7 @@ APART = tuple(
         "test_callbacks",
         "test_combinations",
         "test_digits",
+        "test_doctor",
         "test_run_state",
         "test_snapshots",
         "collectives/test_gradients",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.scripts.helpers import ROOT, command, last_json, run
+from tests.scripts.helpers import ROOT, command
 from tests.scripts.programs import PROGRAMS, Done, Runner
 
 COMMON = ("config", "save-config", "force", "json", "quiet", "debug")
@@ -20,6 +21,7 @@ EVERYWHERE = (0, 1, 2, 70, 130, 141, 143)
 #: A quick use of each program, none of which starts Ray. Of generate: of the run that train makes here.
 USES: dict[str, tuple[str, ...]] = {
     "benchmark": ("derivatives", "--runs", "1"),
+    "doctor": (),
     "differentiate": ("--only", "sizes", "--quick"),
     "generate": ("text", "--length", "5"),
     "plan": ("--model", "mlp-small", "--batch", "4"),
@@ -135,7 +137,8 @@ def test_a_use_prints_plainly_ends_with_json_and_can_be_repeated(program: Runner
         pytest.importorskip("torch")
         (tmp_path / "mine.py").write_text(MINE)
     if name == "generate":
-        text = USES["train"][:2] + USES["train"][4:-1]
+        (tmp_path / "words.txt").write_text("some words " * 5000)
+        text = ("--data", "words.txt", *USES["train"][:2], *USES["train"][4:-1])
         assert program("train", *text, "text", "--quiet").returncode == 0
     use = USES[name]
     done = program(name, *use, "--json", "--save-config", "saved.toml")
@@ -284,23 +287,32 @@ def test_a_fault_of_our_own_is_told_without_a_traceback_and_with_one_on_demand(
     monkeypatch.setattr(_plan_drawing, "table", lambda *given: len(3))  # type: ignore[arg-type]
     assert program(*use).returncode == 70
 
+    def on_purpose(*given: object) -> None:
+        raise TypeError("there is no such option")
 
-def test_a_mistake_in_a_person_s_own_code_is_not_called_a_fault(tmp_path: Path) -> None:
-    done = small(tmp_path, "{}['missing']")
-    assert (done.returncode, "fault of Retape" in done.stderr) == (1, False)
-    assert re.search(r"error: KeyError: 'missing', at .*small.py, line \d+\n", done.stderr)
-    on_purpose = small(tmp_path, "raise TypeError('there is no such option')")
-    assert (on_purpose.returncode, on_purpose.stderr) == (2, "error: there is no such option\n")
+    monkeypatch.setattr(_plan_drawing, "table", on_purpose)
+    done = program(*use)
+    assert (done.returncode, done.stderr) == (2, "error: there is no such option\n")
+
+
+def test_a_python_that_is_too_old_is_told(scripts: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    import _packages  # type: ignore[import-not-found]
+
+    assert _packages.fault() is None
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
+    assert "is too old; make an environment with 3.11 or newer" in _packages.fault()
+
+
+def test_a_mistake_in_a_person_s_own_code_is_not_called_a_fault_and_no_character_is_one(tmp_path: Path) -> None:
+    done = small(tmp_path, "_console.console.print('a → b'); {}['missing']", variables={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, "fault of Retape" in done.stderr) == (1, "a ? b\n", False)
+    assert re.fullmatch(r"error: KeyError: 'missing', at .*small.py, line \d+\n", done.stderr)
 
 
 def test_output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none(tmp_path: Path) -> None:
     body = "[_console.console.print('x' * 100) for _ in range(1000)]"
     with Path("/dev/full").open("w") as full:
         done = small(tmp_path, body, stdout=full)
-        assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
-        done = small(tmp_path, body, stdout=full, variables={"PYTHONUNBUFFERED": "1"})
-        assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
-        done = small(tmp_path, "pass", "--json", stdout=full)
         assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
     reader, writer = os.pipe()
     os.close(reader)
@@ -309,17 +321,23 @@ def test_output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none(tmp
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_file_on_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    body = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); __import__('signal').signal(25, 1); _console.write(__import__('pathlib').Path('out.txt'), 'x' * 100)"
-    done = small(tmp_path, body)
-    assert done.returncode == 1
-    assert done.stderr == "error: cannot write out.txt: File too large\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.py"]
+def test_a_file_on_a_full_disk_is_named_and_nothing_is_left(
+    program: Runner, tmp_path: Path, scripts: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    import _console  # type: ignore[import-not-found]
 
-def test_characters_that_an_encoding_lacks_are_no_error(tmp_path: Path) -> None:
-    done = small(tmp_path, "_console.console.print('a → b')", variables={"PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stdout) == (0, "a ? b\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(_console, "write_all", full)
+        done = program("plan", *USES["plan"], "--save-config", "out.toml")
+    assert (done.returncode, done.stderr) == (1, "error: cannot write out.toml: No space left on device\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        done = program("plan", *USES["plan"], "--costs-out", "costs.json")
+    assert (done.returncode, done.stderr) == (1, "error: cannot write costs.json: No space left on device\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_a_program_imports_ends_it_without_a_traceback(tmp_path: Path) -> None:
@@ -348,8 +366,3 @@ def test_a_package_that_is_not_installed_is_told_before_anything(tmp_path: Path)
     done = subprocess.run(command("plan"), capture_output=True, text=True, env=environment, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: tomli-w is not installed in this environment: pip install tomli-w\n"
-
-
-def test_help_in_a_process_of_its_own_is_plain(tmp_path: Path) -> None:
-    assert is_plain(run("plan", "--help", cwd=tmp_path))
-    assert last_json(run("plan", "--model", "mlp-small", "--json", cwd=tmp_path))["plan"]["peak"] > 0

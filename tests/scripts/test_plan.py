@@ -19,6 +19,7 @@ from framework import AdamW, Spec, build, format_size
 from framework.layers import flatten
 from tests.checkpointing.cases import POLICIES, all_cases, mlp, tokens
 from tests.scripts.helpers import last_json, run
+from tests.scripts.programs import Runner
 
 #: Dtypes change sizes alone.
 CASES = {case.name: case for case in all_cases() if case.name.endswith("float32")}
@@ -191,9 +192,10 @@ def test_a_chain_from_elsewhere_is_planned(tmp_path: Path) -> None:
         (("--plan", "there.json"), "there.json is no JSON file"),
     ],
 )
-def test_bad_input_is_a_clear_error(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_bad_input_is_a_clear_error(program: Runner, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     (tmp_path / "there.json").touch()
-    done = run("plan", *options, cwd=tmp_path, code=2)
+    done = program("plan", *options)
+    assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
