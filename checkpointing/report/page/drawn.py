@@ -14,9 +14,9 @@ from checkpointing.report.page.points import Points, points
 from framework import format_size
 
 #: Operations that are drawn of one timeline, and of all timelines of a page together.
-MOST_POINTS, MOST_POINTS_OF_ALL = 2_000, 8_000
+MOST_POINTS, MOST_POINTS_OF_ALL = 1_500, 8_000
 #: Cells of the drawing of a plan: operations across, steps down.
-MOST_ACROSS, MOST_DOWN = 600, 250
+MOST_ACROSS, MOST_DOWN = 500, 160
 #: Holders that are named one by one.
 MOST_HOLDERS = 12
 #: The digits of a cell, after those of `Drawing.held`: what runs there.
