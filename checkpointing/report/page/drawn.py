@@ -9,6 +9,7 @@ import numpy as np
 
 from checkpointing.explanation import format_seconds
 from checkpointing.report import sums
+from checkpointing.report.advice import seconds_of
 from checkpointing.report.data import Drawing, PolicyRow, Process, Rank, Report, Timeline
 from checkpointing.report.page.points import Points, points
 from framework import format_size
@@ -213,7 +214,7 @@ def _words(timeline: Timeline, measured: bool, budget: int | None) -> str:
 def _frontier(report: Report) -> Frontier:
     curve = tuple((each.budget, each.seconds, each.bound_seconds, each.policy) for each in report.frontier)
     rows = [
-        f"{row.policy} {format_size(row.predicted_peak)}, {format_seconds(step_seconds(row))}"
+        f"{row.policy} {format_size(row.predicted_peak)}, {format_seconds(seconds_of(row, [row]))}"
         for row in report.policies
     ]
     within = "" if report.budget is None else f" The budget is {format_size(report.budget)}."
@@ -223,11 +224,6 @@ def _frontier(report: Report) -> Frontier:
         report.budget,
         f"Peak memory and time of a step by policy: {'; '.join(rows)}.{within} The table below has the same figures.",
     )
-
-
-def step_seconds(row: PolicyRow) -> float:
-    """The time of a step: measured, else planned."""
-    return row.predicted_seconds if row.step_seconds is None else row.step_seconds
 
 
 def cells(drawing: Drawing) -> Cells:

@@ -37,7 +37,7 @@ def policies(report: Report, drawn: Drawn) -> str:
 def _policies(rows: tuple[PolicyRow, ...]) -> str:
     columns = [
         Column("policy", text=True), Column("budget"), Column("predicted peak"), Column("measured peak", "by the ledger"),
-        Column("resident", "peak of the process over its start"), Column("planned time"), Column("measured time"),
+        Column("resident", "peak of the process"), Column("planned time"), Column("measured time"),
         Column("lower bound", "no plan of this peak is planned faster"), Column("remarks", text=True),
     ]  # fmt: skip
     top = max((row.predicted_peak for row in rows), default=0) or 1
@@ -212,7 +212,7 @@ def _mebibytes(nbytes: int) -> str:
 def about(report: Report) -> str:
     """What was asked for, and what it ran on."""
     parts = [
-        pairs(caption, [(name, _text(value)) for name, value in found.items()])
+        pairs(caption, [_told(name, value) for name, value in found.items()])
         for caption, found in (
             ("Configuration", {"model": report.model, "policy": report.policy, **report.configuration}),
             ("Machine", report.machine),
@@ -228,5 +228,7 @@ def about(report: Report) -> str:
     return section("about", "Configuration, machine, versions", body)
 
 
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _told(name: str, value: Any) -> tuple[str, str]:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return name.removesuffix("_bytes"), format_size(value)
+    return name, (", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)

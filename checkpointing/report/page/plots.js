@@ -53,7 +53,7 @@ function drawPlan() {
   plot.style.height = height + 'px';
   const text = z.map((row, step) => row.map((digit, at) => `<b>${plain(labels[at])}</b><br>${plain(steps[step])}: ${HOLDS[digit]}`));
   const traces = [{
-    type: 'heatmap', z, text, hoverinfo: 'text', zmin: -.5, zmax: 6.5, showscale: false, xgap: labels.length < 150 ? 1 : 0, ygap: steps.length < 60 ? 1 : 0,
+    type: 'heatmap', z, text, hoverinfo: 'text', zmin: -.5, zmax: 6.5, showscale: false, xgap: labels.length < 40 ? 1 : 0, ygap: steps.length < 60 ? 1 : 0,
     colorscale: colours.flatMap((each, place) => [0, 1].map((side) => [(place + side) / colours.length, each])),
   }];
   if (plot.clientWidth / labels.length > 6) for (const digit of [4, 5, 6]) {

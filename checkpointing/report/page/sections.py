@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from html import escape
 
 from checkpointing.explanation import format_seconds
+from checkpointing.report.advice import peak_of, seconds_of
 from checkpointing.report.data import PHASES, PolicyRow, Report
-from checkpointing.report.page.drawn import Drawn, DrawnRank, step_seconds
+from checkpointing.report.page.drawn import Drawn, DrawnRank
 from checkpointing.report.page.points import PASSING
 from checkpointing.report.page.tables import Cell, Column, table
 from framework import format_size
@@ -76,7 +77,7 @@ def figures(report: Report, drawn: Drawn) -> str:
         found.append(("Budget", format_size(report.budget), f"{worst.peak / report.budget:.1%} of it at the peak"))
     if chosen := next((row for row in report.policies if row.chosen), None):
         how = report.costs.partition(":")[0] if chosen.step_seconds is None else "measured"
-        found.append(("Step", format_seconds(step_seconds(chosen)), how))
+        found.append(("Step", format_seconds(seconds_of(chosen, [chosen])), how))
         found += _against_store_all(report, chosen)
     resident = [rank.process.rss for rank in drawn.ranks if rank.process is not None]
     if resident:
@@ -90,13 +91,12 @@ def figures(report: Report, drawn: Drawn) -> str:
 
 def _against_store_all(report: Report, chosen: PolicyRow) -> list[tuple[str, str, str]]:
     whole = next((row for row in report.policies if row.policy == "store-all"), None)
-    if whole is None or whole is chosen or not whole.predicted_peak or not step_seconds(whole):
+    if whole is None or whole is chosen:
         return []
-    if (whole.step_seconds is None) != (chosen.step_seconds is None):
-        longer = chosen.predicted_seconds / whole.predicted_seconds - 1
-    else:
-        longer = step_seconds(chosen) / step_seconds(whole) - 1
-    saved = chosen.predicted_peak / whole.predicted_peak - 1
+    once, now = (seconds_of(row, (whole, chosen)) for row in (whole, chosen))
+    if not peak_of(whole) or not once:
+        return []
+    saved, longer = peak_of(chosen) / peak_of(whole) - 1, now / once - 1
     return [("Against store-all", f"{saved:+.0%} memory".replace("-", "−"), f"{longer:+.1%} time".replace("-", "−"))]
 
 
