@@ -51,6 +51,7 @@ def memory_time_curve(
     shards: int = 1,
     world: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    bucket_nbytes: int | None = None,
 ) -> list[CurvePoint]:
     """Returns the plans for budgets that are evenly spaced from the smallest feasible one to what storing everything takes.
 
@@ -60,13 +61,14 @@ def memory_time_curve(
         shards: V, the virtual shards.
         world: W, the number of ranks.
         progress: Told how many of how many are planned.
+        bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; see `checkpointing.plan_run`.
 
     Raises:
         ValueError: There are fewer than 2 points.
     """
     if points < 2:
         raise ValueError(f"a curve has at least 2 points, but got {points}")
-    known = choices(Setting(costs, shards, world))
+    known = choices(Setting(costs, shards, world, bucket_nbytes=bucket_nbytes))
     most = max(known.least, known.store_all)
     bounds = [Bounds(costs, shards, world, rank) for rank in range(world)]
     found = []

@@ -37,12 +37,14 @@ class TrainingResult:
         history: The metrics of each step; of steps before a resume at least step and loss.
         parameters: The trained parameters.
         weights: The file they were written to, if there is a run folder.
+        report: The page with the run's memory report, if there is one.
     """
 
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     parameters: Parameters
     weights: Path | None
+    report: Path | None = None
 
 
 class MemoryDisagreement(RuntimeError):  # noqa: N818  (the name that callers act on)
@@ -112,6 +114,10 @@ class Fitting:
         started = time.perf_counter()
         rows = self._group.call("step", step)
         seconds = time.perf_counter() - started
+        recording = self._trainer.recording
+        recording.add(rows, seconds)
+        if step == recording.step:  # at once, since a worker may die later
+            recording.steps = self._group.call("recorded")
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(rows[0][name]):
                 raise self._diverged(step, name, rows[0][name], self._group.call("inspect", step))
@@ -156,6 +162,7 @@ class Fitting:
         if len(hashes) > 1:
             raise RuntimeError(f"the workers' parameters differ at the end of the run: {sorted(hashes)}")
         summary = summary_of(trainer, self._history, reports)
+        trainer.recording.finish(reports)
         summary["snapshots"] = self._saving.report() if self._saving is not None else None
         # In this process they are the worker's own, and stay when the rest of it goes: for a copy the budget may have no room. What
         # Ray sends is read-only.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +49,10 @@ class Group(Protocol):
         """Tells all workers that the run begins; see `Worker.begin`."""
         ...
 
+    def ask(self, method: str) -> list[Any]:
+        """Calls a method of every worker when something has failed: what those give who answer in a moment, None for the others."""
+        ...
+
     def close(self) -> None:
         """Ends the workers."""
         ...
@@ -74,6 +79,9 @@ class LocalGroup:
 
     def call_first(self, method: str, *arguments: Any) -> Any:
         return getattr(self._worker, method)(*arguments)
+
+    def ask(self, method: str) -> list[Any]:
+        return self.call(method)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -165,6 +173,15 @@ class RayGroup:
         call = getattr(self._actors[0], method).remote(*arguments)
         (result,) = self._get([call], self._patience + _MOMENT)  # it waits for nobody
         return result
+
+    def ask(self, method: str) -> list[Any]:
+        calls = [getattr(actor, method).remote() for actor in self._actors]
+        done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=_MOMENT)
+        found: list[Any] = [None] * len(calls)
+        for call in done:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                found[calls.index(call)] = self._ray.get(call)
+        return found
 
     def close(self) -> None:
         with ignored_interrupts():  # a second Ctrl-C must not leave half of the workers behind

@@ -67,6 +67,8 @@ class TrainingOptions:
     """Validation examples, spread evenly over the validation split; rounded down to whole batches, at least one, unless the last is padded."""
     weights: Path | None = None
     """Weights to start from: a weights.safetensors file, or the folder of a run."""
+    report: bool = True
+    """Record what each worker holds through one step, the second, and write a memory report of the run into its folder at the end: report.html and report.json."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard, into the folder tensorboard of the run; takes the package tensorboardX."""
     address: str | None = None

@@ -17,8 +17,8 @@ from framework.durable import ASIDE, sync, write_all, written_aside
 
 #: The files of a run, as patterns: what an overwriting run removes.
 _FILES = (
-    "config.json", "config.toml", "plan.json", "metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors", "logs/*.log",
-    "tensorboard/events.*",
+    "config.json", "config.toml", "plan.json", "metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors", "report.json",
+    "report.html", "logs/*.log", "tensorboard/events.*",
 )  # fmt: skip
 
 
@@ -26,7 +26,8 @@ class RunFolder:
     """Writes the files of a run.
 
     ``config.json`` and ``plan.json`` come first, a line of ``metrics.jsonl`` after each step, ``summary.json`` and
-    ``weights.safetensors`` at the end; each file but the metrics appears whole or not at all. ``resumes.jsonl`` and ``snapshots/`` are there
+    ``weights.safetensors`` at the end, then ``report.json`` and ``report.html``, also of a run that failed; each file but the metrics appears
+    whole or not at all. ``resumes.jsonl`` and ``snapshots/`` are there
     where the run was stopped and went on, and where it was saved. Of runs that begin at the same time one
     gets the folder.
 
@@ -148,6 +149,11 @@ class RunFolder:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def report(self) -> Path:
+        """The memory report as a page; as data it is beside it, with the ending ``json``."""
+        return self.path / "report.html"
 
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file."""

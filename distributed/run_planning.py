@@ -38,6 +38,7 @@ class RunPlanning:
         plans: The plans of all ranks.
         budget: The limit of the engine's bytes in each worker; None for no limit.
         process: What a worker's process takes besides, once it has been measured.
+        baselines: What each rank's process had before its first array, in bytes, once it has been measured.
 
     Raises:
         ValueError: Something would see the padding of a batch.
@@ -62,6 +63,7 @@ class RunPlanning:
         require_paddable(model, self.layout, data, self._specs, batches)
         self.budget: int | None = None
         self.process: ProcessUse | None = None
+        self.baselines: list[int] = []
         self._budget = options.parsed_budget()
         folder = options.offload_dir
         self._disk_bandwidth = None if folder is None or options.address else measure_disk(folder)
@@ -120,6 +122,10 @@ class RunPlanning:
             return None
         return self.process.baseline + self.process.outside + self.reserved_nbytes + USUAL_GROWTH_NBYTES
 
+    def store_all(self) -> RunPlans:
+        """Returns the plans of the same run by store-all, to compare with."""
+        return self._planned(StoreAll())
+
     def _process_use(self, group: Group) -> ProcessUse:
         """Measures what the worker processes take besides the engine; the largest counts for all."""
         options = self._options
@@ -127,10 +133,12 @@ class RunPlanning:
         given = input_specs(steps, self._specs[0])
         specs = [spec for each in given for spec in (each if isinstance(each, tuple) else (each,))]
         rows, width = max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs)
-        baselines = group.measure(self.layout.dtype.name, options.threads_per_worker, rows, width)
+        #: How they are measured: the arguments of `measure_baseline`.
+        self.measured_how = (self.layout.dtype.name, options.threads_per_worker, rows, width)
         # In this process the data set is there already, and the ledger counts it.
         held = 0 if options.workers else self._data.nbytes
-        return ProcessUse(max(baselines) - held, outside_nbytes(self.layout, options.shards, options.world))
+        self.baselines = [baseline - held for baseline in group.measure(*self.measured_how)]
+        return ProcessUse(max(self.baselines), outside_nbytes(self.layout, options.shards, options.world))
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
         options = self._options

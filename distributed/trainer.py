@@ -20,10 +20,12 @@ from distributed.groups import Group, LocalGroup, RayGroup, WorkerLost
 from distributed.interrupts import Stopped
 from distributed.logs import DriverLog
 from distributed.options import options_of
+from distributed.recording import RunRecording
 from distributed.records import config_of
 from distributed.resuming import resume, with_identity
 from distributed.run_folder import RunFolder
 from distributed.run_planning import RunPlanning
+from distributed.run_report import Reporter
 from distributed.saving import Saving, last_snapshot_note
 from distributed.snapshots import SnapshotFailed
 from distributed.worker import WorkerTask
@@ -127,6 +129,9 @@ class Trainer:
         self.fingerprint: Fingerprint = {}
         self.same_bits = True
         self.verification: list[Verification] = []
+        #: What the workers tell for the memory report, and its page once that is written.
+        self.recording = RunRecording(self._recorded_step, self.options.world)
+        self.report: Path | None = None
         #: For each rank, why it has no log although there is a run folder.
         self.without_log: list[str | None] = []
         self.planning = RunPlanning(self.model, self.optimizer, self.data, self.options, self.batches, on_measuring)
@@ -172,7 +177,7 @@ class Trainer:
             self._end(told, saving, error)
             raise
         self._end(told, saving, None)
-        return result
+        return replace(result, report=self.report)
 
     def stop(self) -> bool:
         """Asks a run that is training to stop after the present step, with a snapshot; `fit` then raises `Stopped`.
@@ -211,6 +216,7 @@ class Trainer:
 
     def _end(self, told: Callbacks, saving: Saving | None, error: BaseException | None) -> None:
         self._fitting = None
+        self._ask_what_was_recorded(error)
         self.end_workers()
         try:
             if saving is not None:
@@ -220,6 +226,24 @@ class Trainer:
             told.on_end(error)
         finally:
             self.close()
+
+    def _ask_what_was_recorded(self, error: BaseException | None) -> None:
+        """Takes what the workers have of the recorded step where it failed; an interrupt does not wait for that."""
+        recording, group = self.recording, self._group
+        done = self.first_step + len(recording.seconds)
+        if group is not None and isinstance(error, Exception) and done == recording.step:
+            recording.steps = group.ask("recorded")
+
+    @property
+    def _recorded_step(self) -> int | None:
+        """The step that workers record for the report: the second that they do, or the only one; None where there is no report.
+
+        In the first one much happens once: pages of the block are touched, files are read, and what operations read is looked up. Its times
+        would be no step's.
+        """
+        if self.run_folder is None or not self.options.report:
+            return None
+        return min(self.first_step + 1, self.options.steps - 1)
 
     def start(self) -> None:
         """Starts the workers; `fit` does so by itself.
@@ -306,7 +330,8 @@ class Trainer:
                 )
             return []
         more = [TensorBoard(self.run_folder)] if self.options.tensorboard else []
-        return [DriverLog(self.run_folder), JsonLines(self.run_folder), *more]
+        reporter = [Reporter(self.run_folder)] if self.options.report else []
+        return [DriverLog(self.run_folder), *reporter, JsonLines(self.run_folder), *more]
 
     def _task(self, rank: int) -> WorkerTask:
         options = self.options
@@ -330,6 +355,7 @@ class Trainer:
             shared=bool(options.workers),
             block=options.memory == "block",
             offload_dir=None if options.offload_dir is None else options.offload_dir.absolute(),
+            record=self._recorded_step,
             verify=options.verify_memory,
             timeout=options.timeout,
             overlap=options.overlap,

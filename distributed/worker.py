@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from checkpointing.plan import Plan
 from checkpointing.process_memory import ProcessMemory, give_back_free_memory, peak_rss
 from checkpointing.reduction import LocalReduction, Totals, total_of
 from checkpointing.reduction_tree import shards_of
+from checkpointing.report import recording
+from checkpointing.report.data import Timeline
 from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.segment import SegmentAddress
 from distributed.fingerprint import Fingerprint, fingerprint
 from distributed.logs import close_log, log_file, no_log, open_log, told_process
+from distributed.recording import RecordedStep
 from distributed.snapshot_writer import SnapshotWriter
 from distributed.snapshots import LOSSES, OPTIMIZER, WEIGHTS, SnapshotFailed, load
 from distributed.worker_sizes import reserved_nbytes, shard_specs, static_nbytes, validation_windows
@@ -59,6 +62,7 @@ class WorkerTask:
         shared: Whether gradients are reduced with other workers in shared memory.
         block: Whether the buffers of a step lie in one block; see `checkpointing.executor.Executor`.
         offload_dir: The folder for values that a plan holds on disk.
+        record: The step that the ledger records; None for none.
         verify: Whether the first step and the first validation batch run under the witness; see `checkpointing.witness`.
         timeout: Seconds to wait for them.
         overlap, bandwidth: See `GradientReduction`.
@@ -83,6 +87,7 @@ class WorkerTask:
     shared: bool
     block: bool
     offload_dir: Path | None
+    record: int | None
     verify: bool
     timeout: float
     overlap: bool
@@ -102,6 +107,7 @@ class Worker:
         self._witness: Witness | None = None
         self._shared: GradientReduction | None = None
         self._offloads: Engine | None = None
+        self._recorded: Timeline | None = None
         self._log = no_log()
         self._snapshots: SnapshotWriter | None = None
         try:
@@ -206,7 +212,10 @@ class Worker:
             with np.errstate(all="ignore"):  # the Trainer stops a run whose loss or gradient is not finite, with words
                 if self._witness:
                     self._engine.evaluate(self._task.evaluate, self._load_validation(0), self._witness)
-                outcome = self._engine.train_step(self._task.train, self._load_train(step), step, rate, self._witness)
+                with self._recording(step):
+                    outcome = self._engine.train_step(
+                        self._task.train, self._load_train(step), step, rate, self._witness
+                    )
             if self._witness:
                 self._testify(self._witness)
             if self._shared:
@@ -226,6 +235,23 @@ class Worker:
             "peak_bytes": self._ledger.peak,
             "rss_peak_bytes": peak_rss(),
         }
+
+    @contextlib.contextmanager
+    def _recording(self, step: int) -> Iterator[None]:
+        """Has the ledger record inside, if this is the step for it; a step that fails is recorded as far as it comes."""
+        if step != self._task.record:
+            yield
+            return
+        recording.start(self._ledger, self._task.train)
+        try:
+            yield
+        finally:
+            self._recorded = recording.stop(self._ledger, self._task.train)
+
+    def recorded(self) -> RecordedStep:
+        """Returns what was recorded, if the step for it has begun, and lets go of it."""
+        found, self._recorded = self._recorded, None
+        return RecordedStep.here(found)
 
     def inspect(self, step: int) -> Finding | None:
         """Runs a step again whose loss or gradient was not finite; it has changed nothing.

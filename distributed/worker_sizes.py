@@ -27,16 +27,21 @@ def static_nbytes(data: Dataset, shards: int, shared: bool) -> dict[str, int]:
 
 
 def outside_nbytes(layout: Layout, shards: int, world: int) -> int:
-    """Returns the most bytes of other ranks' shared memory that a rank touches, so that they are resident in its process, too.
+    """Returns what `outside_of` says of the rank with the most."""
+    return max(outside_of(rank, layout, shards, world) for rank in range(world))
+
+
+def outside_of(rank: int, layout: Layout, shards: int, world: int) -> int:
+    """Returns the bytes of other ranks' shared memory that a rank touches, so that they are resident in its process, too.
 
     It reads its slice of every root, and all of the mean gradient, which lies in rank 0's memory.
     """
-    roots = [len(roots_of(shards_of(shards, world, rank))) for rank in range(world)]
+    if world == 1:
+        return 0
+    roots = [len(roots_of(shards_of(shards, world, each))) for each in range(world)]
     nbytes = layout.gradients.nbytes
     a_slice = -(-nbytes // world)
-    return max(
-        (sum(roots) - roots[rank]) * a_slice + (nbytes if rank else 0) for rank in range(world)
-    ) if world > 1 else 0  # fmt: skip
+    return (sum(roots) - roots[rank]) * a_slice + (nbytes if rank else 0)
 
 
 def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _console import console
+from _console import console, errors
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from checkpointing import Bounds
@@ -110,8 +111,14 @@ def told_examples(trainer: Trainer, data: dict[str, Any]) -> str:
     return f"{source}, each {shape}{learned}"
 
 
-def conclude(summary: dict[str, Any], path: Path) -> None:
-    """Says what came of it."""
+def conclude(summary: dict[str, Any], path: Path, report: Path | None = None) -> None:
+    """Says what came of it.
+
+    Args:
+        summary: What `summary.json` holds.
+        path: The run's folder.
+        report: The page with its memory report, if there is one.
+    """
     accuracy = summary["validation_accuracy"]
     loss = f"{summary['validation_loss']:.4f}"
     if accuracy is not None:
@@ -131,6 +138,7 @@ def conclude(summary: dict[str, Any], path: Path) -> None:
             f"{summary['tokens_per_second']:,.0f} targets/s, {summary['step_seconds_median'] * 1e3:.0f} ms a step",
         ),
         ("run", str(path)),
+        *([("report", str(report))] if report is not None else []),
     ):
         console.print(f"[bold]{name:>12}[/bold]  {value}")
 
@@ -156,6 +164,21 @@ def told_verification(found: list[dict[str, Any]]) -> str:
         f"prediction, ledger and NumPy agree at {points:,} points of the first step; the largest difference is {apart} bytes "
         f"between operations, {format_size(inside)} inside one"
     )
+
+
+@contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """Inside, Python's warnings are told without the line of code that gave them."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, *where: Any) -> None:
+        errors.print(f"warning: {message}", style="yellow", markup=False)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import _console
 from _configuration import written
 from _console import console
-from _train_telling import conclude, introduce, progress
+from _train_telling import conclude, introduce, progress, warnings_in_words
 from _watch import watch
 
 from checkpointing import InfeasibleBudget
@@ -50,6 +50,7 @@ CODES: dict[type[Exception], int] = {
 }
 #: What exit codes mean here.
 MEANINGS = {
+    _console.FAILED: "failed: the last lines say why; with --watch: the run that was watched did not finish",
     _console.LOST: "a worker died or did not answer; go on with --resume",
     _console.STOPPED: "stopped by SIGTERM after a step, with a snapshot; go on with --resume",
     _console.INTERRUPTED: "Ctrl-C: at once; go on from the last snapshot with --resume",
@@ -57,9 +58,8 @@ MEANINGS = {
 }
 #: What config.json keeps of this program's own options, for a resume.
 REQUEST = ("model", "data", "target", "task", "dtype", "dropout")
-
 #: The options that a run is watched with.
-WATCHING = ("watch", "json", "quiet", "debug")
+WATCHING = ("watch", *(each.name for each in fields(_console.Common)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Train(_console.Common, TrainingOptions):
     """Folder of the run's records. Default: runs/TIME-MODEL."""
 
 
-def main(options: Train) -> dict[str, Any]:
+def main(options: Train) -> dict[str, Any] | _console.Ended:
     if options.watch is not None:
         return watched(options, options.watch)
     if options.resume is not None:
@@ -111,7 +111,7 @@ def main(options: Train) -> dict[str, Any]:
             with console.status("starting the workers and measuring what their processes take"):
                 trainer.start()
         introduce(trainer, options.model)
-        with progress(trainer) as callbacks, stopped_by_sigterm(trainer):
+        with warnings_in_words(), progress(trainer) as callbacks, stopped_by_sigterm(trainer):
             result = trainer.fit(*callbacks)
     except (KeyboardInterrupt, _console.Terminated):
         if folder.path.exists():
@@ -119,18 +119,20 @@ def main(options: Train) -> dict[str, Any]:
         raise
     finally:
         trainer.close()
-    conclude(result.summary, folder.path)
+    conclude(result.summary, folder.path, result.report)
     return result.summary
 
 
-def watched(options: Train, path: Path) -> dict[str, Any]:
-    """Shows a run that another process makes; returns its last state."""
+def watched(options: Train, path: Path) -> _console.Ended:
+    """Shows a run that another process makes; returns its last state, and the exit code for how it ended."""
     usual = Train(workers=2, **{name: getattr(options, name) for name in WATCHING})
     named = [each.name for each in fields(Train) if getattr(options, each.name) != getattr(usual, each.name)]
     if named:
         raise ValueError(f"--watch trains nothing; leave {', '.join(map(flag, named))} away")
-    state = WatchedRun(path).state() if options.json else watch(path)
-    return state.to_json()
+    if options.json:
+        return _console.Ended(WatchedRun(path).state().to_json(), 0)
+    state = watch(path)
+    return _console.Ended(state.to_json(), 0 if state.status == "finished" else _console.FAILED)
 
 
 @contextmanager
@@ -159,7 +161,7 @@ def request_of(options: Train) -> dict[str, Any]:
 def configuration_of(options: Train, trainer: Trainer) -> str:
     """The file by which `--config` starts the same run again, with what was chosen where nothing was named."""
     chosen = {name: value for name, value in vars(trainer.options).items() if name != "resume"}
-    return written(replace(options, **chosen), "train", leave_out=("resume", "run_dir"))
+    return written(replace(options, **chosen), "train", leave_out=("resume", "run_dir", "watch"))
 
 
 def defaults(arguments: list[str]) -> Train:

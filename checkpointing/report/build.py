@@ -128,7 +128,7 @@ def layer_rows(plan: Plan, layout: Layout, seen: Timeline | None = None) -> tupl
     costs = plan.costs
     forwards = Counter(each.step for each in first_shard(plan.operations) if isinstance(each, Forward))
     held = _held_after_loss(plan)
-    learned = _parameters(layout, costs.steps)
+    learned = parameters_by_step(layout, costs.steps)
     times = {} if seen is None else _median_seconds(seen)
     rows = []
     for number, step in enumerate(costs.steps):
@@ -189,7 +189,7 @@ def _held_after_loss(plan: Plan) -> set[Value]:
     return (there | on_disk) & read
 
 
-def _parameters(layout: Layout, steps: Sequence[StepCost]) -> dict[str, int]:
+def parameters_by_step(layout: Layout, steps: Sequence[StepCost]) -> dict[str, int]:
     """How many numbers each step learns, by its path; those of several steps count at the first."""
     order = {step.path: number for number, step in enumerate(steps)}
     owners = {name: [name] for name in layout.specs}

@@ -214,3 +214,9 @@ class Report:
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     failure: str = ""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the words and the tables."""
+        from checkpointing.report.notebook import notebook_html  # which draws; data know nothing of that
+
+        return notebook_html(self)

@@ -12,9 +12,10 @@ from numpy.typing import DTypeLike
 from checkpointing.budgets import parse_budget
 from checkpointing.costs import Costs, StepCost, costs_of, step_costs
 from checkpointing.policies import Policy, StoreAll, parse_policy
+from checkpointing.report.build import parameters_by_step
 from checkpointing.report.tables import html_table, text_table
 from checkpointing.runs import RunPlans, plan_run
-from framework.layers import Chain, Composite, Layer, Spec, Step, flatten, input_specs
+from framework.layers import Chain, Composite, Layer, Spec, flatten, input_specs
 from framework.layers.steps import layout_of
 from framework.losses import Loss, MeanSquaredError
 from framework.memory import Array
@@ -210,13 +211,13 @@ def summary(
     optimizer = optimizer or AdamW()
     if not layout.size:
         found = step_costs(steps, specs, True, layout)
-        return Summary(name, _rows(found, steps, specs, layout), _totals(found, layout, batch, shards, 0))
+        return Summary(name, _rows(found, layout), _totals(found, layout, batch, shards, 0))
     loss = loss or (model.loss if isinstance(model, Model) else MeanSquaredError())
     wanted = _shard(_spec_of(targets), shards) if targets is not None else None
     output = steps[-1].layer.footprint(specs[-1]).output
     costs = costs_of(layer, loss, batch, wanted or _targets_of(loss, output), optimizer)
     plans = _planned(costs, policy, budget, shards)
-    rows = _rows(costs.steps, steps, specs, layout)
+    rows = _rows(costs.steps, layout)
     state = optimizer.state_nbytes(layout)
     return Summary(name, rows, _totals(costs.steps, layout, batch, shards, state, loss, optimizer, plans))
 
@@ -275,9 +276,10 @@ def _targets_of(loss: Loss, output: Spec) -> Spec:
     )
 
 
-def _rows(costs: Sequence[StepCost], steps: Sequence[Step], specs: Sequence[Any], layout: Layout) -> tuple[Row, ...]:
+def _rows(costs: Sequence[StepCost], layout: Layout) -> tuple[Row, ...]:
+    learned = parameters_by_step(layout, costs)
     rows = []
-    for cost, parameters in zip(costs, parameters_by_step(steps, specs, layout), strict=True):
+    for cost in costs:
         made = cost.footprint
         workspace = max(made.forward_workspace + made.forward_heap, made.backward_workspace + made.backward_heap)
         rows.append(
@@ -285,7 +287,7 @@ def _rows(costs: Sequence[StepCost], steps: Sequence[Step], specs: Sequence[Any]
                 path=cost.path,
                 kind=cost.kind,
                 output_shape=made.output.shape,
-                parameters=parameters,
+                parameters=learned[cost.path],
                 output=made.output.nbytes,
                 residuals=made.own_nbytes,
                 workspace=workspace,
@@ -294,18 +296,6 @@ def _rows(costs: Sequence[StepCost], steps: Sequence[Step], specs: Sequence[Any]
             )
         )
     return tuple(rows)
-
-
-def parameters_by_step(steps: Sequence[Step], specs: Sequence[Any], layout: Layout) -> list[int]:
-    """Returns how many numbers each step learns; those that several steps use count at the first."""
-    counted: set[str] = set()
-    found = []
-    for step, x in zip(steps, specs, strict=True):
-        names = {f"{step.path}.{name}" for name in step.layer.parameters(x)}
-        own = {layout.aliases.get(name, name) for name in names} - counted
-        counted |= own
-        found.append(sum(layout.specs[name].size for name in own))
-    return found
 
 
 def _totals(

@@ -14,8 +14,8 @@ from framework.data import clusters
 
 #: 14 batches an epoch, so that 30 steps take two epochs and a bit; dropout, clipping and statistics are on.
 RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 30, "clip_norm": 0.5, "seed": 7, "learning_rate": 3e-3}
-#: What may be otherwise in a resumed run.
-FREE: dict[str, Any] = {"validation_examples": 8}
+#: What may be otherwise in a resumed run. A report takes a moment; what is not about it goes without.
+FREE: dict[str, Any] = {"validation_examples": 8, "report": False}
 
 
 class Seen(ArrayDataset):

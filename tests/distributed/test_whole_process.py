@@ -18,7 +18,7 @@ from tests.limits import memory_limit
 from tests.limits_from_outside import LimitEach, Unlimited, run_watched
 from tests.scripts.helpers import command, last_json, run
 
-OPTIONS = ("--steps", "4", "--validation-examples", "16", "--run-dir", "run", "--force", "--json")
+OPTIONS = ("--steps", "4", "--validation-examples", "16", "--run-dir", "run", "--force", "--json", "--report")
 
 
 def check(tmp_path: Path, model: str, budget: str, workers: int, watcher: Unlimited | None = None) -> tuple[float, int]:

@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(script: str, *arguments: str) -> list[str]:
+    """The words that start a program. A report of a run takes a second; what is not about it goes without."""
+    if script == "train" and not {"--report", "--watch"} & {*arguments}:
+        arguments = (*arguments, "--no-report")
     return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
 
 

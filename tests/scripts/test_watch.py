@@ -85,7 +85,7 @@ def test_a_sparkline_has_the_shape_of_its_values(drawing: Any) -> None:
 
 def test_a_run_that_is_over_is_told_in_lines(tmp_path: Path) -> None:
     stopped(12, trainer(tmp_path / "run"))
-    told = run("train", "--watch", "run", cwd=tmp_path).stdout
+    told = run("train", "--watch", "run", cwd=tmp_path, code=1).stdout
     assert "stopped  step 12/30  loss " in told
     assert "stopped after step 12 of 30" in told and "go on  python scripts/train.py --resume run" in told
     assert "\x1b" not in told
@@ -94,7 +94,9 @@ def test_a_run_that_is_over_is_told_in_lines(tmp_path: Path) -> None:
 def test_json_is_the_present_state_once(train: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run")
     write(folder / "metrics.jsonl", row(0))
-    state = train.main(train.Train(workers=2, watch=folder, json=True))
+    ended = train.main(train.Train(workers=2, watch=folder, json=True))
+    state = ended.result
+    assert ended.code == 0
     assert (state["status"], state["step"], state["ranks"][0]["state"]) == ("running", 1, "no log")
     assert json.loads(json.dumps(state)) == state | {
         name: list(state[name]) for name in ("losses", "ranks", "snapshots")
