@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.costs import Times, costs_of
 from checkpointing.engine import run_plans
@@ -39,6 +41,7 @@ class RunPlanning:
         budget: The limit of the engine's bytes in each worker; None for no limit.
         process: What a worker's process takes besides, once it has been measured.
         baselines: What each rank's process had before its first array, in bytes, once it has been measured.
+        measured_how: By which arguments of `measure_baseline`.
 
     Raises:
         ValueError: Something would see the padding of a batch.
@@ -64,6 +67,7 @@ class RunPlanning:
         self.budget: int | None = None
         self.process: ProcessUse | None = None
         self.baselines: list[int] = []
+        self.measured_how: tuple[Any, ...] = ()
         self._budget = options.parsed_budget()
         folder = options.offload_dir
         self._disk_bandwidth = None if folder is None or options.address else measure_disk(folder)
@@ -133,7 +137,6 @@ class RunPlanning:
         given = input_specs(steps, self._specs[0])
         specs = [spec for each in given for spec in (each if isinstance(each, tuple) else (each,))]
         rows, width = max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs)
-        #: How they are measured: the arguments of `measure_baseline`.
         self.measured_how = (self.layout.dtype.name, options.threads_per_worker, rows, width)
         # In this process the data set is there already, and the ledger counts it.
         held = 0 if options.workers else self._data.nbytes

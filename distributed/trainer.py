@@ -232,7 +232,10 @@ class Trainer:
         recording, group = self.recording, self._group
         done = self.first_step + len(recording.seconds)
         if group is not None and isinstance(error, Exception) and done == recording.step:
-            recording.steps = group.ask("recorded")
+            try:
+                recording.steps = group.ask("recorded")
+            except Exception as fault:  # the run's own error is what counts
+                error.add_note(f"what the workers had recorded is lost: {fault}")
 
     @property
     def _recorded_step(self) -> int | None:
