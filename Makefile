@@ -34,7 +34,7 @@ docs: .venv/.installed-docs
 
 # Compares with PyTorch, which the peers extra installs.
 test-peers: .venv/.installed-peers
-	$(PYTEST) -m peers -rP tests/peers tests/scripts $(ARGS)
+	$(PYTEST) -m peers -rP tests/peers tests/scripts tests/docs $(ARGS)
 
 # Many more draws of the laws of memory than `make test` has.
 test-memory: .venv/.installed-test

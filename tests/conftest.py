@@ -24,7 +24,7 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 #: These start Ray or programs, or look at what all processes of the machine leave: one after the other, in one process.
-ONE_AT_A_TIME = ("tests/distributed/", "tests/scripts/", "tests/test_limits")
+ONE_AT_A_TIME = ("tests/distributed/", "tests/scripts/", "tests/docs/test_commands", "tests/test_limits")
 #: Of them, those that do neither.
 APART = tuple(
     f"tests/distributed/{name}.py"

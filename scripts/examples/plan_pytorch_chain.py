@@ -26,7 +26,7 @@ def profiled() -> Costs:
     from torch import nn, randint, randn
 
     sys.path.insert(0, str(HERE.parent))
-    from profile_torch import profile
+    from _torch_costs import profile
 
     layers = [layer for _ in range(8) for layer in (nn.Linear(512, 512), nn.GELU(), nn.LayerNorm(512))]
     model = nn.Sequential(*layers, nn.Linear(512, 10))

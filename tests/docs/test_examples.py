@@ -88,6 +88,16 @@ def test_a_stored_chain_of_pytorch_s_is_planned(example: Any, capsys: pytest.Cap
     assert len(plan.costs.steps) == len(Costs.load(stored).steps) == 25
 
 
+@pytest.mark.peers
+def test_a_chain_is_profiled_in_pytorch_and_planned(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    example("plan_pytorch_chain")()
+    told = capsys.readouterr().out
+    assert "25 layers" in told
+    assert "PyTorch" in told
+    assert "100 %" in told
+
+
 def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names = runpy.run_path(str(FOLDER / "notebook.py"))
     told = capsys.readouterr().out
