@@ -279,7 +279,8 @@ def costs_of(
         gradient_nbytes=layout.gradients.nbytes,
         norm_workspace=norm_workspace_nbytes(layout),
         update_workspace=optimizer.workspace_nbytes(layout) if optimizer else 0,
-        static={holder: nbytes for holder, nbytes in held.items() if nbytes},
+        # An optimizer without state is named all the same: its scratch is counted under its name.
+        static={holder: nbytes for holder, nbytes in held.items() if nbytes or holder.startswith("optimizer/")},
     )
 
 

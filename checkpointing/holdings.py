@@ -55,8 +55,8 @@ class Holdings:
 def holdings(plan: Plan) -> Holdings:
     """Returns what a plan holds during its first shard."""
     costs, timeline = plan.costs, plan.simulation.timeline
-    possible = np.array([1 + bool(step.footprint.own) for step in costs.steps])
     values: set[Value] = set()
+    row = np.full(len(costs.steps), NOTHING, np.int8)
     done: Counter[int] = Counter()
     rows: list[Array] = []
     labels: list[str] = []
@@ -64,8 +64,9 @@ def holdings(plan: Plan) -> Holdings:
     live: list[int] = []
     inside: list[int] = []
     for place, operation in enumerate(first_shard(plan.operations)):
-        _follow(values, operation, plan)
-        row = _row(values, possible)
+        row = row.copy()
+        for step in _follow(values, operation, plan) - {BATCH}:
+            row[step] = _held(values, step, bool(costs.steps[step].footprint.own))
         if isinstance(operation, Drop):
             rows[-1], live[-1] = row, timeline[place].live
             continue
@@ -84,33 +85,32 @@ def first_shard(operations: Sequence[Operation]) -> Sequence[Operation]:
     return operations[: next(ends, len(operations))]
 
 
-def _follow(values: set[Value], operation: Operation, plan: Plan) -> None:
+def _follow(values: set[Value], operation: Operation, plan: Plan) -> set[int]:
+    """Adds to the values what an operation makes, or removes what it drops; returns the steps that these are of."""
+    made: set[Value] = set()
     match operation:
         case Forward(step, keep):
-            values |= {output(step)} | ({residuals(step)} if keep is not None else set())
-        case Loss():
-            if plan.purpose != "evaluate":
-                values.add(cotangent(len(plan.costs.steps) - 1))
+            made = {output(step)} | ({residuals(step)} if keep is not None else set())
+        case Loss() if plan.purpose != "evaluate":
+            made = {cotangent(len(plan.costs.steps) - 1)}
         case Backward(step):
             cost = plan.costs.steps[step]
-            values |= {cotangent(source) for source, wanted in zip(cost.inputs, cost.wanted, strict=True) if wanted}
+            made = {cotangent(source) for source, wanted in zip(cost.inputs, cost.wanted, strict=True) if wanted}
         case Fetch(value):
-            values.add(value)
+            made = {value}
         case Drop(value):
             values.discard(value)
+            return {value.at} if value.kind in "ard" else set()
+    values |= made
+    return {value.at for value in made}
 
 
-def _row(values: set[Value], possible: Array) -> Array:
-    found = np.zeros_like(possible)
-    row = np.full(possible.shape, NOTHING, np.int8)
-    for value in values:
-        if value.kind in "ar" and value.at != BATCH:
-            found[value.at] += 1
-        elif value.kind == "d" and value.at != BATCH:
-            row[value.at] = COTANGENT
-    row[found > 0] = PART
-    row[(found > 0) & (found == possible)] = ALL
-    return row
+def _held(values: set[Value], step: int, own: bool) -> int:
+    """What is held of a step that has own residuals, or none."""
+    found = (output(step) in values) + (residuals(step) in values)
+    if found:
+        return ALL if found == 1 + own else PART
+    return COTANGENT if cotangent(step) in values else NOTHING
 
 
 def _running(operation: Operation, done: Counter[int]) -> tuple[int, str] | None:

@@ -157,7 +157,8 @@ class _Simulator:
         self.names: dict[int, int] = {}  # buffer -> number of values that name it
         self.bytes_of: dict[int, tuple[int, Holder]] = {}
         self.held = {static_holder(name): nbytes for name, nbytes in costs.static.items() if nbytes}
-        self.optimizer = next((owner for category, owner in self.held if category == "optimizer"), "optimizer")
+        owners = (owner for category, owner in map(static_holder, costs.static) if category == "optimizer")
+        self.optimizer = next(owners, "optimizer")
         self.live = self.inside = self.highest = sum(costs.static.values())
         self.at_peak = self.held.copy()
         self.flops = 0

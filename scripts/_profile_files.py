@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import _console
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from checkpointing.report import json_file, text, trace
 from checkpointing.report.compare import Comparison
@@ -65,17 +65,21 @@ def require(out: Sequence[str], force: bool) -> None:
 
 def show(report: Report) -> None:
     """Prints a report: in colours and cut to what one reads in a terminal, whole and plain elsewhere."""
-    console = _console.console
-    if console.quiet:
-        return
-    if not console.is_terminal:
+    if _console.console.is_terminal:
+        _print(text.parts(report, _console.console.width))
+    elif not _console.console.quiet:
         _console.show(text.text(report))
-        return
-    for part in text.parts(report, console.width):
-        console.print(part)
 
 
 def show_comparison(found: Comparison, limit: float | None) -> None:
     """Prints a comparison."""
-    for part in comparison_parts(found, limit):
+    parts = comparison_parts(found, limit)
+    if _console.console.is_terminal:
+        _print(parts)
+    elif not _console.console.quiet:
+        _console.show(text.plain(parts))
+
+
+def _print(parts: Iterable[RenderableType]) -> None:
+    for part in parts:
         _console.console.print(part)

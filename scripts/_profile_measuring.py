@@ -98,14 +98,15 @@ def profiled(
         frontier: The memory-time curve.
         configuration: What was asked for.
     """
-    rows: list[PolicyRow] = []
+    rows = build.policy_rows(
+        [build.Candidate(each.plans.policy.name, each.plans.train, each.budget, each is chosen) for each in asked]
+    )
     rank: Rank | None = None
     failure = ""
     for number, each in enumerate(asked):
         if told is not None:
             told(number, len(asked), each.name)
-        row = build.policy_row(each.plans, each.plans.policy.name, each.budget, each is chosen)
-        plan = each.plans.train[0]
+        row, plan = rows[number], each.plans.train[0]
         profile: Profile | None = None
         if steps is not None:
             try:
@@ -117,7 +118,7 @@ def profiled(
         if each is chosen:
             rank = _rank(each, profile)
             failure = row.error or ""
-        rows.append(row)
+        rows[number] = row
     assert rank is not None
     if told is not None:
         told(len(asked), len(asked), "")

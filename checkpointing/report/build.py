@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -110,11 +110,13 @@ def report(
 
 def _beside_store_all(plans: Sequence[Plan], budget: int | None) -> tuple[PolicyRow, ...]:
     first = plans[0]
-    mine = policy_row(plans, first.policy, budget, chosen=True)
-    if first.policy == StoreAll.name:
-        return (mine,)
-    everything = plan_run(first.costs, policy=StoreAll(), shards=first.shards, world=first.world, purpose=first.purpose)
-    return policy_row(everything, StoreAll.name), mine
+    candidates = [Candidate(first.policy, plans, budget, True)]
+    if first.policy != StoreAll.name:
+        everything = plan_run(
+            first.costs, policy=StoreAll(), shards=first.shards, world=first.world, purpose=first.purpose
+        )
+        candidates.insert(0, Candidate(StoreAll.name, everything.train))
+    return tuple(policy_rows(candidates))
 
 
 def layer_rows(plan: Plan, layout: Layout, seen: Timeline | None = None) -> tuple[LayerRow, ...]:
@@ -216,23 +218,49 @@ def drawing(plan: Plan) -> Drawing:
     return Drawing(found.steps, found.labels, held, found.running)
 
 
-def policy_row(
-    plans: RunPlans | Sequence[Plan], name: str, budget: int | None = None, chosen: bool = False
-) -> PolicyRow:
-    """Returns what is predicted of a policy.
+@dataclass(frozen=True)
+class Candidate:
+    """A policy or budget with its plans of a training step, one for each rank.
 
-    Args:
-        plans: Its plans of a training step, one for each rank.
-        name: As it is spelled.
+    Attributes:
+        policy: As it is spelled.
+        plans: The plans.
         budget: The bytes it was planned for.
         chosen: Whether it is the plan of the report's timelines.
     """
-    train = plans.train if isinstance(plans, RunPlans) else tuple(plans)
-    peak = max(plan.peak for plan in train)
-    seconds = max(plan.simulation.seconds for plan in train)
-    disk = any(plan.simulation.disk_nbytes for plan in train)
-    bound = max(Bounds(p.costs, p.shards, p.world, p.rank, disk).seconds(peak) for p in train)
-    return PolicyRow(name, budget, peak, seconds, None, None, None, bound, chosen)
+
+    policy: str
+    plans: Sequence[Plan]
+    budget: int | None = None
+    chosen: bool = False
+
+
+def policy_rows(candidates: Sequence[Candidate]) -> list[PolicyRow]:
+    """Returns what is predicted of policies and budgets."""
+    known: dict[Any, Bounds] = {}  # the same for all plans of one setting, and slow to make where there are many steps
+
+    def bound(plan: Plan, disk: bool, peak: int) -> float:
+        key = (id(plan.costs), plan.shards, plan.world, plan.rank, disk)
+        if key not in known:
+            known[key] = Bounds(plan.costs, plan.shards, plan.world, plan.rank, disk)
+        return known[key].seconds(peak)
+
+    rows = []
+    for each in candidates:
+        peak = max(plan.peak for plan in each.plans)
+        seconds = max(plan.simulation.seconds for plan in each.plans)
+        disk = any(plan.simulation.disk_nbytes for plan in each.plans)
+        least = max(bound(plan, disk, peak) for plan in each.plans)
+        rows.append(PolicyRow(each.policy, each.budget, peak, seconds, None, None, None, least, each.chosen))
+    return rows
+
+
+def policy_row(
+    plans: RunPlans | Sequence[Plan], name: str, budget: int | None = None, chosen: bool = False
+) -> PolicyRow:
+    """Returns the same of one policy alone."""
+    (row,) = policy_rows([Candidate(name, plans.train if isinstance(plans, RunPlans) else plans, budget, chosen)])
+    return row
 
 
 def frontier_points(curve: Sequence[CurvePoint]) -> tuple[FrontierPoint, ...]:

@@ -50,7 +50,7 @@ def excess(predicted: Timeline, measured: Timeline) -> tuple[Excess, ...]:
 def _differences(predicted: Timeline, measured: Timeline) -> Iterator[tuple[_Holder, int, int, bool]]:
     """Yields each difference at each operation: holder, bytes, the operation's place, and whether it is there at the end."""
     # An operation that failed half-way is the last, and its frames hold what it would have given up.
-    whole = len(measured.labels) - (len(measured.labels) < len(predicted.labels))
+    whole = max(0, len(measured.labels) - (len(measured.labels) < len(predicted.labels)))
     pairs = islice(zip(held(predicted), held(measured), strict=False), whole)
     before = sum(measured.before) - sum(predicted.before)
     for place, (told, seen) in enumerate(pairs):

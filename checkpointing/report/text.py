@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from rich import box
@@ -26,9 +26,14 @@ _LETTERS = dict(zip(PHASES, "LFLBAO", strict=True)) | {"loss": "l"}
 
 def text(report: Report, width: int = _WIDTH) -> str:
     """Returns the whole report as plain text."""
+    return plain(parts(report, width, rows=None), width)
+
+
+def plain(drawn: Iterable[RenderableType], width: int = _WIDTH) -> str:
+    """Returns parts of a report or a comparison as plain text."""
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False, legacy_windows=False)
-    for part in parts(report, width, rows=None):
+    for part in drawn:
         console.print(part)
     # Lines of tables are padded to the width.
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())

@@ -254,3 +254,31 @@ def test_the_peak_is_kept_over_marks_and_starts_again_when_told() -> None:
     assert ledger.peak == 50
     ledger.reset_peak()
     assert ledger.peak == kept.nbytes == 20
+
+
+@given(EVENTS)
+def test_a_recording_keeps_who_holds_the_most_bytes_at_once(events: list[Any]) -> None:
+    """At the first moment of those with the most, after the recording began, as a list of the arrays says it."""
+    ledger = Ledger()
+    held = ledger.count(5, "data", "held")
+    ledger.start_recording()
+    most, holders = 5, {("data", "held"): 5}
+    for live, _, rows in run(ledger, events):
+        if live + 5 > most:
+            most, holders = live + 5, {("data", "held"): 5}
+            for category, owner, nbytes in rows:
+                if nbytes:
+                    holders[category, owner] = holders.get((category, owner), 0) + nbytes
+    ledger.mark("all of it")
+    found = ledger.stop_recording()
+    del held
+    assert found.before == {("data", "held"): 5}
+    assert found.at_peak == holders
+    (moment,) = found.moments
+    assert (moment.label, moment.inside) == ("all of it", most)
+    assert moment.seconds > 0
+
+
+def test_only_what_is_being_recorded_can_be_stopped() -> None:
+    with pytest.raises(ValueError, match="the ledger records nothing"):
+        Ledger().stop_recording()

@@ -6,21 +6,25 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpointing import Engine, run_plans
 from checkpointing.costs import costs_of
 from checkpointing.executor import Executor
+from checkpointing.operations import Operation
 from checkpointing.plan import Plan
 from checkpointing.report import sums
 from checkpointing.report.data import PHASES, Timeline
 from checkpointing.report.timelines import measured, predicted
 from checkpointing.running import Job
 from checkpointing.schedules import make_plan
-from framework import BudgetExceeded, Key, Ledger, Parameters
+from checkpointing.simulation import _Simulator
+from framework import SGD, BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Parameters
 from framework.memory import CATEGORIES, Recording
-from tests.checkpointing.cases import IN_MEMORY, all_cases, mlp, tokens
+from tests.checkpointing.cases import IN_MEMORY, Case, all_cases, mlp, tokens
 from tests.checkpointing.report.recorded import recorded
 from tests.checkpointing.test_random_plans import random_case, random_schedule
 
@@ -146,3 +150,72 @@ def test_what_the_ledger_holds_besides_is_in_the_measured_timeline() -> None:
     assert seen.live[0] == predicted(plan).live[0] + 1000
     assert ("data", "beside", 1000) in sums.at_peak(seen)
     require_sums(seen)
+
+
+class _InEachOperation(Ledger):
+    """Writes down who holds the most bytes inside each operation, and not inside the highest alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[tuple[str, str], int]] = []
+
+    def begin(self) -> None:
+        super().begin()
+        self._highest, self._at_peak, self._rising = self.live, self._holders.copy(), False
+
+    def mark(self, label: str) -> None:
+        self._note_peak()
+        self.found.append(self._at_peak)
+        super().mark(label)
+
+
+class _PredictedInEach(_Simulator):
+    """The same as the simulator says it."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.costs, plan.purpose, plan.shards, plan.rank)
+        self.found: list[dict[tuple[str, str], int]] = []
+        self.run(plan.operations)
+
+    def do(self, place: int, operation: Operation) -> None:
+        self.highest, self.at_peak = self.live, self.held.copy()
+        super().do(place, operation)
+        self.found.append(self.at_peak)
+
+
+def require_holders_inside(case: Case, policy: str, shards: int) -> None:
+    plan = case.plans(policy, shards).train[0]
+    ledger = _InEachOperation()
+    engine = case.engine(ledger)
+    ledger.start_recording()
+    engine.train_step(plan, case.loader(shards), 0, 1e-2)
+    assert ledger.found == _PredictedInEach(plan).found
+
+
+@pytest.mark.parametrize("name", ["tokens-float32", "images-float64", "recurrent-float64"])
+def test_who_holds_the_most_inside_an_operation_is_as_predicted(name: str) -> None:
+    """Not at the peak alone: so it is known wherever the peak may be."""
+    require_holders_inside(CASES[name], "every-k:2", 4)
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("policy", IN_MEMORY)
+@pytest.mark.parametrize("name", CASES)
+def test_so_it_is_inside_all_operations(name: str, policy: str, shards: int) -> None:
+    require_holders_inside(CASES[name], policy, shards)
+
+
+def test_an_optimizer_without_state_is_named_where_it_holds_scratch() -> None:
+    """With one example the peak is in the update."""
+    x = np.ones((1, 3), "float32")
+    case = Case("wide", Chain(Linear(20_000), Linear(3)), MeanSquaredError(), x, x)
+    plan = run_plans(case.chain, case.loss, *case.specs(1), SGD(momentum=0.0)).train[0]
+    ledger = Ledger()
+    engine = Engine(case.chain, case.loss, case.chain.layout(case.specs(1)[0]), SGD(momentum=0.0), ledger=ledger)
+    ledger.start_recording()
+    engine.train_step(plan, case.loader(1), 0, 1e-2)
+    recording = ledger.stop_recording()
+    require_equal(plan, recording)
+    assert plan.labels[predicted(plan).peak] == "update 0"
+    assert recording.at_peak["workspace", "SGD"] > 0
