@@ -28,6 +28,10 @@ HOSTILE = (
 )
 
 
+#: Of a timeline, with a place for each operation.
+COLUMNS = ("labels", "phases", "layers", "shards", "recomputed", "seconds", "live", "inside", "changes")
+
+
 class _Recorder:
     """A ledger that writes a timeline."""
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from checkpointing.report.data import Report
+from checkpointing.report.data import Drawing, Report
 from checkpointing.report.html import page
 from tests.browser import Browser, Opened
 from tests.checkpointing.cases import mlp
 from tests.checkpointing.report.recorded import report_of
-from tests.checkpointing.report.reports import HOSTILE, made_report, made_timeline, names
+from tests.checkpointing.report.reports import COLUMNS, HOSTILE, made_report, made_timeline, names
 
 DRAWN = "[data-drawn=all]"
 PLOTS = ("timeline", "frontier", "plan", "steps")
@@ -225,6 +225,38 @@ def test_models_of_one_layer_and_of_a_thousand(browser: Browser, tmp_path: Path,
         assert len(column_of(found, 0)) == layers
         inside: Any = found.page.evaluate("data.ranks[0].predicted.inside")
         assert max(inside) == max(report.ranks[0].predicted.inside)
+
+
+def cut_short(report: Report) -> Report:
+    """A run that ended in its fifth operation."""
+    rank = report.ranks[0]
+    inside = rank.predicted.inside[:5]
+    cut = replace(
+        rank.predicted, peak=inside.index(max(inside)), **{name: getattr(rank.predicted, name)[:5] for name in COLUMNS}
+    )
+    return replace(report, ranks=(replace(rank, measured=cut, process=None),), failure="WorkerLost: rank 0")
+
+
+def bare(report: Report) -> Report:
+    """A plan alone, of which nothing else is known."""
+    nothing = Drawing((), (), (), ())
+    return replace(report, budget=None, policies=(), frontier=(), layers=(), advice=(), drawing=nothing)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "report", [cut_short(made_report()), bare(made_report(measured=False))], ids=["cut short", "bare"]
+)
+def test_reports_that_lack_something_are_drawn_as_far_as_they_go(
+    browser: Browser, tmp_path: Path, report: Report
+) -> None:
+    with opened(browser, report, tmp_path) as found:
+        areas = found.page.locator("#plot-timeline .fills path, #plot-timeline .js-fill")
+        assert areas.count() > 3
+        shown = report.ranks[0].measured or report.ranks[0].predicted
+        assert found.page.evaluate("shown().at.length") == len(shown.labels)
+        hover(found, "timeline", 2.5 / len(shown.labels), 0.5, shown.labels[2])
+        assert found.page.get_by_text("The run ended early").count() == bool(report.failure)
 
 
 @pytest.mark.browser

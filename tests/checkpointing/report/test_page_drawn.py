@@ -15,10 +15,7 @@ from checkpointing.report.page.encoding import embedded, encoded
 from checkpointing.report.page.points import Points
 from tests.checkpointing.cases import mlp
 from tests.checkpointing.report.recorded import report_of
-from tests.checkpointing.report.reports import HOSTILE, made_report, made_timeline, names
-
-#: Of a timeline, with a place for each operation.
-COLUMNS = ("labels", "phases", "layers", "shards", "recomputed", "seconds", "live", "inside", "changes")
+from tests.checkpointing.report.reports import COLUMNS, HOSTILE, made_report, made_timeline, names
 
 
 @pytest.fixture(scope="module")
