@@ -22,10 +22,10 @@ class Timeline:
     Attributes:
         labels: The operations, as the plan names them.
         phases: The phase of each, one of `PHASES`.
-        layers: The path of each one's layer; empty where it has none.
+        layers: The path of the layer that runs, or whose value it is; empty where there is none.
         shards: The virtual shard of each; None where it is of none or of all.
-        recomputed: Whether each is a forward that has run before in its shard.
-        seconds: How long each took, or takes by the plan.
+        recomputed: Whether each is a forward that has run before in its shard. Its phase is then the backward.
+        seconds: How long each took, or takes by the plan, in whole nanoseconds.
         live: Bytes alive after each.
         inside: The most bytes alive during each.
         holders: All (category, owner) that hold anything at any time.
@@ -33,6 +33,9 @@ class Timeline:
         changes: For each operation, the holders that have more or fewer bytes after it than before, and by how many: (holder, bytes).
         peak: The operation with the most bytes inside, the first of equal ones.
         at_peak: What each holder has at that moment, zeros left out: (holder, bytes); they add up to ``inside[peak]``.
+
+    What belongs to no layer has another owner: "model", "AdamW", "shard 0", "loss". A step that failed half-way ends with the operation
+    that failed; one that failed before its first has no operations, and `at_peak` is `before`.
     """
 
     labels: tuple[str, ...]
@@ -106,7 +109,8 @@ class LayerRow:
         output, residuals, workspace: Bytes of its output, own residuals, and the larger workspace of forward and backward.
         flops: Of its forward and backward.
         forward_seconds, backward_seconds: Of one each: measured where the report has a measured timeline, else as planned.
-        kept: "kept", "in part" or "recomputed": what the backward finds of it.
+        kept: "kept" if its forward runs once; else "in part" if something of it that a backward reads is there when the loss has run,
+            and "recomputed" if nothing is.
         forwards: How many times its forward runs in a shard.
     """
 
@@ -132,7 +136,8 @@ class PolicyRow:
         policy: As it is spelled.
         budget: The bytes it was planned for; None without a budget.
         predicted_peak, predicted_seconds: By the plan, of a whole step's passes.
-        ledger_peak, rss_peak, step_seconds: As measured; None where it was not.
+        ledger_peak, rss_peak, step_seconds: As measured: the engine's bytes, those of its whole process, and a step's median time; None
+            where it was not.
         bound_seconds: Seconds that no plan of this peak goes below.
         chosen: Whether it is the plan of the timelines.
         error: Why measuring it failed; None if it did not.
