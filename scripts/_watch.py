@@ -84,7 +84,9 @@ def line(state: RunState) -> str:
 
 def drawn(state: RunState, width: int) -> RenderableType:
     """A run as it is drawn in a terminal of so many columns."""
+    # Not to the last column: what a terminal echoes of Ctrl-C would begin another line, which is drawn over wrongly.
     rows = Table.grid(padding=(0, 2), expand=True)
+    rows.width = width - 3
     rows.add_column(justify="right", style="bold", no_wrap=True)
     rows.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     head = Text.assemble((state.status, _COLOURS.get(state.status, "yellow")), "  ", state.path)
