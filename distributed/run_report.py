@@ -80,7 +80,8 @@ class Reporter(Callback):
         if room is not None and room < _ROOM:
             return (
                 f"{path.name} was not drawn: that takes {format_size(_ROOM)} for a moment, and the budget of the process leaves "
-                f"{format_size(max(0, room))}; {data} has all that it shows"
+                f"{format_size(max(0, room))}; {data} has all that it shows: draw it with python scripts/profile_memory.py {path.parent} "
+                f"--out {path}"
             )
         from checkpointing.report.html import page  # it is not needed before, and not by workers
 
