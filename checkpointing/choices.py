@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 
-from checkpointing.costs import Costs
+from checkpointing.bounds import Bounds
+from checkpointing.costs import Costs, UpdateCost
 from checkpointing.operations import Backward, Drop, Forward, Load, Loss, Reduce
 from checkpointing.plan import Plan
 from checkpointing.planner.frontier import Frontier, Point, frontier
@@ -50,6 +51,7 @@ class Setting:
         world: W, the number of ranks.
         purpose: Of the training plans: train or gradient.
         bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; None for one of all at the end.
+        updates: What the optimizer takes on each rank, where its state is shared out; empty where it is what `costs` say.
     """
 
     costs: Costs
@@ -57,11 +59,21 @@ class Setting:
     world: int = 1
     purpose: str = "train"
     bucket_nbytes: int | None = None
+    updates: tuple[UpdateCost, ...] = ()
+
+    def costs_of(self, rank: int) -> Costs:
+        """The costs on a rank: they differ in what the optimizer takes."""
+        return self.costs.with_update(self.updates[rank]) if self.updates else self.costs
+
+    def bounds(self, disk: bool = False) -> list[Bounds]:
+        """The bounds of each rank's plans."""
+        return [Bounds(self.costs_of(rank), self.shards, self.world, rank, disk) for rank in range(self.world)]
 
     def plans(self, schedule: Schedule, policy: str) -> tuple[Plan, ...]:
         """The plan of each rank."""
+        how = self.shards, self.world
         return tuple(
-            make_plan(schedule, self.costs, policy, self.purpose, self.shards, self.world, rank, self.bucket_nbytes)
+            make_plan(schedule, self.costs_of(rank), policy, self.purpose, *how, rank, self.bucket_nbytes)
             for rank in range(self.world)
         )
 
@@ -73,16 +85,17 @@ class Setting:
         # All but what holds bytes through the step is hashable.
         values = (getattr(self.costs, field.name) for field in fields(self.costs))
         told = (tuple(sorted(value.items())) if isinstance(value, Mapping) else value for value in values)
-        return (*told, self.shards, self.world, self.purpose, self.bucket_nbytes)
+        return (*told, self.shards, self.world, self.purpose, self.bucket_nbytes, self.updates)
 
 
 def unlike(plans: Sequence[Plan]) -> list[Plan]:
-    """Leaves out plans of ranks whose sums of gradients come and go as another's: these hold as much and take as long."""
+    """Leaves out plans of ranks whose sums of gradients come and go as another's, beside as much: these hold as much and take as long."""
     found: dict[tuple[object, ...], Plan] = {}
     for plan in plans:
         mine = shards_of(plan.shards, plan.world, plan.rank)
         sums = tuple((sums_at(mine, shard), added_by_layer(mine, shard)) for shard in mine)
-        found.setdefault((plan.purpose, plan.rank == 0, sums, len(roots_of(mine))), plan)
+        beside = sum(plan.costs.static.values()), plan.costs.update_workspace
+        found.setdefault((plan.purpose, plan.rank == 0, sums, len(roots_of(mine)), *beside), plan)
     return list(found.values())
 
 
@@ -181,14 +194,20 @@ class Choices:
 
     @cached_property
     def _moments(self) -> tuple[int, int]:
-        """The most bytes while a shard's pass runs where everything is stored, and at other moments."""
+        """The most bytes while a shard's pass runs where everything is stored, and at other moments.
+
+        Of an optimizer's state that is shared out, ranks hold more or less by a block. Each counts here as if it held as much as the one with
+        the most: which rank has the peak under another schedule is not known here, and a plan must fit all of them.
+        """
         inside, elsewhere = 0, 0
+        most = max(plan.simulation.static for plan in self.everything)
         for plan in unlike(self.everything):
+            less = most - plan.simulation.static
             for operation, moment in zip(plan.operations, plan.simulation.timeline, strict=True):
                 if isinstance(operation, Forward | Loss | Backward):
-                    inside = max(inside, moment.inside)
+                    inside = max(inside, moment.inside + less)
                 elif not isinstance(operation, Drop | Reduce):  # during which nothing is made
-                    elsewhere = max(elsewhere, moment.inside)
+                    elsewhere = max(elsewhere, moment.inside + less)
         return inside, elsewhere
 
     @property

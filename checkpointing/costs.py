@@ -70,6 +70,26 @@ class StepCost:
     gradient_nbytes: int = 0
 
 
+class UpdateCost(NamedTuple):
+    """What an optimizer takes on a rank.
+
+    Attributes:
+        holder: Who holds its state, as in `Costs.static`.
+        state: Bytes of its state.
+        workspace: Bytes of scratch of an update.
+    """
+
+    holder: str
+    state: int
+    workspace: int
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, layout: Layout, part: slice | None = None) -> UpdateCost:
+        """Returns what it takes for some elements of the parameters; for all, if nothing is said."""
+        holder = f"optimizer/{type(optimizer).__name__}"
+        return cls(holder, optimizer.state_nbytes(layout, part), optimizer.workspace_nbytes(layout, part))
+
+
 @dataclass(frozen=True)
 class Costs:
     """All that a plan is made from.
@@ -189,6 +209,12 @@ class Costs:
         """Returns the same costs with other times; None for modelled ones."""
         return replace(self, times=times)
 
+    def with_update(self, update: UpdateCost) -> Costs:
+        """Returns the same costs on a rank on which the optimizer takes this: it holds the state of a part of the parameters."""
+        # One without state is named all the same: its scratch is counted under its name.
+        static = {**self.static, update.holder: update.state}
+        return replace(self, static=static, update_workspace=update.workspace)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the costs as JSON-ready data (docs/costs.md has the schema)."""
         return costs_schema.written(self)
@@ -266,10 +292,8 @@ def costs_of(
         raise ValueError("the model has no parameters, so there is nothing to train")
     found = step_costs(steps, specs, training, layout)
     held = {"parameters/model": layout.nbytes, "parameters/state": layout.state.nbytes, **(static or {})}
-    if optimizer is not None:
-        held[f"optimizer/{type(optimizer).__name__}"] = optimizer.state_nbytes(layout)
     last = found[-1].footprint.output
-    return Costs(
+    costs = Costs(
         steps=found,
         batch=batch,
         targets=targets,
@@ -278,10 +302,9 @@ def costs_of(
         weights=Spec((batch.shape[0],), last.dtype) if weighted else None,
         gradient_nbytes=layout.gradients.nbytes,
         norm_workspace=norm_workspace_nbytes(layout),
-        update_workspace=optimizer.workspace_nbytes(layout) if optimizer else 0,
-        # An optimizer without state is named all the same: its scratch is counted under its name.
-        static={holder: nbytes for holder, nbytes in held.items() if nbytes or holder.startswith("optimizer/")},
+        static={holder: nbytes for holder, nbytes in held.items() if nbytes},
     )
+    return costs if optimizer is None else costs.with_update(UpdateCost.of(optimizer, layout))
 
 
 def step_costs(steps: tuple[Step, ...], specs: list[Any], training: bool, layout: Layout) -> tuple[StepCost, ...]:

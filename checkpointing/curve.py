@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from checkpointing.bounds import Bounds
 from checkpointing.choices import Setting, choices
-from checkpointing.costs import Costs
+from checkpointing.costs import Costs, UpdateCost
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ def memory_time_curve(
     world: int = 1,
     progress: Callable[[int, int], None] | None = None,
     bucket_nbytes: int | None = None,
+    updates: tuple[UpdateCost, ...] = (),
 ) -> list[CurvePoint]:
     """Returns the plans for budgets that are evenly spaced from the smallest feasible one to what storing everything takes.
 
@@ -62,15 +62,17 @@ def memory_time_curve(
         world: W, the number of ranks.
         progress: Told how many of how many are planned.
         bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; see `checkpointing.plan_run`.
+        updates: See `plan_run`.
 
     Raises:
         ValueError: There are fewer than 2 points.
     """
     if points < 2:
         raise ValueError(f"a curve has at least 2 points, but got {points}")
-    known = choices(Setting(costs, shards, world, bucket_nbytes=bucket_nbytes))
+    setting = Setting(costs, shards, world, bucket_nbytes=bucket_nbytes, updates=updates)
+    known = choices(setting)
     most = max(known.least, known.store_all)
-    bounds = [Bounds(costs, shards, world, rank) for rank in range(world)]
+    bounds = setting.bounds()
     found = []
     for number in range(points):
         budget = known.least + (most - known.least) * number // (points - 1)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from checkpointing.budgets import parse_budget
-from checkpointing.costs import Times, costs_of
+from checkpointing.costs import Times, UpdateCost, costs_of
 from checkpointing.executor import Executor, LayerParameters
 from checkpointing.inspector import Finding, Inspector
 from checkpointing.plan import Plan
 from checkpointing.policies import Policy, StoreAll, parse_policy
-from checkpointing.reduction import Reduction, Sums
+from checkpointing.reduction import Reduction, Sharing, Sums
 from checkpointing.reduction_tree import require_shards
 from checkpointing.running import Job, Outcome
 from checkpointing.runs import RunPlans, plan_run
@@ -46,6 +46,10 @@ class Engine:
         gradients: Where gradient buffers come from; by default where the others do.
         block: Whether the buffers of a step lie in one block; see `Executor`.
         offload_dir: The folder for values that a plan holds on disk; see `Executor`.
+        sharing: Shares the optimizer's state out over ranks; None where this rank has all of it.
+
+    Attributes:
+        optimizer_state: Of the rank's part of the parameters: (slots, elements).
     """
 
     def __init__(
@@ -62,11 +66,14 @@ class Engine:
         gradients: Allocator | None = None,
         block: bool = False,
         offload_dir: Path | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.ledger = ledger or Ledger()
         self.parameters = Parameters.initialize(layout, Key(seed), self.ledger)
         self.optimizer = optimizer
-        self.optimizer_state = optimizer.initialize(layout, self.ledger)
+        self._sharing = sharing
+        self._part = slice(0, layout.size) if sharing is None else sharing.part
+        self.optimizer_state = optimizer.initialize(layout, self.ledger, self._part)
         self._key = Key(seed).fold("layers")
         self._clip = clip
         self._layer = layer
@@ -88,15 +95,19 @@ class Engine:
         def update(mean: Array, norm: float) -> None:
             gradient, statistics = self.parameters.layout.parts(mean)
             advance_state(self._layer, self.parameters, statistics)
+            part = self._part
             self.optimizer.update(
-                self.parameters.flat,
-                gradient,
+                self.parameters.flat[part],
+                gradient[part],
                 self.optimizer_state,
                 step=step,
                 learning_rate=learning_rate,
                 factor=clip_factor(norm, self._clip),
                 ledger=self.ledger,
+                first=part.start,
             )
+            if self._sharing is not None:
+                self._sharing.gather(self.parameters.flat)
 
         return self._executor.run(plan, Job(load, self._key.fold(step), update), witness)
 
@@ -326,6 +337,7 @@ def run_plans(
     disk_bandwidth: int | None = None,
     weighted: tuple[bool, bool] = (False, False),
     bucket_nbytes: int | None = None,
+    updates: tuple[UpdateCost, ...] = (),
 ) -> RunPlans:
     """Plans a training run: see `plan_run`.
 
@@ -346,6 +358,7 @@ def run_plans(
         disk_bandwidth: Bytes a second of that disk; by default it is assumed.
         weighted: Whether examples come with weights, in training and in validation.
         bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; None for one of all at the end.
+        updates: What the optimizer takes on each rank, where its state is shared out; empty where every rank holds all of it.
     """
     made: Sequence[Any] = [
         costs_of(layer, loss, batch, targets, optimizer, static, training, weights)
@@ -361,4 +374,5 @@ def run_plans(
         world,
         offload=offload,
         bucket_nbytes=bucket_nbytes,
+        updates=updates,
     )

@@ -52,6 +52,20 @@ class Reduction(Protocol):
         ...
 
 
+class Sharing(Protocol):
+    """Shares the optimizer's state out over ranks: each updates its part of the parameters, and is given the others'.
+
+    Attributes:
+        part: The elements of the flat buffer whose state this rank holds.
+    """
+
+    part: slice
+
+    def gather(self, parameters: Array) -> None:
+        """Fills the flat parameters, of which this rank has updated its part, with what the other ranks have updated."""
+        ...
+
+
 class LocalReduction:
     """One rank: its sums are added and divided by the count of targets."""
 

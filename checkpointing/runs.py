@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from checkpointing.choices import Setting, choices, evaluations, unlike
-from checkpointing.costs import Costs
+from checkpointing.costs import Costs, UpdateCost
 from checkpointing.plan import Plan
 from checkpointing.planner.frontier import Point
 from checkpointing.policies import Budget, Policy, StoreAll
@@ -91,6 +91,7 @@ def plan_run(
     purpose: str = "train",
     offload: bool = False,
     bucket_nbytes: int | None = None,
+    updates: tuple[UpdateCost, ...] = (),
 ) -> RunPlans:
     """Chooses a policy and plans every rank of a run.
 
@@ -110,6 +111,7 @@ def plan_run(
         purpose: Of the training plans: train or gradient.
         offload: Whether a budget may choose plans that hold values on disk.
         bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; None for one of all at the end.
+        updates: What the optimizer takes on each rank, where its state is shared out; empty where it is what the costs say.
 
     Raises:
         InfeasibleBudget: The policy does not fit the budget, or nothing does; the message names the smallest that would.
@@ -122,8 +124,8 @@ def plan_run(
         raise ValueError("the policy 'budget' needs a budget; give --memory-budget, for example engine:64MiB")
     evaluate: tuple[Plan, ...] = ()
     if evaluation_costs is not None:
-        evaluate = evaluations(Setting(evaluation_costs, shards, world, "evaluate"))
-    known = choices(Setting(costs, shards, world, purpose, bucket_nbytes))
+        evaluate = evaluations(Setting(evaluation_costs, shards, world, "evaluate", updates=updates))
+    known = choices(Setting(costs, shards, world, purpose, bucket_nbytes, updates))
 
     def planned(named: Policy, point: Point | None = None) -> RunPlans:
         return RunPlans(named, known.plans(named, point), evaluate, known.store_all_activation_nbytes)

@@ -144,6 +144,8 @@ class RayGroup:
     def start(self, tasks: Sequence[WorkerTask]) -> None:
         self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
         self.call("connect", self.call("address"))
+        if any(task.shard_optimizer for task in tasks):
+            self.call("connect_state", self.call("state_address"))
 
     def begin(self, run: str, logs: Path | None) -> list[str | None]:
         faults = self.call("begin", run, logs)

@@ -79,6 +79,8 @@ class TrainingOptions:
     """With workers: bytes of gradients of which the reduction begins as soon as the backward has made them."""
     overlap: bool = True
     """With workers: reduce buckets while the backward goes on, instead of all at the end."""
+    shard_optimizer: bool = False
+    """With workers: each holds the optimizer's state of its part of the parameters alone (ZeRO stage 1), updates that part, and is given the others'. Bits stay the same; with one rank it changes nothing, since that holds all."""
     pretend_bandwidth: str | None = None
     """With workers: take as long over a bucket as a network of so many bytes a second would, as 100MB; to see what overlap gains there."""
     snapshot_every: int | None = None
@@ -153,6 +155,11 @@ class TrainingOptions:
     def world(self) -> int:
         """Number of ranks: one in process, else one a worker."""
         return max(1, self.workers)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the optimizer's state is shared out: there must be several ranks for that."""
+        return self.shard_optimizer and self.world > 1
 
     @property
     def warmup(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
-from checkpointing.costs import Times, costs_of
+from checkpointing.costs import Times, UpdateCost, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.offload import measure_disk
 from checkpointing.policies import Policy, StoreAll
@@ -14,6 +14,7 @@ from checkpointing.timing import Progress, measure_times
 from distributed.groups import Group, RayGroup
 from distributed.options import TrainingOptions
 from distributed.padding import require_paddable
+from distributed.sharded_state import communication_nbytes, others_nbytes, update_costs
 from distributed.worker_sizes import outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
@@ -141,10 +142,27 @@ class RunPlanning:
         # In this process the data set is there already, and the ledger counts it.
         held = 0 if options.workers else self._data.nbytes
         self.baselines = [baseline - held for baseline in group.measure(*self.measured_how)]
-        return ProcessUse(max(self.baselines), outside_nbytes(self.layout, options.shards, options.world))
+        outside = outside_nbytes(self.layout, options.shards, options.world)
+        return ProcessUse(max(self.baselines), outside + self.passing_nbytes)
+
+    @property
+    def _sharded_over(self) -> int:
+        """Over how many ranks the optimizer's state is shared out; 0 if it is not."""
+        return self._options.world if self._options.sharded else 0
+
+    @property
+    def updates(self) -> tuple[UpdateCost, ...]:
+        """What the optimizer takes on each rank, where its state is shared out; else nothing."""
+        return update_costs(self._optimizer, self.layout, self._sharded_over) if self._sharded_over else ()
+
+    @property
+    def passing_nbytes(self) -> int:
+        """Bytes of other ranks' memory that a rank sees parameters and state pass through, where the optimizer's state is shared out."""
+        return others_nbytes(self.layout, self._sharded_over) if self._sharded_over else 0
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
-        options = self._options
+        options, sharded = self._options, self._sharded_over
+        static = static_nbytes(self._data, options.shards, bool(options.workers))
         return run_plans(
             self._model.chain,
             self._model.loss,
@@ -154,11 +172,12 @@ class RunPlanning:
             budget=budget,
             shards=options.shards,
             world=options.world,
-            static=static_nbytes(self._data, options.shards, bool(options.workers)),
+            static={**static, **(communication_nbytes(self.layout, sharded) if sharded else {})},
             times=self._times,
             offload=options.offload_dir is not None,
             disk_bandwidth=self._disk_bandwidth,
             bucket_nbytes=self._options.bucket_nbytes,
+            updates=self.updates,
             weighted=(self._batches[0].padded, self._batches[1].padded),
         )
 

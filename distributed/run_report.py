@@ -166,7 +166,7 @@ def _process(trainer: Trainer, rank: int, plain: int | None) -> Process | None:
     if rss is None:
         return None
     engine = reserved_nbytes(planning.plans.train[rank], planning.plans.evaluate[rank], options.memory == "block")
-    engine += outside_of(rank, trainer.layout, options.shards, options.world)
+    engine += outside_of(rank, trainer.layout, options.shards, options.world) + planning.passing_nbytes
     ray = max(0, baseline - plain) if plain is not None else 0
     return Process(
         rss=rss,
@@ -200,8 +200,10 @@ def _frontier(trainer: Trainer) -> tuple[FrontierPoint, ...]:
     options = trainer.options
     if trainer.budget is None or options.policy not in (None, "budget") or options.plan is not None:
         return ()
-    costs = trainer.plans.train[0].costs
-    curve = memory_time_curve(costs, _POINTS, options.shards, options.world, bucket_nbytes=options.bucket_nbytes)
+    costs, shards, world = trainer.plans.train[0].costs, options.shards, options.world
+    curve = memory_time_curve(
+        costs, _POINTS, shards, world, bucket_nbytes=options.bucket_nbytes, updates=trainer.planning.updates
+    )
     return frontier_points(curve)
 
 

@@ -81,8 +81,11 @@ class Saving:
             sync(self._folder.parent)
         losses = np.array([row["loss"] for row in history], np.float64)
         keep = self._trainer.options.keep_snapshots
-        # Rank 0 writes, since all ranks hold the same. A state that is cut among ranks would have files of each.
-        self.taken.append(group.call_first("snapshot", self._folder, keep, self._about(len(history)), losses))
+        arguments = self._folder, keep, self._about(len(history)), losses
+        if self._trainer.options.sharded:  # rank 0 writes, and the others send it what they hold
+            self.taken.append(group.call("snapshot", *arguments)[0])
+        else:  # all ranks hold the same
+            self.taken.append(group.call_first("snapshot", *arguments))
         self._tell()  # one is begun when the one before is finished
         self._pending, self._last = self._folder / self.taken[-1]["name"], time.monotonic()
 

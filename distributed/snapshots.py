@@ -4,7 +4,8 @@ A snapshot is a folder RUN/snapshots/step-00000050 of safetensors files and a ma
 itself. It is written under another name, synced, and renamed, so a folder of that name is whole, unless the disk has damaged it since: who
 reads it checks every byte first. Nothing in it is code.
 
-All ranks hold equal state, so one of them writes it (`SnapshotWriter`) and all read it (`load`).
+Rank 0 writes it (`SnapshotWriter`), since all hold equal state; of an optimizer's state that is shared out, the others send it theirs, block by
+block. All read it (`load`). The files are the same whoever held what.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from framework.durable import ASIDE
-from framework.memory import Array, Ledger
-from framework.tensor_files import hash_file, read_tensors
+from framework.memory import Ledger
+from framework.tensor_files import Tensors, hash_file, read_tensors
 
 #: What a manifest says it is. The version rises when older programs could not read it any more.
 FORMAT, VERSION = "retape snapshot", 1
@@ -48,7 +49,7 @@ class SnapshotFailed(RuntimeError):  # noqa: N818  (the name that callers act on
 
 
 #: What the files of a snapshot hold: for each file its arrays by name.
-State = Mapping[str, Mapping[str, Array]]
+State = Mapping[str, Tensors]
 
 
 def name_of(step: int) -> str:

@@ -362,6 +362,7 @@ class Trainer:
             verify=options.verify_memory,
             timeout=options.timeout,
             overlap=options.overlap,
+            shard_optimizer=options.sharded,
             bandwidth=None if options.pretend_bandwidth is None else parse_size(options.pretend_bandwidth),
         )
 

@@ -23,9 +23,11 @@ from checkpointing.report.data import Timeline
 from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.segment import SegmentAddress
+from distributed.collectives.shared_memory import SharedMemory
 from distributed.fingerprint import Fingerprint, fingerprint
 from distributed.logs import close_log, log_file, no_log, open_log, told_process
 from distributed.recording import RecordedStep
+from distributed.sharded_state import ShardedState, state_communicator
 from distributed.snapshot_writer import SnapshotWriter
 from distributed.snapshots import LOSSES, OPTIMIZER, WEIGHTS, SnapshotFailed, load
 from distributed.worker_sizes import reserved_nbytes, shard_specs, static_nbytes, validation_windows
@@ -36,6 +38,7 @@ from framework.models import Model
 from framework.optimizers import Optimizer
 from framework.parameters import sha256_of
 from framework.schedules import WarmupCosine
+from framework.tensor_files import Tensors
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class WorkerTask:
         verify: Whether the first step and the first validation batch run under the witness; see `checkpointing.witness`.
         timeout: Seconds to wait for them.
         overlap, bandwidth: See `GradientReduction`.
+        shard_optimizer: Whether the rank holds the optimizer's state of its part of the parameters alone.
     """
 
     model: Model
@@ -92,6 +96,7 @@ class WorkerTask:
     timeout: float
     overlap: bool
     bandwidth: float | None
+    shard_optimizer: bool
 
 
 class Worker:
@@ -106,6 +111,8 @@ class Worker:
         give_back_free_memory()
         self._witness: Witness | None = None
         self._shared: GradientReduction | None = None
+        self._carrier: SharedMemory | None = None
+        self._sharded: ShardedState | None = None
         self._offloads: Engine | None = None
         self._recorded: Timeline | None = None
         self._log = no_log()
@@ -124,6 +131,8 @@ class Worker:
             self._witness.close()
         if self._shared:
             self._shared.close()
+        if self._carrier:
+            self._carrier.close()
 
     def _build(self, task: WorkerTask) -> None:
         self._ledger = Ledger(task.limit)
@@ -141,6 +150,9 @@ class Worker:
                 task.rank, task.world, task.shards, layout.gradients.size, layout.dtype,
                 most // layout.gradients.nbytes, task.timeout, task.overlap, task.bandwidth,
             )  # fmt: skip
+        if task.shard_optimizer:
+            self._carrier = state_communicator(task.rank, task.world, task.timeout)
+            self._sharded = ShardedState(self._carrier, layout, self._ledger)
         self._engine = Engine(
             task.model.chain,
             task.model.loss,
@@ -153,6 +165,7 @@ class Worker:
             gradients=self._shared,
             block=task.block,
             offload_dir=task.offload_dir,
+            sharing=self._sharded,
         )
         self._offloads = self._engine
         self._engine.reserve([task.train, task.evaluate])
@@ -172,6 +185,15 @@ class Worker:
         """Attaches to all workers' shared memory."""
         if self._shared:
             self._shared.connect(addresses)
+
+    def state_address(self) -> SegmentAddress | None:
+        """Where other workers find the shared memory through which this one sends parameters and state."""
+        return self._carrier.address if self._carrier else None
+
+    def connect_state(self, addresses: Sequence[SegmentAddress]) -> None:
+        """Attaches to all workers' shared memory for parameters and state."""
+        if self._carrier:
+            self._carrier.connect(addresses)
 
     def begin(self, run: str, logs: Path | None) -> str | None:
         """Is told that the run begins: writes its log from now on.
@@ -294,15 +316,25 @@ class Worker:
     def snapshot(self, folder: Path, keep: int, about: dict[str, Any], losses: Array) -> dict[str, Any]:
         """Writes a snapshot between two steps: see `SnapshotWriter.write`.
 
+        Where the optimizer's state is shared out, all ranks are asked for it; the others send rank 0 what they hold.
+
         Args:
             folder: RUN/snapshots.
             keep: How many of them stay.
             about: What the manifest says.
             losses: Of all steps so far.
         """
-        if self._snapshots is None:
-            self._snapshots = SnapshotWriter(folder, keep)
-        written = self._snapshots.write(about, {**self._state(), LOSSES: {"losses": losses}})
+        state = {**self._state(), LOSSES: {"losses": losses}}
+        try:
+            if self._sharded and self._task.rank:
+                self._sharded.pass_on(state[OPTIMIZER])
+                return {}
+            if self._snapshots is None:
+                self._snapshots = SnapshotWriter(folder, keep)
+            written = self._snapshots.write(about, state)
+        except BaseException as error:
+            self._give_up(error)  # others may wait to send what they hold
+            raise
         self._log.info("snapshot %s: %s bytes, %.3f s", written["name"], f"{written['bytes']:,}", written["seconds"])
         return written
 
@@ -315,14 +347,19 @@ class Worker:
         """Takes parameters and state from a snapshot, every byte of which it checks."""
         load(snapshot, self._state(), self._ledger)
 
-    def _state(self) -> dict[str, dict[str, Array]]:
+    def _state(self) -> dict[str, Tensors]:
         engine = self._engine
-        layout, state = engine.parameters.layout, engine.optimizer_state
-        return {WEIGHTS: engine.parameters.with_state(), OPTIMIZER: engine.optimizer.state_by_name(layout, state)}
+        optimizer, state = engine.optimizer, engine.optimizer_state
+        by_name: Tensors = (
+            self._sharded.tensors(optimizer, state)
+            if self._sharded
+            else optimizer.state_by_name(engine.parameters.layout, state)
+        )
+        return {WEIGHTS: engine.parameters.with_state(), OPTIMIZER: by_name}
 
     def finish(self) -> dict[str, Any]:
         """Returns what the worker held and what became of its parameters."""
-        sha256 = self._engine.parameters.sha256()
+        sha256, state = self._engine.parameters.sha256(), self._engine.optimizer_state
         self._log.info("end: peak %s bytes, parameters %s", f"{self._ledger.peak:,}", sha256)
         return {
             "rank": self._task.rank,
@@ -332,7 +369,8 @@ class Worker:
             "reserved_bytes": reserved_nbytes(self._task.train, self._task.evaluate, self._task.block),
             "process": asdict(ProcessMemory.read()),
             "parameters_sha256": sha256,
-            "optimizer_sha256": sha256_of(self._engine.optimizer_state),
+            "optimizer_bytes": state.nbytes,
+            "optimizer_sha256": self._sharded.sha256(state) if self._sharded else sha256_of(state),
         }
 
     def parameters(self) -> tuple[Array, Array | None]:
@@ -382,6 +420,8 @@ class Worker:
     def _give_up(self, error: BaseException) -> None:
         if self._shared:
             self._shared.abort()
+        if self._carrier:
+            self._carrier.abort()
         self._log.error("failed: %s", error, exc_info=error)
 
 

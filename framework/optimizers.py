@@ -47,22 +47,28 @@ class Optimizer(ABC):
             for name, view in layout.views(flat).items()
         }
 
-    def state_nbytes(self, layout: Layout) -> int:
-        """Bytes of the state."""
-        return self.slots * layout.nbytes
+    def state_nbytes(self, layout: Layout, part: slice | None = None) -> int:
+        """Bytes of the state of some elements; of all, if nothing is said."""
+        return self.slots * _elements(layout, part) * layout.dtype.itemsize
 
-    def workspace_nbytes(self, layout: Layout) -> int:
-        """Bytes of scratch of an update."""
-        return self.scratch_rows * kernels.block_rows(layout.size, 1) * layout.dtype.itemsize
+    def workspace_nbytes(self, layout: Layout, part: slice | None = None) -> int:
+        """Bytes of scratch of an update of some elements; of all, if nothing is said."""
+        return self.scratch_rows * kernels.block_rows(_elements(layout, part), 1) * layout.dtype.itemsize
 
-    def initialize(self, layout: Layout, ledger: Ledger | None = None) -> Array:
+    def initialize(self, layout: Layout, ledger: Ledger | None = None, part: slice | None = None) -> Array:
         """Returns the state before the first step: zeros.
+
+        Args:
+            layout: The layout of the parameters.
+            ledger: Counts the state.
+            part: The elements whose state it is; None for all.
 
         Raises:
             ValueError: `decays` was selected from another layout.
         """
         self._require_own(layout)
-        state = (ledger or Ledger()).empty((self.slots, layout.size), layout.dtype, "optimizer", type(self).__name__)
+        shape = self.slots, _elements(layout, part)
+        state = (ledger or Ledger()).empty(shape, layout.dtype, "optimizer", type(self).__name__)
         state.fill(0)
         return state
 
@@ -307,6 +313,11 @@ def tree_sum(values: list[float]) -> float:
         odd = values[-1:] if len(values) % 2 else []
         values = [a + b for a, b in zip(values[::2], values[1::2], strict=False)] + odd
     return values[0] if values else 0.0
+
+
+def _elements(layout: Layout, part: slice | None) -> int:
+    """How many elements of the flat buffer a part has."""
+    return layout.size if part is None else len(range(layout.size)[part])
 
 
 def _require_fraction(name: str, value: float) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,39 @@ class Written:
     sha256: str
 
 
-def write_tensors(descriptor: int, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Written:
+@dataclass(frozen=True)
+class Scattered:
+    """A tensor that several processes hold together, each some of its elements.
+
+    Attributes:
+        shape: Of the whole.
+        dtype: Its dtype.
+        place: Which elements of the whole, flat, this process holds.
+        held: These elements.
+        blocks: Yields all elements, flat and in order; a block is read before the next one is asked for.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    place: slice
+    held: Array
+    blocks: Callable[[], Iterator[Array]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+#: Tensors by name.
+Tensors = Mapping[str, Array | Scattered]
+
+
+def write_tensors(descriptor: int, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> Written:
     """Writes a safetensors file, and hashes what it writes.
 
     Args:
         descriptor: An open file, empty.
-        tensors: By name, float and C-contiguous, in the order in which they go into the file.
+        tensors: By name, float and C-contiguous, in the order in which they go into the file. Of one that is scattered, blocks are asked for.
         metadata: Words about them.
 
     Raises:
@@ -57,7 +85,7 @@ def write_tensors(descriptor: int, tensors: Mapping[str, Array], metadata: Mappi
     end = 0
     for name, tensor in tensors.items():
         # A view of its bytes would have another order.
-        assert tensor.flags.c_contiguous, name
+        assert isinstance(tensor, Scattered) or tensor.flags.c_contiguous, name
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _CODES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -67,15 +95,19 @@ def write_tensors(descriptor: int, tensors: Mapping[str, Array], metadata: Mappi
     digest.update(start)
     nbytes = write_all(descriptor, start)
     for tensor in tensors.values():
-        flat = tensor.reshape(-1)
-        height = BLOCK_NBYTES // tensor.dtype.itemsize
-        for first in range(0, flat.size, height):
-            block = flat[first : first + height]
+        for block in tensor.blocks() if isinstance(tensor, Scattered) else _blocks(tensor):
             little = block.astype(block.dtype.newbyteorder("<"), copy=False)
             raw = little.view(np.uint8).data
             digest.update(raw)
             nbytes += write_all(descriptor, raw)
     return Written(nbytes, digest.hexdigest())
+
+
+def _blocks(tensor: Array) -> Iterator[Array]:
+    flat = tensor.reshape(-1)
+    height = BLOCK_NBYTES // tensor.dtype.itemsize
+    for first in range(0, flat.size, height):
+        yield flat[first : first + height]
 
 
 def hash_file(path: Path) -> Written:
@@ -89,12 +121,12 @@ def hash_file(path: Path) -> Written:
     return Written(nbytes, digest.hexdigest())
 
 
-def read_tensors(path: Path, views: Mapping[str, Array], what: str, ledger: Ledger | None = None) -> None:
+def read_tensors(path: Path, views: Tensors, what: str, ledger: Ledger | None = None) -> None:
     """Reads tensors into arrays, one at a time, after checking all of them.
 
     Args:
         path: The file.
-        views: By name, where they go: all that the file holds.
+        views: By name, where they go: all that the file holds. Of one that is scattered, only the elements that are held here are taken.
         what: What the file is called in messages, as "weights file".
         ledger: Counts the tensor that is being read.
 
@@ -107,8 +139,13 @@ def read_tensors(path: Path, views: Mapping[str, Array], what: str, ledger: Ledg
     with _open(path, what) as file:
         _require_match(path, file, {name: (view.shape, view.dtype.name) for name, view in views.items()}, what)
         for name, view in views.items():
+            if isinstance(view, Scattered) and not view.held.size:
+                continue
             passing = book.count(view.nbytes, "workspace", what)
-            view[...] = file.get_tensor(name)
+            if isinstance(view, Scattered):
+                view.held[...] = file.get_tensor(name).reshape(-1)[view.place]
+            else:
+                view[...] = file.get_tensor(name)
             del passing
 
 

@@ -34,6 +34,7 @@ APART = tuple(
         "test_digits",
         "test_doctor",
         "test_run_state",
+        "test_sharded_state",
         "test_snapshots",
         "collectives/test_gradients",
         "collectives/test_shared_memory",

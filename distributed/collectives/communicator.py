@@ -135,7 +135,7 @@ def slices_of(size: int, world: int) -> list[slice]:
     """
     blocks = -(-size // NORM_BLOCK)
     shares = [shards_of(blocks, world, rank) for rank in range(world)]
-    return [slice(share.start * NORM_BLOCK, min(share.stop * NORM_BLOCK, size)) for share in shares]
+    return [slice(*(min(edge * NORM_BLOCK, size) for edge in (share.start, share.stop))) for share in shares]
 
 
 def combine(inputs: Sequence[Array], op: Op, out: Array, scratch: Array) -> None:

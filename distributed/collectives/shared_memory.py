@@ -31,13 +31,18 @@ from distributed.collectives.communicator import (
 from distributed.collectives.mailbox import Mailboxes, Wait, mailboxes_nbytes
 from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous, give_up
 from distributed.collectives.segment import PAGE, Segment, SegmentAddress, attach_all, round_up
-from distributed.collectives.staging import Staging, staging_nbytes
+from distributed.collectives.staging import SLOTS, Staging, staging_nbytes
 from framework.memory import Array
 
 #: Bytes of a copied array that travel at once: few enough for the cache, many enough to pay for a meeting.
 CHUNK = 1 << 20
 _CALLS = CONTROL_NBYTES
 _MAILBOXES = round_up(_CALLS + CALLS_NBYTES, PAGE)
+
+
+def gathering_nbytes(piece: int) -> int:
+    """Bytes of a rank's segment that gathering and broadcasting take, of which at most so many bytes of one rank travel at once."""
+    return _MAILBOXES + SLOTS * round_up(piece, PAGE)
 
 
 class SharedMemory:

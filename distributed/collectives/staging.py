@@ -16,6 +16,7 @@ The count of pieces goes on from call to call, and all ranks meet once at the be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from framework.memory import Array
 _BYTE = np.dtype(np.uint8)
 #: By how many pieces a rank may be ahead of another, and how often each box is there.
 LEAD = 4
-_SLOTS = 2 * LEAD
+SLOTS = 2 * LEAD
 
 
 class Staging:
@@ -43,11 +44,15 @@ class Staging:
     def __init__(self, rank: int, segments: Sequence[Segment], offset: int, chunk: int) -> None:
         self.rank, self.world, self._chunk = rank, len(segments), chunk
         size = box_nbytes(self.world, chunk)
-        slots = [offset + slot * size for slot in range(2 * _SLOTS)]
-        self._inboxes = [[segment.array(slot, size, _BYTE) for slot in slots[:_SLOTS]] for segment in segments]
-        self._outboxes = [[segment.array(slot, size, _BYTE) for slot in slots[_SLOTS:]] for segment in segments]
-        self.scratch = scratch_for(self.world)
+        slots = [offset + slot * size for slot in range(2 * SLOTS)]
+        self._inboxes = [[segment.array(slot, size, _BYTE) for slot in slots[:SLOTS]] for segment in segments]
+        self._outboxes = [[segment.array(slot, size, _BYTE) for slot in slots[SLOTS:]] for segment in segments]
         self._count = 0
+
+    @cached_property
+    def scratch(self) -> Array:
+        """What `combine` needs; who only gathers has none."""
+        return scratch_for(self.world)
 
     def carry(
         self, parts: Sequence[Array], own: Array, op: Op | None, gather: bool, meet: Callable[[int], None]
@@ -82,10 +87,10 @@ class Staging:
         self._count += transfer.pieces
 
     def inbox(self, rank: int, piece: int, dtype: np.dtype[Any]) -> Array:
-        return self._inboxes[rank][(self._count + piece) % _SLOTS].view(dtype)
+        return self._inboxes[rank][(self._count + piece) % SLOTS].view(dtype)
 
     def outbox(self, rank: int, piece: int, dtype: np.dtype[Any]) -> Array:
-        return self._outboxes[rank][(self._count + piece) % _SLOTS].view(dtype)
+        return self._outboxes[rank][(self._count + piece) % SLOTS].view(dtype)
 
 
 def box_nbytes(world: int, chunk: int) -> int:
@@ -95,7 +100,7 @@ def box_nbytes(world: int, chunk: int) -> int:
 
 def staging_nbytes(world: int, chunk: int) -> int:
     """Bytes of a rank's boxes."""
-    return 2 * _SLOTS * box_nbytes(world, chunk)
+    return 2 * SLOTS * box_nbytes(world, chunk)
 
 
 class _Transfer:

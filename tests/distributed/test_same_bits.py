@@ -46,7 +46,7 @@ def alone() -> dict[str, Any]:
         (2, {"bucket_size": "1MB", "memory": "heap"}),
         (3, {"policy": "sqrt-n", "bucket_size": "1B"}),
         (4, {}),
-        (4, {"bucket_size": "300kB", "overlap": False}),
+        (4, {"bucket_size": "300kB", "overlap": False, "shard_optimizer": True}),
     ],
 )
 def test_any_number_of_workers_gives_the_bits_of_one_process(
@@ -63,6 +63,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "how": ({"policy": "store-all"}, {"policy": "sqrt-n"}, {"memory_budget": "engine:60%"}),
     "overlap": (True, False),
     "memory": ("block", "heap"),
+    "shard_optimizer": (True, False),
 }
 
 
@@ -98,7 +99,7 @@ def alone_in_eight() -> dict[str, Any]:
 
 @pytest.mark.memory
 @pytest.mark.parametrize("combination", COVERING, ids=lambda each: "-".join(map(str, each.values())))
-def test_one_hash_whatever_buckets_overlap_policies_and_memory(
+def test_one_hash_whatever_buckets_overlap_policies_memory_and_sharding(
     alone_in_eight: dict[str, Any], ray_cluster: None, combination: dict[str, Any]
 ) -> None:
     options = dict(combination)
