@@ -10,16 +10,16 @@ Examples:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import _console
 from _console import console
-from _plan_drawing import curve_table, drawing, paragraphs, table
+from _plan_drawing import curve_table, drawing, node_table, paragraphs, table
 
 from checkpointing import (
-    Bounds,
     Budget,
     Costs,
     InfeasibleBudget,
@@ -35,17 +35,21 @@ from checkpointing import (
 )
 from checkpointing.budgets import ProcessBudget, ProcessUse
 from checkpointing.choices import Setting, choices
+from checkpointing.costs import UpdateCost
 from checkpointing.curve import CurvePoint, gap
 from checkpointing.explanation import Explanation
 from checkpointing.holdings import holdings
+from checkpointing.plan import Plan
 from checkpointing.planned import Planned
 from checkpointing.policies import candidates, offloading_candidates
 from checkpointing.profiler import model_times
 from checkpointing.profiler import process_use as process_use_here
 from checkpointing.reduction_tree import require_shards
+from distributed.sharded_state import communication_nbytes, update_costs
 from distributed.worker_sizes import shard_specs, static_nbytes
 from framework import AdamW, build
 from framework.data import Batches, LastBatch
+from framework.parameters import Layout
 
 DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 8, 4, "engine:60%"
 
@@ -66,6 +70,8 @@ class PlanOptions(_console.Common):
     """What becomes of an epoch's last examples, as for train.py: padding has weights, which take a few bytes."""
     workers: int = 0
     """Ray workers that the shards are dealt to; 0 is one process. The plan with the largest peak is shown."""
+    shard_optimizer: bool = False
+    """Plan for workers that share the optimizer's state out, as for train.py."""
     policy: str | None = None
     """What to keep and what to recompute, as for train.py. Default: budget."""
     plan: Path | None = None
@@ -92,17 +98,22 @@ class PlanOptions(_console.Common):
 
 def main(options: PlanOptions) -> dict[str, Any]:
     _require(options)
-    costs, shards, what = chain(options)
+    costs, shards, what, layout = chain(options)
     world = max(1, options.workers)
+    both = held_ways(costs, layout, world) if layout is not None and world > 1 else {}
+    costs, updates = both["shared out"] if both and options.shard_optimizer else (costs, ())
     with console.status("planning"):
-        plans, budget = chosen(options, costs, shards, world)
+        plans, budget = chosen(options, costs, shards, world, updates)
         plan = max(plans.train, key=lambda plan: plan.peak)
         told = explain(plan, budget)
-        rows = policies(costs, shards, world, plans, budget)
-    curve = frontier(options, costs, shards, world) if options.frontier else None
+        rows = policies(Setting(costs, shards, world, updates=updates), plans, budget)
+        on_a_node = nodes(both, plan)
+    curve = frontier(options, Setting(costs, shards, world, updates=updates)) if options.frontier else None
     found = holdings(plan)
     console.print(f"[bold]{what}[/bold]; times are {costs.source}", markup=True)
     console.print(table(rows, budget))
+    if on_a_node:
+        console.print(node_table(on_a_node, world))
     console.print(paragraphs(told))
     console.print(f"\n[bold]{'what is held when' if shards == 1 else 'what is held when, in the first shard'}[/bold]")
     console.print(drawing(found, min(console.width, 110)))
@@ -112,7 +123,7 @@ def main(options: PlanOptions) -> dict[str, Any]:
         _console.write(options.out, plans.train[0].save)
         console.print(f"run it with train.py --plan {options.out}", markup=False)
     if options.costs_out is not None:
-        _console.write(options.costs_out, costs.save)
+        _console.write(options.costs_out, plan.costs.save)
     if options.html is not None:
         from _plan_html import page  # plotly takes a second to import
 
@@ -124,6 +135,7 @@ def main(options: PlanOptions) -> dict[str, Any]:
         "workers": options.workers,
         "budget_bytes": budget,
         "policies": rows,
+        "node": on_a_node,
         "plan": explained(told),
         "frontier": None if curve is None else [{**asdict(point), "gap": point.gap} for point in curve],
     }
@@ -137,6 +149,7 @@ def _require(options: PlanOptions) -> None:
             "--batch": options.batch,
             "--data": options.data,
             "--measured-costs": options.measured_costs,
+            "--shard-optimizer": options.shard_optimizer,
         }
         if named := [name for name, value in given.items() if value]:
             raise ValueError(
@@ -154,8 +167,8 @@ def _require(options: PlanOptions) -> None:
     _console.require_new({**files, "--save-config": options.save_config}, options.force)
 
 
-def chain(options: PlanOptions) -> tuple[Costs, int, str]:
-    """Returns the costs of a shard, the number of shards, and what is planned in words."""
+def chain(options: PlanOptions) -> tuple[Costs, int, str, Layout | None]:
+    """Returns the costs of a shard, the number of shards, what is planned in words, and the layout of a model's parameters."""
     world = max(1, options.workers)
     if options.costs is not None:
         shards = options.shards or 1
@@ -165,6 +178,7 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str]:
             costs,
             shards,
             f"{options.costs.name}, {len(costs.steps)} steps, {_count(shards, 'shard')} of {costs.batch}",
+            None,
         )
     name, batch, shards = (
         options.model or DEFAULT_MODEL,
@@ -186,35 +200,56 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str]:
     if options.measured_costs:
         with _console.measuring() as progress:
             costs = costs.with_times(model_times(model, x, targets, 1, progress))
-    parameters = model.chain.layout(x).size
+    layout = model.chain.layout(x)
     return (
         costs,
         shards,
-        f"{name}, {parameters:,} parameters, {len(costs.steps)} steps, batch {batch} in {_count(shards, 'shard')}",
+        f"{name}, {layout.size:,} parameters, {len(costs.steps)} steps, batch {batch} in {_count(shards, 'shard')}",
+        layout,
     )
 
 
-def chosen(options: PlanOptions, costs: Costs, shards: int, world: int) -> tuple[RunPlans, int | None]:
+def held_ways(costs: Costs, layout: Layout, world: int) -> dict[str, tuple[Costs, tuple[UpdateCost, ...]]]:
+    """Returns for each way in which ranks may hold the optimizer's state the costs, and what it takes on each rank if that differs."""
+    shared = replace(costs, static={**costs.static, **communication_nbytes(layout, world)})
+    return {"replicated": (costs, ()), "shared out": (shared, update_costs(AdamW(), layout, world))}
+
+
+def nodes(ways: dict[str, tuple[Costs, tuple[UpdateCost, ...]]], plan: Plan) -> list[dict[str, Any]]:
+    """Returns what a node takes on which all workers are, for each way to hold the optimizer's state: ranks run as the plan does."""
+    found = []
+    for name, (costs, updates) in ways.items():
+        plans = plan_run(costs, policy=Planned(plan), shards=plan.shards, world=plan.world, updates=updates).train
+        held = [sum(n for of, n in each.costs.static.items() if of.startswith("optimizer/")) for each in plans]
+        peaks = [each.peak for each in plans]
+        found.append({"optimizer_state": name, "optimizer_bytes": held, "peak_bytes": peaks, "bytes": sum(peaks)})
+    return found
+
+
+def chosen(
+    options: PlanOptions, costs: Costs, shards: int, world: int, updates: tuple[UpdateCost, ...]
+) -> tuple[RunPlans, int | None]:
     """Returns the plans that are asked for, and the budget of the engine in bytes."""
-    everything = plan_run(costs, policy=StoreAll(), shards=shards, world=world)
+    planned = partial(plan_run, costs, shards=shards, world=world, updates=updates)
+    everything = planned(policy=StoreAll())
     policy: Policy | None = parse_policy(options.policy) if options.policy else None
     if options.plan is not None:
         policy = Planned.load(options.plan)
     text = options.memory_budget
     if text is None and policy is not None and not isinstance(policy, Budget):
-        return plan_run(costs, policy=policy, shards=shards, world=world), None
+        return planned(policy=policy), None
     parsed = parse_budget(text or DEFAULT_BUDGET)
     process = process_use(options, costs) if isinstance(parsed, ProcessBudget) else None
     parsed = parsed.on_this_node()
     budget = parsed.resolve(everything, process)
     try:
-        return plan_run(costs, policy=policy, budget=budget, shards=shards, world=world), budget
+        return planned(policy=policy, budget=budget), budget
     except InfeasibleBudget as error:
         if process is not None and isinstance(parsed, ProcessBudget):
             raise parsed.explain(error, process) from error
         if text is not None:
             raise
-        return plan_run(costs, budget=error.smallest, shards=shards, world=world), error.smallest
+        return planned(budget=error.smallest), error.smallest
 
 
 def process_use(options: PlanOptions, costs: Costs) -> ProcessUse:
@@ -236,9 +271,9 @@ def process_use(options: PlanOptions, costs: Costs) -> ProcessUse:
     return process_use_here(costs, 1, costs.static.get("data/data set", 0))
 
 
-def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:
+def policies(setting: Setting, plans: RunPlans, budget: int | None) -> list[dict[str, Any]]:
     """Returns a row for each policy, and for the plan if it is none of them, all that is in JSON."""
-    known = choices(Setting(costs, shards, world))
+    known, costs = choices(setting), setting.costs
     every = [*candidates(costs), *offloading_candidates(costs)]
     found = [(policy.name, known.of(policy)) for policy in every if _shown(policy)]
     rows = {name: (choice.peak, choice.seconds) for name, choice in found}
@@ -250,7 +285,7 @@ def policies(costs: Costs, shards: int, world: int, plans: RunPlans, budget: int
     on_disk = {policy.name for policy in offloading_candidates(costs)}
     if any(plan.simulation.disk_nbytes for plan in plans.train):
         on_disk.add(plans.policy.name)
-    bounds = [[Bounds(costs, shards, world, rank, disk) for rank in range(world)] for disk in (False, True)]
+    bounds = [setting.bounds(disk) for disk in (False, True)]
     once = rows[StoreAll.name][1]
     told = []
     for name, (peak, seconds) in rows.items():
@@ -276,14 +311,15 @@ def _shown(policy: Policy) -> bool:
     return not number.isdecimal() or int(number) & (int(number) - 1) == 0
 
 
-def frontier(options: PlanOptions, costs: Costs, shards: int, world: int) -> list[CurvePoint]:
+def frontier(options: PlanOptions, setting: Setting) -> list[CurvePoint]:
     """Plans the memory-time curve."""
     with console.status("planning") as status:
 
         def told(done: int, total: int) -> None:
             status.update(f"planning for {done} of {total} budgets")
 
-        return memory_time_curve(costs, options.points, shards, world, told)
+        shards, world = setting.shards, setting.world
+        return memory_time_curve(setting.costs, options.points, shards, world, told, updates=setting.updates)
 
 
 def explained(told: Explanation) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from checkpointing import Costs, Plan, costs_of, parse_policy, plan_run
 from checkpointing.holdings import ALL, COTANGENT, NOTHING, PART, holdings
 from checkpointing.operations import PlanError
 from checkpointing.planned import Planned
+from distributed import Trainer
 from framework import AdamW, Spec, build, format_size
 from framework.layers import flatten
 from tests.checkpointing.cases import POLICIES, all_cases, mlp, tokens
@@ -160,6 +161,24 @@ def elsewhere() -> dict[str, Any]:
     }
 
 
+def test_what_a_node_takes_is_what_the_workers_of_a_run_take_with_state_replicated_and_shared_out(
+    tmp_path: Path,
+) -> None:
+    options = ("--model", "mlp-deep", "--shards", "8", "--workers", "3", "--policy", "sqrt-n", "--shard-optimizer")
+    done = run("plan", *options, "--json", cwd=tmp_path)
+    data = last_json(done)
+    for row, shared in zip(data["node"], (False, True), strict=True):
+        trainer = Trainer(build("mlp-deep"), workers=3, policy="sqrt-n", batch=8, shards=8, shard_optimizer=shared)
+        assert row["peak_bytes"] == [plan.peak for plan in trainer.plans.train]
+        assert row["bytes"] == sum(row["peak_bytes"])
+        for held, plan in zip(row["optimizer_bytes"], trainer.plans.train, strict=True):
+            assert held == plan.simulation.timeline[-1].categories["optimizer"]
+        assert f"{row['bytes'] / 2**20:,.1f} MiB" in done.stdout
+    replicated, shared_out = data["node"]
+    assert sum(shared_out["optimizer_bytes"]) * 3 == sum(replicated["optimizer_bytes"])
+    assert data["plan"]["peak"] == max(shared_out["peak_bytes"]) < max(replicated["peak_bytes"])
+
+
 def test_a_chain_from_elsewhere_is_planned(tmp_path: Path) -> None:
     (tmp_path / "costs.json").write_text(json.dumps(elsewhere()))
     done = run("plan", "--costs", "costs.json", "--memory-budget", "engine:20MiB", "--json", cwd=tmp_path)
@@ -189,6 +208,7 @@ def test_a_chain_from_elsewhere_is_planned(tmp_path: Path) -> None:
         (("--costs", "there.json"), "there.json is no JSON file"),
         (("--costs", "there.json", "--batch", "4"), "--costs tells all of a chain, so --batch cannot change it"),
         (("--costs", "missing.json"), "missing.json"),
+        (("--costs", "there.json", "--shard-optimizer"), "so --shard-optimizer cannot change it"),
         (("--plan", "there.json"), "there.json is no JSON file"),
     ],
 )
