@@ -95,8 +95,8 @@ def test_the_readme_shows_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make train" in text
     assert "make test" in text
-    assert (ROOT / "docs" / "images" / "policies.svg").exists()
-    assert "docs/images/policies.svg" in text
+    assert 0 < (ROOT / "docs" / "images" / "report.png").stat().st_size < 150_000
+    assert "docs/images/report.png" in text
 
 
 def test_benchmark_compares_and_says_who_is_missing(tmp_path: Path) -> None:
