@@ -58,7 +58,8 @@ def read(path: Path, program: str, kind: type) -> dict[str, Any]:
 
 def _values(path: Path, given: Mapping[str, Any], program: str, kind: type, table: str) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    # A field whose name Python has taken (from) ends with _.
+    names = {field.name.rstrip("_"): field.name for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
     for key, value in given.items():
         name = key.replace("-", "_")
@@ -67,10 +68,11 @@ def _values(path: Path, given: Mapping[str, Any], program: str, kind: type, tabl
         if name not in names:
             known = [each.replace("_", "-") for each in names if each not in _OF_ONE_START] + ["json", "quiet", "debug"]
             raise ValueError(f"{path}: {program}.py has no option {table}{key}; {_nearest(key, known)}")
-        if name in values:
+        field = names[name]
+        if field in values:
             raise ValueError(f"{path}: {table}{key} is given twice, with - and with _")
         try:
-            values[name] = converted(value, hints[name])
+            values[field] = converted(value, hints[field])
         except TypeError as error:
             raise ValueError(f"{path}: {table}{key} must be {error}, but is {value!r}") from None
     return values
@@ -146,7 +148,7 @@ def written(options: Any, program: str, leave_out: Iterable[str] = ()) -> str:
         if field.name in (*_OF_ONE_START, *leave_out) or value is None is field.default:
             continue
         value = _NONE if value is None else str(value) if isinstance(value, Path) else value
-        table[field.name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
+        table[field.name.rstrip("_").replace("_", "-")] = list(value) if isinstance(value, tuple) else value
     command = f"python scripts/{program}.py --config FILE"
     return (
         f"# Relative paths are from {Path.cwd()}. Run it again there with: {command}\n{tomli_w.dumps({program: table})}"

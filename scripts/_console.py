@@ -84,8 +84,8 @@ def bar(words: str) -> Iterator[Callable[[int, int, str], None] | None]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=console, transient=True) as drawn:
-        task = drawn.add_task("", total=None)
-        yield lambda done, total, name: drawn.update(task, completed=done, total=total, description=name)
+        task = drawn.add_task("", total=None, visible=False)
+        yield lambda done, total, name: drawn.update(task, completed=done, total=total, description=name, visible=True)
 
 
 def measuring() -> AbstractContextManager[Callable[[int, int, str], None] | None]:

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+import _packages
+
 #: docs/programs.md has them for people, docs/snapshots.md for who starts programs again.
 DONE, FAILED, BAD_INPUT, LOST, FAULT, STOPPED = 0, 1, 2, 69, 70, 75
 INTERRUPTED, CLOSED, TERMINATED = 130, 141, 143
@@ -31,9 +33,11 @@ NO_OUTPUT = "cannot write the output"
 GIVEN_WRONGLY = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, IsADirectoryError)  # fmt: skip
 WENT_WRONG = (RuntimeError, MemoryError, OSError, ImportError)
 #: Of these, some are ours all the same.
-_OURS = (RecursionError, NotImplementedError, UnboundLocalError)
+_OURS = (RecursionError, NotImplementedError)
 
-_HERE = Path(__file__).resolve().parent
+_ROOT = Path(__file__).resolve().parents[1]
+#: Files of ours; a person may work in the same folder.
+_OWN = [_ROOT / name for name in (*_packages.OWN, "scripts")]
 
 
 class Terminated(SystemExit):
@@ -90,7 +94,7 @@ def _was_raised(error: BaseException) -> bool:
 
 def _foreign_place(error: BaseException) -> str | None:
     """Where in a file of a person's own an error arose; None where none had a part in it: a model of one's own may be wrong."""
-    own = [Path(sys.prefix), Path(sys.base_prefix), Path(sysconfig.get_paths()["stdlib"]), _HERE.parent]
+    own = [Path(sys.prefix), Path(sys.base_prefix), Path(sysconfig.get_paths()["stdlib"]), *_OWN]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [
         frame
@@ -105,7 +109,7 @@ def _place(frames: list[traceback.FrameSummary]) -> str:
     if not frames:
         return "an unknown place"
     path = Path(frames[-1].filename)
-    near = path.relative_to(_HERE.parent) if path.is_relative_to(_HERE.parent) else path
+    near = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path
     return f"{near}, line {frames[-1].lineno}"
 
 

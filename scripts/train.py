@@ -102,7 +102,8 @@ def main(options: Train) -> dict[str, Any] | _console.Ended:
     model = build(options.model, options.dtype, options.dropout)
     folder = RunFolder(options.run_dir, options.force) if options.run_dir else RunFolder.new(model.name)
     folder.request = request_of(options)
-    trainer = make_trainer(options, model, folder)
+    with console.status("reading data and planning"):
+        trainer = make_trainer(options, model, folder)
     folder.configuration = configuration_of(options, trainer)
     if trainer.resumed is not None:
         folder = trainer.resumed.folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -180,6 +181,7 @@ def test_options_of_all_types_come_back_from_the_file_that_they_were_written_to(
     program: Runner, tmp_path: Path, scripts: object
 ) -> None:
     from _configuration import read, written  # type: ignore[import-not-found]
+    from profile_memory import ProfileMemory  # type: ignore[import-not-found]
     from train import Train  # type: ignore[import-not-found]
 
     given = Train(
@@ -188,6 +190,10 @@ def test_options_of_all_types_come_back_from_the_file_that_they_were_written_to(
     )  # fmt: skip
     (tmp_path / "saved.toml").write_text(written(given, "train"))
     found = Train(**read(tmp_path / "saved.toml", "train", Train))
+    (tmp_path / "from.toml").write_text("[profile_memory]\nfrom = 'a.json'\n")
+    assert read(tmp_path / "from.toml", "profile_memory", ProfileMemory) == {"from_": "a.json"}
+    again = written(ProfileMemory(from_="a.json"), "profile_memory", leave_out=set(vars(ProfileMemory())) - {"from_"})
+    assert again.splitlines()[1:] == ["[profile_memory]", 'from = "a.json"']
     assert (found.json, found.force) == (False, False)  # of one start alone
     assert vars(found) | {"json": True, "force": True} == vars(given)
 
@@ -272,25 +278,25 @@ def test_a_fault_of_our_own_is_told_without_a_traceback_and_with_one_on_demand(
 ) -> None:
     import _plan_drawing  # type: ignore[import-not-found]
 
-    monkeypatch.setattr(_plan_drawing, "table", lambda *given: {}["missing"])
+    monkeypatch.setattr(_plan_drawing, "format_size", {}.__getitem__)
     use = ("plan", *USES["plan"])
     done = program(*use)
     assert done.returncode == 70
-    assert done.stderr.startswith(
-        "error: KeyError: 'missing'\nThis is a fault of Retape, at tests/scripts/test_habits.py"
+    assert re.match(
+        r"error: KeyError: \d+\nThis is a fault of Retape, at scripts/_plan_drawing.py, line \d+", done.stderr
     )
     assert "--debug" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in program(*use, "--debug").stderr
     (tmp_path / "debug.toml").write_text("debug = true\n")
     assert "Traceback" in program(*use, "--config", "debug.toml").stderr
-    monkeypatch.setattr(_plan_drawing, "table", lambda *given: len(3))  # type: ignore[arg-type]
+    monkeypatch.setattr(_plan_drawing, "format_size", len)  # which takes no numbers
     assert program(*use).returncode == 70
 
     def on_purpose(*given: object) -> None:
         raise TypeError("there is no such option")
 
-    monkeypatch.setattr(_plan_drawing, "table", on_purpose)
+    monkeypatch.setattr(_plan_drawing, "format_size", on_purpose)
     done = program(*use)
     assert (done.returncode, done.stderr) == (2, "error: there is no such option\n")
 
@@ -338,6 +344,28 @@ def test_a_file_on_a_full_disk_is_named_and_nothing_is_left(
         done = program("plan", *USES["plan"], "--costs-out", "costs.json")
     assert (done.returncode, done.stderr) == (1, "error: cannot write costs.json: No space left on device\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_drawn_on_a_terminal_unless_quiet(tmp_path: Path, quiet: bool) -> None:
+    terminal, end = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    words = command("plan", *USES["plan"], *(["--quiet"] if quiet else []))
+    with subprocess.Popen(words, stdin=end, stdout=end, stderr=end, cwd=tmp_path, env=environment) as process:
+        os.close(end)
+        drawn = b""
+        try:
+            while piece := os.read(terminal, 65536):
+                drawn += piece
+        except OSError as error:  # how Linux says that nobody writes any more
+            assert error.errno == errno.EIO
+        os.close(terminal)
+    assert process.returncode == 0
+    if quiet:
+        assert drawn == b""
+    else:
+        assert b"planning" in drawn
+        assert b"\x1b[2K" in drawn  # a line that is drawn anew
 
 
 def test_ctrl_c_while_a_program_imports_ends_it_without_a_traceback(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from distributed import Trainer
 from framework import Chain, CrossEntropy, Linear
 from framework.data import clusters
 from tests.scripts.helpers import ROOT, command, last_json, run
+from tests.scripts.programs import Runner
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,9 @@ from tests.scripts.helpers import ROOT, command, last_json, run
         ("generate", ("nowhere",), "there is no config.json in nowhere"),
     ],
 )
-def test_bad_input_is_a_clear_error(tmp_path: Path, script: str, arguments: tuple[str, ...], message: str) -> None:
-    done = run(script, *arguments, cwd=tmp_path, code=2)
+def test_bad_input_is_a_clear_error(program: Runner, script: str, arguments: tuple[str, ...], message: str) -> None:
+    done = program(script, *arguments)
+    assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
@@ -41,9 +43,10 @@ def test_a_foreign_package_named_distributed_is_told(tmp_path: Path) -> None:
     assert str(tmp_path) in "".join(done.stderr.split("\n"))
 
 
-def test_generate_refuses_a_run_that_writes_no_text(tmp_path: Path) -> None:
-    run("train", "--workers", "0", "--model", "mlp-small", "--steps", "1", "--run-dir", "run", cwd=tmp_path)
-    done = run("generate", "run", cwd=tmp_path, code=2)
+def test_generate_refuses_a_run_that_writes_no_text(program: Runner) -> None:
+    program("train", "--workers", "0", "--model", "mlp-small", "--steps", "1", "--run-dir", "run")
+    done = program("generate", "run")
+    assert done.returncode == 2
     assert "does not write text" in done.stderr
 
 

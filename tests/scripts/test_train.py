@@ -16,6 +16,7 @@ import pytest
 from checkpointing import Plan
 from framework import Spec, build
 from tests.scripts.helpers import command, last_json, run
+from tests.scripts.programs import Runner
 from tests.shared_files import shared_files
 
 #: A run that takes a moment.
@@ -117,7 +118,9 @@ def test_help_names_every_option(tmp_path: Path, option: str) -> None:
         (("--steps", "0"), "--steps must be at least 1"),
     ],
 )
-def test_bad_input_is_a_clear_error_before_any_work(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_bad_input_is_a_clear_error_before_any_work(
+    program: Runner, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "t.csv").write_text("a,b,kind\n" + "1,2,x\n3,4,y\n" * 20)
@@ -126,7 +129,8 @@ def test_bad_input_is_a_clear_error_before_any_work(tmp_path: Path, arguments: t
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("mine")
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    done = run("train", *QUICK, *arguments, cwd=tmp_path, code=2)
+    done = program("train", *QUICK, *arguments)
+    assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
