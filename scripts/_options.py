@@ -106,8 +106,12 @@ class _Text(io.StringIO):
     def __init__(self, stream: Any) -> None:
         super().__init__()
         self._coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Tyro draws boxes of dashes where it is not UTF-8."""
+        return self._encoding
 
     def isatty(self) -> bool:
         return bool(self._coloured)
