@@ -185,11 +185,16 @@ def _policies(trainer: Trainer) -> Iterator[PolicyRow]:
     if plans.policy.name != "store-all":
         yield policy_row(trainer.planning.store_all(), "store-all")
     chosen = policy_row(plans, plans.policy.name, trainer.budget, chosen=True)
-    seen = [each.timeline for each in recording.steps if each is not None and each.timeline is not None]
-    if len(seen) == len(plans.train) and recording.seconds:
+    peaks = [
+        max(each.timeline.inside)
+        for each, plan in zip(recording.steps, plans.train, strict=True)
+        if each is not None and each.timeline is not None and len(each.timeline.labels) == len(plan.operations)
+    ]
+    if len(peaks) == len(plans.train):  # all of them recorded a whole step
         chosen = replace(
             chosen,
-            ledger_peak=max(max(timeline.inside) for timeline in seen),
+            ledger_peak=max(peaks),
+            rss_peak=max(recording.peak(rank) or 0 for rank in range(len(peaks))),
             step_seconds=median(recording.seconds),
         )
     yield chosen

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from checkpointing import Engine, run_plans
+from checkpointing import Engine, Executor, Plan, run_plans
 from checkpointing.report import json_file, recording
 from checkpointing.report.data import Report
 from distributed import RunFolder, Trainer, WorkerLost
@@ -96,6 +96,7 @@ def test_a_report_changes_no_bit_and_each_rank_is_in_it_as_predicted(
     chosen = next(row for row in report.policies if row.chosen)
     assert chosen.ledger_peak == chosen.predicted_peak <= (made.budget or 0)
     assert chosen.step_seconds is not None
+    assert chosen.rss_peak == max(each["process"]["peak_rss"] for each in result.summary["ranks"])
     assert "store-all" in [row.policy for row in report.policies]
     assert report.frontier and all(point.seconds >= point.bound_seconds for point in report.frontier)
     assert report.configuration["steps"] == 5 and report.machine["cores"] >= 1
@@ -172,6 +173,24 @@ def test_a_run_that_fails_is_reported_as_far_as_it_came(tmp_path: Path, calls: i
         assert rank.measured.labels == rank.predicted.labels[:count]
         assert rank.measured.labels[-1] == "backward 1" and rank.measured.live[:-1] == rank.predicted.live[: count - 1]
         assert len(rank.process.by_step) == 1
+
+
+def test_a_step_that_fails_before_its_first_operation_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Executor.run
+
+    def failing(self: Executor, plan: Plan, job: Any, *more: Any) -> Any:
+        if self.ledger.timeline is not None:
+            raise OSError("no room for the file of values")
+        return run(self, plan, job, *more)
+
+    monkeypatch.setattr(Executor, "run", failing)
+    with pytest.raises(OSError, match="no room"):
+        trainer(tmp_path / "run").fit()
+    report = report_in(tmp_path / "run")
+    (rank,) = report.ranks
+    assert report.failure.startswith("OSError: no room for the file of values")
+    assert rank.measured is not None and rank.measured.labels == () and rank.step == 1
+    assert next(row for row in report.policies if row.chosen).ledger_peak is None
 
 
 @pytest.mark.parametrize("killed_after", [pytest.param(0, marks=pytest.mark.memory), 2])
