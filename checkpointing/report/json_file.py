@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from checkpointing.json_fields import Fields, Read, flag, listed, mapped, nullable, seconds, shown, text, whole
 from checkpointing.report import timeline_json
 from checkpointing.report.columns import column, written
@@ -206,9 +208,9 @@ def _rank(value: Any, where: str) -> Rank:
 
 def _written_drawing(drawing: Drawing) -> dict[str, Any]:
     """Of what is held only changes are written: for each operation, steps and their new digits."""
-    rows = ["0" * len(drawing.steps), *drawing.held]
+    rows = [np.frombuffer(row.encode("ascii"), np.uint8) for row in ("0" * len(drawing.steps), *drawing.held)]
     changes = [
-        tuple((step, int(new)) for step, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
+        tuple((int(step), int(after[step]) - ord("0")) for step in np.flatnonzero(before != after))
         for before, after in pairwise(rows)
     ]
     return {

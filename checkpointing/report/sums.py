@@ -50,12 +50,16 @@ def by_category(timeline: Timeline) -> dict[str, tuple[int, ...]]:
 
 def most_by_holder(timeline: Timeline) -> dict[tuple[str, str, str], int]:
     """Returns the most bytes that each holder has after an operation of each phase: by (category, owner, phase), zeros left out."""
-    most: defaultdict[tuple[str, str, str], int] = defaultdict(int)
-    for phase, now in zip(timeline.phases, held(timeline), strict=True):
-        for (category, owner), nbytes in now.items():
+    most: dict[tuple[str, str, str], int] = {}
+    before = ""
+    for phase, changes, now in zip(timeline.phases, timeline.changes, held(timeline), strict=True):
+        # Within a phase only those can have more than so far that changed.
+        changed = now if phase != before else [timeline.holders[number] for number, more in changes if more > 0]
+        for category, owner in changed:
             key = category, owner, phase
-            most[key] = max(most[key], nbytes)
-    return dict(most)
+            most[key] = max(most.get(key, 0), now[category, owner])
+        before = phase
+    return most
 
 
 def seconds_by_phase(timeline: Timeline) -> dict[str, float]:

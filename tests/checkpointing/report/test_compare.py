@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from checkpointing.report import sums
 from checkpointing.report.compare import Change, compare
 from checkpointing.report.compare_text import told
 from checkpointing.report.data import PolicyRow, Process
@@ -74,3 +75,13 @@ def test_a_change_in_words() -> None:
     assert told(Change("peak", "", "", 0, 1024)) == ("0 B", "1.0 KiB", "+1.0 KiB", "new")
     assert told(Change("step", "", "", 0.001, 0.0015)) == ("1 ms", "1.5 ms", "+500 µs", "+50.0%")
     assert told(Change("peak", "", "", 5, 5)) == ("5 B", "5 B", "0 B", "=")
+
+
+@pytest.mark.parametrize("policy", ["store-all", "every-k:1"])
+def test_the_most_that_each_holder_has_in_a_phase_is_what_a_search_finds(policy: str) -> None:
+    timeline = report_of(tokens(), policy, shards=4).ranks[0].predicted
+    found: dict[tuple[str, str, str], int] = {}
+    for phase, now in zip(timeline.phases, sums.held(timeline), strict=True):
+        for holder, nbytes in now.items():
+            found[*holder, phase] = max(nbytes, found.get((*holder, phase), 0))
+    assert sums.most_by_holder(timeline) == found
