@@ -47,7 +47,7 @@ def introduce(trainer: Trainer, name: str) -> None:
         ("data", text),
         (
             "workers",
-            f"{where}, {chosen.threads_per_worker} thread each; batch {chosen.batch} in {chosen.shards} shards",
+            f"{where}, {chosen.threads_per_worker} thread each; batch {chosen.batch} in {chosen.shards} shards{told_sharding(trainer)}",
         ),
         ("budget", budget),
         (
@@ -63,6 +63,16 @@ def introduce(trainer: Trainer, name: str) -> None:
         *told_resumption(trainer),
     ):
         console.print(f"[bold]{title:>12}[/bold]  {value}")
+
+
+def told_sharding(trainer: Trainer) -> str:
+    """Says who holds the optimizer's state, where it was asked to be shared out."""
+    if not trainer.options.shard_optimizer:
+        return ""
+    if not trainer.options.sharded:
+        return "; one rank holds all of the optimizer's state"
+    most = max(update.state for update in trainer.planning.updates)
+    return f"; of the optimizer's state {format_size(most)} in each"
 
 
 def told_resumption(trainer: Trainer) -> list[tuple[str, str]]:

@@ -48,10 +48,10 @@ def test_a_resumed_run_has_the_bits_of_the_whole_one(
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["resume"] is None
 
 
-def test_four_workers_save_and_three_resume_under_another_policy(
+def test_four_workers_save_what_they_share_out_and_three_resume_without_that_under_another_policy(
     tmp_path: Path, whole: dict[str, Any], ray_cluster: None
 ) -> None:
-    stopped(17, trainer(tmp_path / "run", workers=4, snapshot_every=5))
+    stopped(17, trainer(tmp_path / "run", workers=4, snapshot_every=5, shard_optimizer=True))
     summary = trainer(resume=tmp_path / "run", workers=3, policy="recompute-all").fit().summary
     assert hashes(summary) == hashes(whole)
     assert {report["optimizer_sha256"] for report in summary["ranks"]} == {whole["optimizer_sha256"]}
