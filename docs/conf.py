@@ -30,6 +30,7 @@ html_title = "Retape"
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 pygments_dark_style = "github-dark"
 
 _CODE = re.compile(r"(``.*?``|`[^`]*`)")

@@ -69,7 +69,7 @@ def main(
 
     result = trainer.fit(on_step=tell)
     print(f"validation: {result.summary['validation_loss']:.3f} nats a byte; 5.545 would be guessing\n")
-    written = generate(model, result.parameters, prompt.encode(), 300, temperature=0.7)
+    written = generate(model, result.parameters, prompt.encode(), 200, temperature=0.7)
     print(prompt + b"".join(written).decode(errors="replace"))
 
 
