@@ -25,7 +25,7 @@ _FILES = (
 class RunFolder:
     """Writes the files of a run.
 
-    ``config.json`` and ``plan.json`` come first, a line of ``metrics.jsonl`` after each step, ``summary.json`` and
+    ``config.json``, a program's ``config.toml`` and ``plan.json`` come first, a line of ``metrics.jsonl`` after each step, ``summary.json`` and
     ``weights.safetensors`` at the end, then ``report.json`` and ``report.html``, also of a run that failed; each file but the metrics appears
     whole or not at all. ``resumes.jsonl`` and ``snapshots/`` are there
     where the run was stopped and went on, and where it was saved. Of runs that begin at the same time one

@@ -123,7 +123,7 @@ def _progress(options: Benchmark) -> Iterator[Callable[[int, int | None, str], N
 def _profile(name: str, steps: int, threads: int) -> dict[str, Any]:
     """Profiles a step of a model, and draws the table."""
     chosen(name)  # refuses an unknown one
-    with errors.status(f"profiling {name}"):
+    with console.status(f"profiling {name}"):
         found = engine_profile.profile(name, steps, threads)
     drawn = Table(title=f"{name}: where the time of a step goes", box=box.SIMPLE_HEAD)
     drawn.add_column("operation")

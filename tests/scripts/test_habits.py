@@ -162,7 +162,7 @@ def test_the_command_line_wins_over_the_file_and_its_table_over_its_top(program:
     )
 
     def planned(*arguments: str) -> dict[str, object]:
-        done = program("plan", "--config", "all.toml", *arguments, "--json", "--quiet")
+        done = program("plan", "--config=all.toml", *arguments, "--json", "--quiet")
         assert done.returncode == 0, done.stderr
         found: dict[str, object] = json.loads(done.stdout)
         return found
