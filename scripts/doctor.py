@@ -38,6 +38,7 @@ from pathlib import Path
 import _console
 from _console import console, errors
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from distributed.doctor import LEVELS, Finding, Surroundings, examine, worst
@@ -84,13 +85,21 @@ def main(options: Doctor) -> _console.Ended:
 
 
 def draw(finding: Finding, where: Console) -> None:
-    """Prints a finding, and what to do about it below."""
-    line = Text("  ")
-    line.append(f"{finding.level:<8}", _STYLES[finding.level])
-    line.append(f" {finding.name:<16} {finding.told}")
-    where.print(line)
-    if finding.remedy:
-        where.print(Text(f"  {'':<8} {'':<16} → {finding.remedy}"))
+    """Prints a finding, and what to do about it below; a terminal has long lines folded under their beginning, a pipe has them whole."""
+    remedy = f"→ {finding.remedy}" if finding.remedy else ""
+    head = Text.assemble("  ", (f"{finding.level:<8}", _STYLES[finding.level]), f" {finding.name:<16} ")
+    if not where.is_terminal:
+        where.print(head + Text(finding.told))
+        if remedy:
+            where.print(Text(" " * head.cell_len + remedy))
+        return
+    drawn = Table.grid()
+    drawn.add_column(no_wrap=True)
+    drawn.add_column(overflow="fold")
+    drawn.add_row(head, Text(finding.told))
+    if remedy:
+        drawn.add_row("", Text(remedy))
+    where.print(drawn, soft_wrap=False)
 
 
 def _count(number: int, what: str) -> str:
