@@ -18,7 +18,7 @@ from checkpointing.choices import Setting, choices
 from distributed import RunFolder, SnapshotFailed, Trainer
 from distributed.collectives.communicator import slices_of
 from distributed.collectives.shared_memory import SharedMemory
-from distributed.sharded_state import CHUNK, ShardedState, update_costs
+from distributed.sharded_state import CHUNK, ShardedState, communication_nbytes, update_costs
 from distributed.snapshots import OPTIMIZER, read_manifest, snapshots_in
 from framework import SGD, AdamW, BatchNorm, Chain, CrossEntropy, Dropout, Ledger, Linear, Optimizer, ReLU, Spec, build
 from framework.data import clusters
@@ -88,6 +88,9 @@ def test_what_ranks_hold_together_is_written_hashed_and_read_as_if_one_held_it(
 
     with opened(world, capacity=0, chunk=CHUNK) as ranks:
         (written, *_), *_ = results = in_parallel(ranks, work)
+        # The kernel's word for the shared memory that was touched.
+        touched = [os.fstat(rank.address.descriptor).st_blocks * 512 for rank in ranks]
+    assert max(touched) <= communication_nbytes(layout, world)["communication/gathering parameters"]
     assert {found for _, found, _ in results} == {hashlib.sha256(whole.tobytes()).hexdigest()}
     assert all(same for _, _, same in results)
     descriptor = os.open(folder / "replicated", os.O_CREAT | os.O_WRONLY)
