@@ -54,13 +54,15 @@ class Browser:
         opened.page.on("request", lambda request: opened.requests.append(request.url))
         opened.page.on("console", lambda message: opened.complaints.append(message.text))
         opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-        opened.page.goto(path.as_uri())
-        if wait:
-            opened.page.wait_for_selector(wait)
-        yield opened
-        assert opened.requests == [path.as_uri()]
-        assert opened.complaints == []
-        context.close()
+        try:
+            opened.page.goto(path.as_uri())
+            if wait:
+                opened.page.wait_for_selector(wait)
+            yield opened
+            assert opened.requests == [path.as_uri()]
+            assert opened.complaints == []
+        finally:
+            context.close()
 
 
 def running() -> Iterator[Browser]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from checkpointing.report.data import PHASES
 from checkpointing.report.page.drawn import Drawn, DrawnRank
 from checkpointing.report.page.points import PASSING, Points
 from framework.memory import CATEGORIES
@@ -26,6 +27,7 @@ def encoded(drawn: Drawn) -> dict[str, Any]:
     """Returns drawn data in values of JSON."""
     return {
         "categories": [*CATEGORIES, PASSING],
+        "phases": list(PHASES),
         "ranks": [_rank(rank) for rank in drawn.ranks],
         "frontier": asdict(drawn.frontier),
         "cells": asdict(drawn.cells),

@@ -1,5 +1,4 @@
 // How things look in plots, and numbers for a person.
-const PHASES = ['load', 'forward', 'loss', 'backward', 'all-reduce', 'optimizer'];
 /** Patterns of areas beside their colours, by the place of a category in data.categories; report.css has the same for marks. */
 const PATTERNS = {1: '/', 2: '\\', 6: '.', 9: '/', 10: '\\'};
 

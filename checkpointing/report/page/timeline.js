@@ -24,11 +24,11 @@ function areas(found, x, unit) {
 
 function phaseScale(opacity) {
   const faint = Math.round(opacity * 255).toString(16).padStart(2, '0');
-  return PHASES.flatMap((_, place) => [0, 1].map((side) => [(place + side) / PHASES.length, colour('--p' + place) + faint]));
+  return data.phases.flatMap((_, place) => [0, 1].map((side) => [(place + side) / data.phases.length, colour('--p' + place) + faint]));
 }
 function phases(found, x, row, opacity) {
-  const z = found.phases.map((phase) => { const place = PHASES.indexOf(phase); return place < 0 ? null : place; });
-  return {type: 'heatmap', x, y: [0, 1], z: [z], zmin: -.5, zmax: PHASES.length - .5, colorscale: phaseScale(opacity), showscale: false, yaxis: row, hoverinfo: 'skip'};
+  const z = found.phases.map((phase) => { const place = data.phases.indexOf(phase); return place < 0 ? null : place; });
+  return {type: 'heatmap', x, y: [0, 1], z: [z], zmin: -.5, zmax: data.phases.length - .5, colorscale: phaseScale(opacity), showscale: false, yaxis: row, hoverinfo: 'skip'};
 }
 function again(found, x) {
   const red = colour('--d6');

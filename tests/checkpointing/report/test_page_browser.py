@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from checkpointing.report.data import Drawing, Report
 from checkpointing.report.html import page
+from checkpointing.report.page.shell import html_page
 from tests.browser import Browser, Opened
 from tests.checkpointing.cases import mlp
 from tests.checkpointing.report.recorded import report_of
@@ -257,6 +259,24 @@ def test_reports_that_lack_something_are_drawn_as_far_as_they_go(
         assert found.page.evaluate("shown().at.length") == len(shown.labels)
         hover(found, "timeline", 2.5 / len(shown.labels), 0.5, shown.labels[2])
         assert found.page.get_by_text("The run ended early").count() == bool(report.failure)
+
+
+@pytest.mark.browser
+def test_pages_of_other_programs_follow_the_readers_colours(browser: Browser, tmp_path: Path) -> None:
+    figure = go.Figure(go.Scatter(y=[1, 2, 3]))
+    path = tmp_path / "page.html"
+    path.write_text(
+        html_page("<b>", "a lead", figure.to_html(full_html=False, include_plotlyjs=False)), encoding="utf-8"
+    )
+    with browser.open(path, dark=True, wait=".lines path") as found:
+        colours = (
+            "(({font, yaxis}) => [font.color, yaxis.gridcolor])(document.querySelector('.js-plotly-plot')._fullLayout)"
+        )
+        found.page.wait_for_function(f"{colours}[0] === '#e8eaed'")
+        assert found.page.evaluate(colours) == ["#e8eaed", "#363c44"]
+        found.page.emulate_media(color_scheme="light")
+        found.page.wait_for_function(f"{colours}[0] === '#1d2125'")
+        assert found.page.locator("h1").text_content() == "<b>"
 
 
 @pytest.mark.browser
