@@ -57,9 +57,12 @@ def _excess(report: Report) -> Iterator[str]:
             most = found[0]
             whose = f" of rank {rank.rank}" if len(report.ranks) > 1 else ""
             more = "more" if most.nbytes > 0 else "less"
+            is_layer = most.layer in (row.path for row in report.layers)
+            says = "its footprint says" if is_layer else "the plan says"
+            remedy = "; correct its footprint, or let go of what it keeps" if is_layer else ""
             yield (
-                f"Measured memory{whose} is not what was predicted: {_owner(most.layer)} holds {_bytes(abs(most.nbytes))} {more} of "
-                f"{most.category} than its footprint says, first in {most.operation}; correct its footprint, or let go of what it keeps."
+                f"Measured memory{whose} is not what was predicted: {most.layer or 'the engine'} holds {_bytes(abs(most.nbytes))} {more} of "
+                f"{most.category} than {says}, first in {most.operation}{remedy}."
             )
 
 
@@ -178,10 +181,6 @@ def _process(report: Report) -> Iterator[str]:
             f"{format_size(process.unexplained)} of the {format_size(process.rss)} that the {whose} takes are neither the engine's nor the "
             "interpreter's: look for arrays outside the engine."
         )
-
-
-def _owner(layer: str) -> str:
-    return layer or "the engine"
 
 
 def _bytes(nbytes: int) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from checkpointing.explanation import format_seconds
 from checkpointing.report.advice import peak_of, seconds_of
 from checkpointing.report.data import PHASES, Process, Rank, Report, Timeline
+from checkpointing.report.excess import Excess, excess
 from checkpointing.report.sums import at_peak, seconds_by_phase
 from framework.sizes import format_size
 
@@ -116,6 +117,8 @@ def _rank(report: Report, rank: Rank, width: int, rows: int | None) -> Iterator[
         )
         yield chart(timeline, width, report.budget)
     yield _at_peak(timeline, rows)
+    if rank.measured is not None and (found := excess(rank.predicted, rank.measured)):
+        yield _excess(found, rows)
     if rank.process is not None:
         yield _process(rank.process)
 
@@ -155,6 +158,17 @@ def _at_peak(timeline: Timeline, rows: int | None) -> Table:
     if rows is not None and (rest := held[rows:]):
         nbytes = sum(nbytes for _, _, nbytes in rest)
         drawn.add_row(f"{len(rest)} more", "", f"{nbytes:,}", f"{nbytes / total:.1%}")
+    return drawn
+
+
+def _excess(found: Sequence[Excess], rows: int | None) -> Table:
+    drawn = table("what holds more or less than predicted", left=("category", "owner"))
+    _columns(drawn, "bytes")
+    drawn.add_column("first in", overflow="fold")
+    drawn.add_column("until", no_wrap=True)
+    for each in found[:rows]:
+        owner, operation = Text(each.layer or "the engine"), Text(each.operation)
+        drawn.add_row(each.category, owner, f"{each.nbytes:+,}", operation, "later" if each.stays else "its end")
     return drawn
 
 

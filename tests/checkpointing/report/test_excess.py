@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointing.report import build
+from checkpointing.report import build, text
 from checkpointing.report.compare import compare
 from checkpointing.report.data import Report
 from checkpointing.report.excess import at_peak, excess
@@ -118,6 +118,8 @@ def test_a_rogue_allocation_is_blamed_on_its_layer(kind: str, rule: str, stays: 
     assert f"{path} holds" in report.advice[0]
     assert f"({ROGUE:,} bytes) more of workspace" in report.advice[0]
     assert label in report.advice[0]
+    rows = text.text(report).split("what holds more or less than predicted")[1].splitlines()
+    assert any(path in row and f"+{ROGUE:,}" in row and ("later" if stays else "its end") in row for row in rows)
     # The largest of all, it is at the peak, whose holders name it, too.
     assert rank.measured.inside[rank.measured.peak] >= rank.predicted.inside[rank.predicted.peak]
     assert ("workspace", path) in [(row.category, row.layer) for row in at_peak(rank.predicted, rank.measured)]
@@ -128,6 +130,21 @@ def test_nothing_is_blamed_where_the_plan_is_kept() -> None:
     assert report.ranks[0].measured is not None
     assert excess(report.ranks[0].predicted, report.ranks[0].measured) == ()
     assert not any("not what was predicted" in sentence for sentence in report.advice)
+
+
+def test_what_is_held_beside_the_plan_is_no_layers_fault() -> None:
+    case = mlp()
+    plan = case.plans("store-all").train[0]
+    ledger = Ledger()
+    engine, more = case.engine(ledger), ledger.count(1000, "data", "beside")
+    ledger.start_recording()
+    engine.train_step(plan, case.loader(1), 0, 1e-2)
+    rank = build.rank_of(plan, ledger.stop_recording())
+    del more
+    report = build.report(case.name, [plan], case.chain.layout(case.specs(1)[0]), ranks=[rank])
+    assert report.advice[0] == (
+        "Measured memory is not what was predicted: beside holds 1000 B more of data than the plan says, first in load 0."
+    )
 
 
 @dataclass(frozen=True)
