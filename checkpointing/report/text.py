@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -231,7 +232,7 @@ def _about(report: Report) -> Text:
     lines = [f"times are {report.costs}"]
     for name, rows in (("asked for", report.configuration), ("machine", report.machine), ("versions", report.versions)):
         if rows:
-            lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in rows.items()))
+            lines.append(f"{name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in rows.items()))
     if report.failure:
         lines.append(f"failed: {report.failure}")
     for rank in report.ranks:
@@ -239,6 +240,10 @@ def _about(report: Report) -> Text:
         times = ", ".join(f"{phase} {format_seconds(seconds)}" for phase, seconds in seconds_by_phase(timeline).items())
         lines.append(f"rank {rank.rank}: {times}")
     return Text("\n".join(lines))
+
+
+def _shown(value: Any) -> str:
+    return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
 def table(title: str, left: Sequence[str]) -> Table:

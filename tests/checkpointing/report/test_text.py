@@ -17,7 +17,14 @@ from tests.checkpointing.report.recorded import report_of
 
 def full() -> Report:
     process = Process(5000, 1000, 3000, 0, 1000, (4000, 5000), 4500)
-    report = report_of(tokens(), "every-k:1", shards=2, budget=10**5, configuration={"batch": 8}, failure="it broke")
+    report = report_of(
+        tokens(),
+        "every-k:1",
+        shards=2,
+        budget=10**5,
+        configuration={"batch": 8, "policies": ["a", "b"], "data": []},
+        failure="it broke",
+    )
     rank = replace(report.ranks[0], process=process, node="node [a]")
     return replace(report, ranks=(rank,), frontier=(FrontierPoint(1000, 0.5, 0.4, "every-k:1"),), advice=("Do this.",))
 
@@ -48,6 +55,7 @@ def test_text_is_plain_and_says_what_the_report_says() -> None:
     ):
         assert part in told
     assert "chosen" in told
+    assert "asked for: batch 8, policies a b, data none" in told
     assert f"after steps  {4000 / 1024:.1f} KiB" in told
 
 
