@@ -60,7 +60,9 @@ def require_equal(plan: Plan, recording: Recording) -> None:
         assert now == moment.holders
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.memory if name.endswith("64") else ()) for name in CASES]
+)
 def test_what_is_predicted_is_what_is_recorded(name: str) -> None:
     draw = random.Random(name)
     for policy in draw.sample(IN_MEMORY, 2):
