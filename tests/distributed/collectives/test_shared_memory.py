@@ -162,6 +162,36 @@ def test_ten_million_numbers_have_the_bits_of_one_process(world: int, dtype: str
         assert in_parallel(ranks, work) == [True] * world
 
 
+@pytest.mark.memory
+@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_ten_million_numbers_are_scattered_gathered_and_broadcast_bit_for_bit(world: int, dtype: str) -> None:
+    size, root = 10_000_000, world - 1
+    (some,) = numbers(1, size, dtype)
+    given_ = [np.roll(some, 1001 * rank) for rank in range(world)]
+    expected, roots = in_tree_order(given_), given_[root].copy()
+    slices = slices_of(size, world)
+
+    def work(rank: SharedMemory) -> None:
+        for way in (None, 1):
+            array = rank.empty(size, dtype) if way is None else given_[rank.rank]  # itself, to save memory
+            array[...] = given_[rank.rank]
+            assert same_numbers(rank.reduce_scatter(array), expected[slices[rank.rank]])
+            assert same_numbers(rank.all_gather(array), expected)
+            array[...] = roots if rank.rank == root else 0
+            assert same_numbers(rank.broadcast(array, root), roots)
+            rank.barrier()  # in place, what was compared is the root's array
+
+    with opened(world, capacity=10 * size) as ranks:
+        in_parallel(ranks, work)
+
+
+def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
+    """Compares the bits of large flat arrays without copying them."""
+    bits = f"u{a.itemsize}"
+    return a.dtype == b.dtype and np.array_equal(a.view(bits), b.view(bits))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "complex64", "complex128", "int8", "uint16", "uint64"])
 def test_other_numbers_can_be_added_too(dtype: str) -> None:
     given_ = [array.astype(dtype) for array in numbers(3, 5001, "int64")]
