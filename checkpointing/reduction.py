@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from checkpointing.reduction_tree import additions_between
 from framework import kernels
 from framework.memory import Array
@@ -91,13 +93,32 @@ def reduce_in_tree(sums: Mapping[int, Array], places: Sequence[slice], divisor: 
         places: The elements for which that is done.
         divisor: The count of targets.
     """
-    additions = additions_between(sums)
+    add_in_tree(sums, places, additions_between(sums), divisor=divisor)
+
+
+def add_in_tree(
+    sums: Mapping[int, Array],
+    places: Sequence[slice],
+    additions: Sequence[tuple[int, int]],
+    ufunc: np.ufunc = np.add,
+    divisor: float | None = None,
+) -> None:
+    """Does some of the tree's additions in place, block by block, so that each block stays in the cache.
+
+    Args:
+        sums: By the first shard of each: (size,).
+        places: The elements for which that is done.
+        additions: Pairs (to, from) of first shards, in order.
+        ufunc: What is done instead of adding.
+        divisor: What the sum that begins with shard 0 is divided by afterwards; None for nothing.
+    """
     for place in places:
         for block in kernels.row_blocks(place.stop - place.start, 1):
             here = slice(place.start + block.start, place.start + block.stop)
             for first, second in additions:
-                sums[first][here] += sums[second][here]
-            sums[0][here] /= divisor
+                ufunc(sums[first][here], sums[second][here], out=sums[first][here])
+            if divisor is not None:
+                sums[0][here] /= divisor
 
 
 def total_of(sums: Sums) -> Totals:

@@ -11,7 +11,8 @@ when the rank's last shard is done is left to the reduction across ranks, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 Node = tuple[int, int]
 
@@ -112,4 +113,44 @@ def additions_between(firsts: Iterable[int]) -> list[tuple[int, int]]:
     # levels of the tree are added first.
     for first in sorted((first for first in firsts if first), key=lambda first: (first & -first, first)):
         found.append((first & (first - 1), first))
+    return found
+
+
+class Hierarchy(NamedTuple):
+    """The additions that lead from sums at several places to the sum over all shards, as pairs (to, from) of their first shards.
+
+    Attributes:
+        within: For each place those of which all is there: the roots of the largest subtrees there come of them.
+        across: The rest, in order; they come after all of `within`.
+        roots: For each place the first shards of what its own additions leave.
+    """
+
+    within: dict[int, list[tuple[int, int]]]
+    across: list[tuple[int, int]]
+    roots: dict[int, list[int]]
+
+
+def in_hierarchy(places: Mapping[int, int]) -> Hierarchy:
+    """Cuts the additions of `additions_between` into those within places and those across, so that no sum is added in another order.
+
+    Args:
+        places: For the first shard of each sum, 0 included, where it is.
+
+    >>> in_hierarchy({0: 0, 2: 0, 4: 0, 6: 1})
+    Hierarchy(within={0: [(0, 2)], 1: []}, across=[(4, 6), (0, 4)], roots={0: [0, 4], 1: [6]})
+    """
+    where: dict[int, int | None] = dict(places)
+    found = Hierarchy({place: [] for place in places.values()}, [], {place: [] for place in places.values()})
+    added: set[int] = set()
+    for to, other in additions_between(places):
+        place = where[to]
+        if place is not None and place == where[other]:
+            found.within[place].append((to, other))
+            added.add(other)
+        else:
+            found.across.append((to, other))
+            where[to] = None  # the sum is of several places now
+    for first in sorted(places):
+        if first not in added:
+            found.roots[places[first]].append(first)
     return found

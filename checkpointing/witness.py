@@ -45,13 +45,14 @@ class Witness:
 
     Args:
         ledger: The engine's ledger.
+        beside: Bytes that Python's own objects of other threads may take in passing at any time, on top of `TOLERANCE`.
 
     Attributes:
         found: What was found so far.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, beside: int = 0) -> None:
+        self._ledger, self._beside = ledger, beside
         self.found = Verification()
         self._stop = not tracemalloc.is_tracing()
         if self._stop:
@@ -126,7 +127,7 @@ class Witness:
         if self._shared and not self._block:
             told_inside -= max(0, self._gradients() - self._gradients_before)
         found.largest_inside = max(found.largest_inside, abs(inside - told_inside))
-        if abs(inside - told_inside) > TOLERANCE:
+        if not -TOLERANCE <= inside - told_inside <= TOLERANCE + self._beside:
             self._fault(
                 label,
                 f"{inside - told_inside:+,} bytes at its peak against the ledger: "

@@ -1,9 +1,12 @@
-"""Groups of workers: one in process, or several Ray actors on one node. Both answer the same calls."""
+"""Groups of workers: one in process, or several Ray actors. Both answer the same calls."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +14,14 @@ from checkpointing.budgets import ProcessBudget
 from checkpointing.process_memory import measure_baseline
 from distributed.cluster import ClusterError, connect
 from distributed.collectives.communicator import CollectiveError
+from distributed.collectives.gloo_transport import GlooTransport
+from distributed.collectives.ray_transport import ACTOR_OPTIONS, RayTransport
+from distributed.collectives.segment import SegmentAddress
+from distributed.collectives.spread import Spread
+from distributed.collectives.transport import Faults, Faulty, Message, Transport
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
 from distributed.logs import log_file, log_warnings
-from distributed.nodes import choose, resolve
+from distributed.nodes import choose, fit_one, resolve
 from distributed.ray_metrics import RayMetrics
 from distributed.worker import Worker, WorkerTask
 from framework.sizes import format_size
@@ -90,16 +98,18 @@ class LocalGroup:
 
 
 class RayGroup:
-    """Ray actors on one node, one a rank.
+    """Ray actors, one a rank: on one node, if one has room for all.
 
     Args:
         workers: How many.
         threads: BLAS threads of each.
         timeout: Seconds that a worker may lag behind the others.
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
-        budget: Of each worker's process, which Ray sets aside for it; None for none.
+        budget: Of each worker's process, which Ray sets aside for it, on one node; None for none.
+        spread: How they are taken to be spread over nodes; None for how they are.
 
     Attributes:
+        spread: Of the workers over nodes.
         budget: In terms of the node that the workers are on: `auto` has a size.
 
     Raises:
@@ -109,7 +119,7 @@ class RayGroup:
 
     def __init__(
         self, workers: int, threads: int, timeout: float, address: str | None,
-        budget: ProcessBudget | None = None,
+        budget: ProcessBudget | None = None, spread: Spread | None = None,
     ) -> None:  # fmt: skip
         import ray  # importing Ray takes a second that in-process runs need not wait
 
@@ -129,10 +139,20 @@ class RayGroup:
                     self.budget, pin = resolve(ray, budget, workers, node, joined=address is not None), node.pin
                     # On this machine alone Ray may have less to set aside than is free.
                     memory = min(self.budget.nbytes or 0, node.memory // workers)
-                options = self._placed(workers, threads, memory, pin)
-                remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory)(_Actor).options(**options)
+                several = workers > 1 and sum(node["Alive"] for node in ray.nodes()) > 1
+                strategy = "STRICT_PACK"
+                if several and not (budget or spread) and not fit_one(ray, workers * threads):
+                    strategy = "PACK"
+                options = self._placed(workers, threads, memory, pin, strategy)
+                if strategy == "PACK" or (spread and len(spread.nodes) > 1):
+                    options |= ACTOR_OPTIONS
+                remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory, **options)(_Actor)
                 self._actors = [remote.remote() for _ in range(workers)]
-                self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
+                where = self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
+                # Neighbours share a node, so that fewer sums have to travel; the node with the most workers has rank 0.
+                order = sorted(range(workers), key=lambda at: (-where.count(where[at]), where.index(where[at])))
+                self._actors = [self._actors[at] for at in order]
+                self.spread = spread or Spread.of([where[at] for at in order])
                 self._running = True
         except BaseException:
             self.close()
@@ -143,7 +163,9 @@ class RayGroup:
 
     def start(self, tasks: Sequence[WorkerTask]) -> None:
         self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
-        self.call("connect", self.call("address"))
+        leaders = [self._actors[rank] for rank in self.spread.leaders]
+        group = f"retape-{uuid.uuid4().hex}"  # a name of its own: Ray keeps what it knows of a used one
+        self.call("connect", self.call("address"), leaders if len(leaders) > 1 else None, group)
         if any(task.shard_optimizer for task in tasks):
             self.call("connect_state", self.call("state_address"))
 
@@ -153,15 +175,17 @@ class RayGroup:
             self._logs = [None if fault else log_file(logs, rank) for rank, fault in enumerate(faults)]
         return faults
 
-    def _placed(self, workers: int, threads: int, memory: int | None, pin: str | None) -> dict[str, Any]:
-        """Options that put all workers on one node, where there are several: the one with the resource `pin`, if that is given."""
+    def _placed(self, workers: int, threads: int, memory: int | None, pin: str | None, strategy: str) -> dict[str, Any]:
+        """Options that put workers on one node, where there are several (the one with the resource `pin`, if that is given), or on few."""
         if sum(node["Alive"] for node in self._ray.nodes()) <= 1:
             return {}
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = {"CPU": threads} | ({"memory": memory} if memory else {}) | ({pin: 0.001} if pin else {})
-        self._placement = self._ray.util.placement_group([bundle] * workers, strategy="STRICT_PACK")
+        self._placement = self._ray.util.placement_group([bundle] * workers, strategy=strategy)
         if not self._placement.wait(_START_SECONDS):
+            if strategy == "PACK":
+                raise ClusterError(self._no_room(workers))
             raise ClusterError(
                 f"no node of the cluster has {workers * threads} free CPUs{f' and {format_size(workers * memory)} of memory' if memory else ''} for {workers} workers, who share memory and must be on "
                 "one node; lower --workers or --threads-per-worker"
@@ -257,9 +281,35 @@ class _Actor(Worker):
 
         return str(ray.get_runtime_context().get_node_id())
 
+    def deliver(self, message: Message) -> list[int]:
+        """Takes a message from another node; see `Inbox.deliver`. Ray calls it in a thread of its own."""
+        return self._take(message)
+
+    def pid(self) -> int:
+        """The process."""
+        return os.getpid()
+
     def measure(self, *how: Any) -> int:
         """What this process takes before its first array."""
         return measure_baseline(*how)
+
+    def connect(  # type: ignore[override]
+        self, addresses: Sequence[SegmentAddress], leaders: Sequence[Any] | None = None, group: str = ""
+    ) -> None:
+        """Also connects a leader with those of other nodes, all of which are given, in a group of such a name."""
+        task = self._task
+        transport: Transport | None = None
+        if leaders is not None and task.rank in task.spread.leaders:
+            assert self._shared is not None and self._shared.inbox is not None
+            node, inbox = task.spread.node_of[task.rank], self._shared.inbox
+            self._take = inbox.deliver
+            transport = RayTransport(leaders)
+            if (faults := task.network.faults) != Faults():
+                transport = Faulty(transport, replace(faults, seed=faults.seed + task.rank))
+            if task.network.carrier == "gloo":
+                transport = gloo = GlooTransport(node, len(leaders), transport, inbox, group, task.timeout)
+                self._take = gloo.deliver
+        super().connect(addresses, transport)
 
     def start(self, task: WorkerTask) -> None:
         """Builds the worker."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpointing.budgets import MemoryBudget, parse_budget
+from checkpointing.budgets import MemoryBudget, ProcessBudget, parse_budget
 from checkpointing.offload import require_folder
 from checkpointing.planned import Planned
 from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
+from distributed.collectives.spread import Spread
+from distributed.collectives.transport import Faults, Network
 from framework.data import LastBatch
 from framework.sizes import parse_size
 
@@ -28,7 +31,7 @@ class TrainingOptions:
     """How a model is trained. Results depend on none of workers, policy and memory_budget."""
 
     workers: int = 0
-    """Ray workers on one machine; 0 trains in this process without Ray."""
+    """Ray workers, on one machine or on nodes of a cluster; 0 trains in this process without Ray."""
     shards: int = 8
     """Virtual shards that a batch is cut into: a power of two, at least one for each worker. Part of the run's identity."""
     batch: int = 8
@@ -81,6 +84,16 @@ class TrainingOptions:
     """With workers: reduce buckets while the backward goes on, instead of all at the end."""
     shard_optimizer: bool = False
     """With workers: each holds the optimizer's state of its part of the parameters alone (ZeRO stage 1), updates that part, and is given the others'. Bits stay the same; with one rank it changes nothing, since that holds all."""
+    cross_node: str = "auto"
+    """With workers: which of them share memory. auto: those on one node of the cluster; forced: none, each is reached as if it were on a node of its own; 2+1: the first two, and the third, as if they were on two nodes."""
+    chunk_size: str = "512KiB"
+    """With workers on several nodes: bytes of gradients that travel at once."""
+    carrier: Literal["ray", "gloo"] = "ray"
+    """With workers on several nodes: what carries gradients, Ray or Gloo (which takes PyTorch)."""
+    pretend_delay: float | None = None
+    """With workers on several nodes: the most seconds that a message between nodes is late, on purpose."""
+    pretend_loss: float | None = None
+    """With workers on several nodes: the part of the messages between nodes that are lost on purpose, and sent again."""
     pretend_bandwidth: str | None = None
     """With workers: take as long over a bucket as a network of so many bytes a second would, as 100MB; to see what overlap gains there."""
     snapshot_every: int | None = None
@@ -140,12 +153,27 @@ class TrainingOptions:
             )
         self.parsed_policy()
         self.parsed_budget()
-        for name in ("bucket_size", "pretend_bandwidth"):
+        if self.carrier not in ("ray", "gloo"):
+            raise ValueError(f"--carrier is ray or gloo, but got {self.carrier!r}")
+        if self.carrier == "gloo" and importlib.util.find_spec("torch") is None:
+            raise ValueError("--carrier gloo takes PyTorch, which is not installed: pip install torch")
+        if self.carrier == "gloo" and isinstance(self.parsed_budget(), ProcessBudget):
+            raise ValueError(
+                f"with --carrier gloo nobody knows what PyTorch takes of the process: write --memory-budget engine:{self.memory_budget} "
+                "for a budget of the engine's arrays"
+            )
+        for name in ("bucket_size", "chunk_size", "pretend_bandwidth"):
             if (size := getattr(self, name)) is not None:
                 try:
                     parse_size(size)
                 except ValueError as error:
                     raise ValueError(f"{flag(name)}: {error}") from error
+        try:
+            _ = self.spread, self.network
+        except ValueError as error:
+            raise ValueError(f"{flag('cross_node')} or what it is with: {error}") from error
+        if self.network.chunk < 1:
+            raise ValueError(f"{flag('chunk_size')} must be at least 1 byte, but got {self.chunk_size}")
         if (
             self.offload_dir is not None and self.address is None
         ):  # a cluster's nodes may have what this machine has not
@@ -160,6 +188,21 @@ class TrainingOptions:
     def sharded(self) -> bool:
         """Whether the optimizer's state is shared out: there must be several ranks for that."""
         return self.shard_optimizer and self.world > 1
+
+    @property
+    def spread(self) -> Spread | None:
+        """How workers are spread over nodes, if that is not left to where they are."""
+        if self.cross_node == "auto":
+            return None
+        return (
+            Spread.of(range(self.world)) if self.cross_node == "forced" else Spread.parse(self.cross_node, self.world)
+        )
+
+    @property
+    def network(self) -> Network:
+        """What is between nodes."""
+        faults = Faults(self.pretend_delay or 0.0, self.pretend_loss or 0.0, self.seed)
+        return Network(parse_size(self.chunk_size), self.carrier, faults)
 
     @property
     def warmup(self) -> int:

@@ -77,6 +77,7 @@ def summary_of(trainer: Trainer, history: list[dict[str, Any]], reports: list[di
         "tokens_per_second": trainer.targets_of(0) / seconds,
         "step_seconds_median": seconds,
         "workers": options.workers,
+        "nodes": str(planning.spread),
         "shards": options.shards,
         "threads_per_worker": options.threads_per_worker,
         "policy": plans.policy.name,

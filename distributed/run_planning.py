@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.costs import Times, UpdateCost, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.offload import measure_disk
+from checkpointing.plan import Plan
 from checkpointing.policies import Policy, StoreAll
 from checkpointing.runs import InfeasibleBudget, RunPlans
 from checkpointing.timing import Progress, measure_times
+from distributed.collectives.spread import Spread
 from distributed.groups import Group, RayGroup
 from distributed.options import TrainingOptions
 from distributed.padding import require_paddable
 from distributed.sharded_state import communication_nbytes, others_nbytes, update_costs
-from distributed.worker_sizes import outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
+from distributed.worker_sizes import CHUNKS, chunk_nbytes, outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
 from framework.models import Model
@@ -43,6 +47,7 @@ class RunPlanning:
         process: What a worker's process takes besides, once it has been measured.
         baselines: What each rank's process had before its first array, in bytes, once it has been measured.
         measured_how: By which arguments of `measure_baseline`.
+        spread: Of the ranks over nodes: over one, until they are placed.
 
     Raises:
         ValueError: Something would see the padding of a batch.
@@ -69,6 +74,8 @@ class RunPlanning:
         self.process: ProcessUse | None = None
         self.baselines: list[int] = []
         self.measured_how: tuple[Any, ...] = ()
+        self.spread: Spread = options.spread or Spread.of([0] * options.world)
+        self._require_one_node_to_share_out(self.spread)
         self._budget = options.parsed_budget()
         folder = options.offload_dir
         self._disk_bandwidth = None if folder is None or options.address else measure_disk(folder)
@@ -89,6 +96,11 @@ class RunPlanning:
         """
         if isinstance(group, RayGroup):
             self._budget = group.budget or self._budget
+            self._require_one_node_to_share_out(group.spread)
+            if group.spread != self.spread:
+                self.spread = group.spread
+                if self.process_budget is None:
+                    self.plan()
         elif self.process_budget is not None:
             self._budget = self.process_budget.on_this_node()
         # A plan stays, and making it leaves gaps in the heap of this very process; so a first one is there when it is measured.
@@ -142,8 +154,14 @@ class RunPlanning:
         # In this process the data set is there already, and the ledger counts it.
         held = 0 if options.workers else self._data.nbytes
         self.baselines = [baseline - held for baseline in group.measure(*self.measured_how)]
-        outside = outside_nbytes(self.layout, options.shards, options.world)
+        outside = outside_nbytes(self.layout, options.shards, self.spread, options.network.chunk)
         return ProcessUse(max(self.baselines), outside + self.passing_nbytes)
+
+    def _require_one_node_to_share_out(self, spread: Spread) -> None:
+        if self._options.sharded and len(spread.nodes) > 1:
+            raise ValueError(
+                f"--shard-optimizer is for workers on one node, but these are on several ({spread}); leave it away, or let fewer workers do with one node"
+            )
 
     @property
     def _sharded_over(self) -> int:
@@ -161,8 +179,26 @@ class RunPlanning:
         return others_nbytes(self.layout, self._sharded_over) if self._sharded_over else 0
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
+        """Plans each rank with the memory for messages from other nodes that it takes itself.
+
+        The choice among plans is made as if all took as much. It is made with the least first, and again with more until all ranks fit the budget.
+        """
+        options = self._options
+        chunk = options.network.chunk
+        chunks = [chunk_nbytes(self.layout, options.shards, self.spread, chunk, rank) for rank in range(options.world)]
+        *less, most = sorted(set(chunks))
+        for nbytes in less:
+            try:
+                plans = _with_chunks(self._planned_alike(nbytes, policy, budget), chunks)
+            except InfeasibleBudget:
+                break  # with more it will be so, too, and that error says what is enough for all
+            if budget is None or plans.peak <= budget:
+                return plans
+        return _with_chunks(self._planned_alike(most, policy, budget), chunks)
+
+    def _planned_alike(self, chunks: int, policy: Policy | None, budget: int | None) -> RunPlans:
         options, sharded = self._options, self._sharded_over
-        static = static_nbytes(self._data, options.shards, bool(options.workers))
+        static = static_nbytes(self._data, options.shards, bool(options.workers), chunks)
         return run_plans(
             self._model.chain,
             self._model.loss,
@@ -215,3 +251,19 @@ class RunPlanning:
         return max(
             reserved_nbytes(train, evaluate, block) for train, evaluate in zip(plans.train, plans.evaluate, strict=True)
         )
+
+
+def _with_chunks(plans: RunPlans, chunks: Sequence[int]) -> RunPlans:
+    """Returns the plans of ranks that take so many bytes for messages from other nodes."""
+
+    def of(plan: Plan, nbytes: int) -> Plan:
+        static = {holder: held for holder, held in {**plan.costs.static, CHUNKS: nbytes}.items() if held}
+        return replace(plan, costs=replace(plan.costs, static=static))
+
+    if len(set(chunks)) == 1:
+        return plans
+    train, evaluate = (
+        tuple(of(plan, nbytes) for plan, nbytes in zip(each, chunks, strict=True))
+        for each in (plans.train, plans.evaluate)
+    )
+    return replace(plans, train=train, evaluate=evaluate)

@@ -166,7 +166,8 @@ def _process(trainer: Trainer, rank: int, plain: int | None) -> Process | None:
     if rss is None:
         return None
     engine = reserved_nbytes(planning.plans.train[rank], planning.plans.evaluate[rank], options.memory == "block")
-    engine += outside_of(rank, trainer.layout, options.shards, options.world) + planning.passing_nbytes
+    engine += outside_of(rank, trainer.layout, options.shards, planning.spread, options.network.chunk)
+    engine += planning.passing_nbytes
     ray = max(0, baseline - plain) if plain is not None else 0
     return Process(
         rss=rss,

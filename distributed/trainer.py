@@ -262,8 +262,9 @@ class Trainer:
         options = self.options
         if options.workers:
             self._group = RayGroup(
-                options.workers, options.threads_per_worker, options.timeout, options.address, self.process_budget
-            )
+                options.workers, options.threads_per_worker, options.timeout, options.address, self.process_budget,
+                options.spread,
+            )  # fmt: skip
         else:
             self._group = LocalGroup()
         try:
@@ -364,6 +365,8 @@ class Trainer:
             overlap=options.overlap,
             shard_optimizer=options.sharded,
             bandwidth=None if options.pretend_bandwidth is None else parse_size(options.pretend_bandwidth),
+            spread=self.planning.spread,
+            network=options.network,
         )
 
     def targets_of(self, step: int) -> int:

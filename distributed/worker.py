@@ -22,15 +22,25 @@ from checkpointing.report import recording
 from checkpointing.report.data import Timeline
 from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction
+from distributed.collectives.ray_transport import CALLS_NBYTES
 from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.shared_memory import SharedMemory
+from distributed.collectives.spread import Spread
+from distributed.collectives.transport import Network, Transport
 from distributed.fingerprint import Fingerprint, fingerprint
 from distributed.logs import close_log, log_file, no_log, open_log, told_process
 from distributed.recording import RecordedStep
 from distributed.sharded_state import ShardedState, state_communicator
 from distributed.snapshot_writer import SnapshotWriter
 from distributed.snapshots import LOSSES, OPTIMIZER, WEIGHTS, SnapshotFailed, load
-from distributed.worker_sizes import reserved_nbytes, shard_specs, static_nbytes, validation_windows
+from distributed.worker_sizes import (
+    CHUNKS,
+    chunk_nbytes,
+    reserved_nbytes,
+    shard_specs,
+    static_nbytes,
+    validation_windows,
+)
 from framework import weights
 from framework.data import Batches, Dataset, EpochOrder, LastBatch
 from framework.memory import Array, Ledger
@@ -70,6 +80,8 @@ class WorkerTask:
         timeout: Seconds to wait for them.
         overlap, bandwidth: See `GradientReduction`.
         shard_optimizer: Whether the rank holds the optimizer's state of its part of the parameters alone.
+        spread: Of the ranks over nodes.
+        network: What is between nodes.
     """
 
     model: Model
@@ -97,6 +109,8 @@ class WorkerTask:
     overlap: bool
     bandwidth: float | None
     shard_optimizer: bool
+    spread: Spread
+    network: Network
 
 
 class Worker:
@@ -136,10 +150,13 @@ class Worker:
 
     def _build(self, task: WorkerTask) -> None:
         self._ledger = Ledger(task.limit)
-        self._witness = Witness(self._ledger) if task.verify else None
+        leads = len(task.spread.nodes) > 1 and task.rank in task.spread.leaders
+        self._witness = Witness(self._ledger, CALLS_NBYTES if leads else 0) if task.verify else None
         self._verification: Verification | None = None
         layout = task.model.chain.layout(shard_specs(task.data, task.batch, task.shards)[0])
         static = static_nbytes(task.data, task.shards, task.shared)
+        chunks = chunk_nbytes(layout, task.shards, task.spread, task.network.chunk, task.rank)
+        category, owner = CHUNKS.split("/")
         self._counted = [self._ledger.count(task.data.nbytes, "data", "data set")]
         if task.shared:
             most = max(moment.categories.get("gradients", 0) for moment in task.train.simulation.timeline)
@@ -149,6 +166,8 @@ class Worker:
             self._shared = GradientReduction(
                 task.rank, task.world, task.shards, layout.gradients.size, layout.dtype,
                 most // layout.gradients.nbytes, task.timeout, task.overlap, task.bandwidth,
+                task.spread, task.network.chunk,
+                self._ledger.empty((chunks,), np.uint8, category, owner) if chunks else None, task.network.retry,
             )  # fmt: skip
         if task.shard_optimizer:
             self._carrier = state_communicator(task.rank, task.world, task.timeout)
@@ -181,10 +200,10 @@ class Worker:
         """Where other workers find this one's shared memory."""
         return self._shared.address if self._shared else None
 
-    def connect(self, addresses: Sequence[SegmentAddress]) -> None:
-        """Attaches to all workers' shared memory."""
+    def connect(self, addresses: Sequence[SegmentAddress], transport: Transport | None = None) -> None:
+        """Attaches to the shared memory of the workers on its node; the transport carries messages to other nodes, if there are any."""
         if self._shared:
-            self._shared.connect(addresses)
+            self._shared.connect(addresses, transport)
 
     def state_address(self) -> SegmentAddress | None:
         """Where other workers find the shared memory through which this one sends parameters and state."""
@@ -419,7 +438,7 @@ class Worker:
 
     def _give_up(self, error: BaseException) -> None:
         if self._shared:
-            self._shared.abort()
+            self._shared.abort(str(error))
         if self._carrier:
             self._carrier.abort()
         self._log.error("failed: %s", error, exc_info=error)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from checkpointing.plan import Plan
 from checkpointing.reduction_tree import roots_of, shards_of
-from distributed.collectives.gradients import header_nbytes
+from distributed.collectives.gradient_memory import header_nbytes, message_sizes
+from distributed.collectives.spread import Spread
 from framework.data import Dataset, LastBatch, order_dtype, spread
 from framework.layers import Spec
 from framework.parameters import Layout
+
+#: What memory for messages from other nodes is counted as.
+CHUNKS = "communication/cross-node chunks"
 
 
 def shard_specs(data: Dataset, batch: int, shards: int) -> tuple[Spec, Spec]:
@@ -16,32 +20,46 @@ def shard_specs(data: Dataset, batch: int, shards: int) -> tuple[Spec, Spec]:
     return Spec((rows, *data.inputs.shape), data.inputs.dtype), Spec((rows, *data.targets.shape), data.targets.dtype)
 
 
-def static_nbytes(data: Dataset, shards: int, shared: bool) -> dict[str, int]:
-    """Returns the bytes, besides parameters and optimizer state, that a worker holds throughout, by "category/owner"."""
+def static_nbytes(data: Dataset, shards: int, shared: bool, chunks: int = 0) -> dict[str, int]:
+    """Returns the bytes, besides parameters and optimizer state, that a worker holds throughout, by "category/owner".
+
+    Args:
+        data: The examples.
+        shards: V.
+        shared: Whether gradients lie in shared memory.
+        chunks: What `chunk_nbytes` says.
+    """
     size = data.size("train")
     return {
         "data/data set": data.nbytes,
         "data/epoch order": size * order_dtype(size).itemsize,
         "communication/segment header": header_nbytes(shards) if shared else 0,
+        CHUNKS: chunks,
     }
 
 
-def outside_nbytes(layout: Layout, shards: int, world: int) -> int:
+def chunk_nbytes(layout: Layout, shards: int, spread: Spread, chunk: int, rank: int) -> int:
+    """Returns the bytes that a rank takes for messages from other nodes: none unless it is the leader of one of several nodes."""
+    gradients = layout.gradients
+    sizes = message_sizes(rank, shards, spread, gradients.size, layout.dtype.itemsize, chunk)
+    return sizes.nbytes if sizes else 0
+
+
+def outside_nbytes(layout: Layout, shards: int, spread: Spread, chunk: int) -> int:
     """Returns what `outside_of` says of the rank with the most."""
-    return max(outside_of(rank, layout, shards, world) for rank in range(world))
+    return max(outside_of(rank, layout, shards, spread, chunk) for rank in range(len(spread.node_of)))
 
 
-def outside_of(rank: int, layout: Layout, shards: int, world: int) -> int:
-    """Returns the bytes of other ranks' shared memory that a rank touches, so that they are resident in its process, too.
+def outside_of(rank: int, layout: Layout, shards: int, spread: Spread, chunk: int) -> int:
+    """Returns the bytes of memory shared with others that a rank touches, so that they are resident in its process, too.
 
-    It reads its slice of every root, and all of the mean gradient, which lies in rank 0's memory.
+    On its node it reads its slice of every root of other ranks, and all of the mean gradient, which lies in the leader's memory. What goes to
+    and comes from other nodes passes the object store: at most as much each way as there is room for where it arrives.
     """
-    if world == 1:
-        return 0
-    roots = [len(roots_of(shards_of(shards, world, each))) for each in range(world)]
-    nbytes = layout.gradients.nbytes
-    a_slice = -(-nbytes // world)
-    return (sum(roots) - roots[rank]) * a_slice + (nbytes if rank else 0)
+    world, nbytes, here = len(spread.node_of), layout.gradients.nbytes, spread.nodes[spread.node_of[rank]]
+    roots = sum(len(roots_of(shards_of(shards, world, other))) for other in here if other != rank)
+    mean = nbytes if rank != here[0] else 0
+    return roots * -(-nbytes // len(here)) + mean + 2 * chunk_nbytes(layout, shards, spread, chunk, rank)
 
 
 def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:

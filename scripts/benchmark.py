@@ -9,7 +9,8 @@ Suites:
                 checkpoint-schedules
   policies      steps by plans within a budget over store-all's, with PyTorch's checkpointing at equal activation bytes; how far plans are
                 from lower bounds, and measured steps from planned ones; values on disk
-  collectives   all-reduce in shared memory, with Gloo through ray.util.collective and with a plain copy: bandwidth
+  collectives   all-reduce in shared memory, with Gloo through ray.util.collective and with a plain copy: bandwidth; and between two nodes, with the
+                latency and bandwidth that fit
   scaling       two workers beside two processes that do not communicate and PyTorch's DistributedDataParallel; what a launch costs, and a snapshot
 
 Examples:

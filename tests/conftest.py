@@ -36,7 +36,9 @@ APART = tuple(
         "test_run_state",
         "test_sharded_state",
         "test_snapshots",
+        "collectives/test_cross_node",
         "collectives/test_gradients",
+        "collectives/test_hierarchical",
         "collectives/test_shared_memory",
     )
 )

@@ -25,10 +25,12 @@ class Calls:
         rank: This rank.
         segments: All ranks' segments.
         offset: Where in them calls are.
+        names: What the ranks are called in errors, where they are some of many; this rank is one of them.
     """
 
-    def __init__(self, rank: int, segments: Sequence[Segment], offset: int) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, segments: Sequence[Segment], offset: int, names: Sequence[int] | None = None) -> None:
+        self._names = [*range(len(segments))] if names is None else names
+        self._rank = self._names.index(rank)
         self._turn = 0
         self._places = [
             [
@@ -57,8 +59,16 @@ class Calls:
         theirs = [rank[self._turn] for rank in self._places]
         mine = bytes(theirs[self._rank][0])
         if any(words != mine for words, _ in theirs):
-            raise _disagreement(self._rank, [decoded(words) for words, _ in theirs])
+            raise self._disagreement([decoded(words) for words, _ in theirs])
         return [numbers[0] for _, numbers in theirs]
+
+    def _disagreement(self, calls: Sequence[str]) -> CollectiveError:
+        by_call: dict[str, list[int]] = {}
+        for name, call in zip(self._names, calls, strict=True):
+            by_call.setdefault(call, []).append(name)
+        told = "; ".join(f"ranks {ranks} call {call}" for call, ranks in by_call.items())
+        rank = self._names[self._rank]
+        return CollectiveError(f"rank {rank}: all ranks must call the same, but {told}", calls[self._rank])
 
 
 def encoded(words: str, nbytes: int) -> bytes:
@@ -73,11 +83,3 @@ def encoded(words: str, nbytes: int) -> bytes:
 def decoded(raw: bytes | memoryview[int]) -> str:
     """Returns the words."""
     return bytes(raw).rstrip(b"\0").decode(errors="replace")
-
-
-def _disagreement(rank: int, calls: Sequence[str]) -> CollectiveError:
-    by_call: dict[str, list[int]] = {}
-    for other, call in enumerate(calls):
-        by_call.setdefault(call, []).append(other)
-    told = "; ".join(f"ranks {ranks} call {call}" for call, ranks in by_call.items())
-    return CollectiveError(f"rank {rank}: all ranks must call the same, but {told}", calls[rank])

@@ -1,4 +1,4 @@
-"""Gradients and losses added across the ranks of one node, in place, while the backward goes on.
+"""Gradients and losses added across ranks, in place, while the backward goes on.
 
 Gradient buffers are slots of their rank's segment, so a gradient is never copied to be sent. To reduce a bucket, each rank adds its share of
 all sums up the canonical tree, in place, into the buffer of shard 0. A thread of each rank does that, bucket after bucket, while the
@@ -8,7 +8,9 @@ additions are those of the tree.
 The thread meets those of the other ranks on a channel of its own: once a bucket, when all ranks have made it, and once in the end. It takes
 no memory.
 
-A segment: the control area, the totals and the slots of roots by shard, then the slots.
+With several nodes the ranks of each do so up to the roots of the largest subtrees that lie on it. These its leader, the lowest rank, exchanges with other
+leaders' (`cross_node.py`), and writes the mean over that root which comes first; there the ranks of the node read it. Messages from other nodes arrive in
+memory that the leader has from the beginning.
 """
 
 from __future__ import annotations
@@ -16,53 +18,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from checkpointing.reduction import Sums, Totals, reduce_in_tree, total_of
+from checkpointing.reduction import Sums, Totals, add_in_tree, reduce_in_tree, total_of
 from checkpointing.reduction_tree import roots_of, shards_of
-from distributed.collectives.rendezvous import CONTROL_NBYTES, Rendezvous, give_up
-from distributed.collectives.segment import CACHE_LINE, PAGE, Segment, SegmentAddress, attach_all, round_up
+from distributed.collectives.communicator import share_of
+from distributed.collectives.cross_node import Carried, CrossNode
+from distributed.collectives.gradient_memory import SUMS, Header, Slot, header_nbytes, hierarchy_of, message_sizes
+from distributed.collectives.rendezvous import GRACE, Rendezvous, give_up
+from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress, attach_all, round_up
+from distributed.collectives.spread import Spread
+from distributed.collectives.transport import RETRY, Inbox, Network, Transport
 from framework.memory import Allocation, Array
-from framework.optimizers import NORM_BLOCK
-
-_SUMS = len(Totals._fields)
-_FLOAT, _INTEGER = np.dtype(np.float64), np.dtype(np.int64)
-
-
-def header_nbytes(shards: int) -> int:
-    """Bytes of a segment before its slots."""
-    return round_up(CONTROL_NBYTES + shards * (_SUMS * _FLOAT.itemsize + _INTEGER.itemsize), PAGE)
-
-
-class _Header:
-    """What a rank tells the others of its shards, in its segment.
-
-    Attributes:
-        sums: The totals of each shard.
-        root_slots: The slot in which the root that begins with a shard lies.
-    """
-
-    def __init__(self, segment: Segment, shards: int) -> None:
-        self.sums = segment.array(CONTROL_NBYTES, shards * _SUMS, _FLOAT).reshape(shards, _SUMS)
-        self.root_slots = segment.array(CONTROL_NBYTES + self.sums.nbytes, shards, _INTEGER)
-
-
-class _Slot:
-    """Owns a slot of a segment: the base of its array and of all views."""
-
-    def __init__(self, owner: GradientReduction, number: int, memory: Array, allocation: Allocation) -> None:
-        self._owner, self._number, self._memory = owner, number, memory
-        self._allocation = allocation
-        self.__array_interface__ = memory.__array_interface__
-
-    def __del__(self) -> None:
-        self._owner.release(self._number)
 
 
 class GradientReduction:
-    """The reduction of W ranks on one node; also the allocator of its rank's gradient buffers.
+    """The reduction of W ranks; also the allocator of its rank's gradient buffers.
 
     Args:
         rank: This rank.
@@ -74,9 +48,14 @@ class GradientReduction:
         timeout: Seconds that a collective waits for the other ranks.
         overlap: Whether a bucket is reduced as soon as it is made; else all are when the last one is.
         bandwidth: Bytes a second of a network that there is not: what a bucket would take there is waited. None for none.
+        spread: Of the ranks over nodes; None if they are on one.
+        chunk: Bytes of a root that travel to another node at once, the same on all ranks.
+        memory: For messages from other nodes: as many bytes as `message_sizes` says. None takes them now.
+        retry: Seconds after which a message to another node is sent again.
 
     Attributes:
         seconds: How long the last reduction kept the rank waiting.
+        inbox: Where messages from other nodes arrive; None if this rank gets none.
     """
 
     def __init__(
@@ -90,9 +69,22 @@ class GradientReduction:
         timeout: float = 300.0,
         overlap: bool = True,
         bandwidth: float | None = None,
+        spread: Spread | None = None,
+        chunk: int = Network.chunk,
+        memory: Array | None = None,
+        retry: float = RETRY,
     ) -> None:
         self.rank, self.world, self.shards, self.size, self.dtype = rank, world, shards, size, dtype
         self.timeout = timeout
+        self._spread = spread or Spread.of([0] * world)
+        self._node = self._spread.node_of[rank]
+        self._here = self._spread.nodes[self._node]  # the ranks that share memory
+        self._hierarchy = hierarchy_of(shards, self._spread)
+        self._roots = self._hierarchy.roots[self._node]
+        sizes = message_sizes(rank, shards, self._spread, size, dtype.itemsize, chunk)
+        self.inbox = Inbox(sizes, memory) if sizes else None
+        self._chunk, self._retry = chunk, retry
+        self._cross: CrossNode | None = None
         self._start = header_nbytes(shards)
         self._stride = round_up(size * dtype.itemsize, CACHE_LINE)
         self._own = Segment.create("retape-gradients", self._start + slots * self._stride)
@@ -104,22 +96,39 @@ class GradientReduction:
         self._waiting: list[tuple[Mapping[int, Array], Sequence[slice], Sums]] = []  # buckets, where nothing overlaps
         self._begun: list[Future[None]] = []
         self._thread: ThreadPoolExecutor | None = None
-        self._everyone: dict[int, Array] = {}  # while a step is reduced: all ranks' sums, by their first shard
+        self._everyone: dict[
+            int, Array
+        ] = {}  # while a step is reduced: the sums of this node's ranks, by their first shard
         self._totals: Totals | None = None
+        self._told = False  # whether other nodes have been told this node's totals
         self._rendezvous: Rendezvous | None = None
         if world == 1:
             self.connect([self.address])
 
-    def connect(self, addresses: Sequence[SegmentAddress]) -> None:
-        """Maps all ranks' segments, given in the order of ranks.
+    def connect(self, addresses: Sequence[SegmentAddress], transport: Transport | None = None) -> None:
+        """Maps the segments of the ranks of this node.
+
+        Args:
+            addresses: Of all ranks' segments, in the order of ranks.
+            transport: Carries this rank's messages to other nodes, if it is its node's leader.
 
         Raises:
             CollectiveError: One cannot be attached to.
         """
-        self._segments = attach_all(self.rank, self._own, addresses)
-        self._headers = [_Header(segment, self.shards) for segment in self._segments]
-        self._rendezvous = Rendezvous(self.rank, self._segments, self.timeout)
+        self._segments = attach_all(self.rank, self._own, [addresses[rank] for rank in self._here], self._here)
+        self._headers = [Header(segment, self.shards) for segment in self._segments]
+        alone = len(self._spread.nodes) == 1
+        patience = self.timeout if alone or self.inbox else self.timeout + GRACE
+        self._rendezvous = Rendezvous(self.rank, self._segments, patience, self._here)
         self._channel, self._reducing = self._rendezvous.channel(0), self._rendezvous.channel(1)
+        if self.inbox is not None:
+            assert transport is not None
+            self._cross = CrossNode(
+                self._node, self._spread, self._hierarchy.roots, self._chunk, self.inbox, transport, self.timeout,
+                self._rendezvous.require_all_well, self._retry,
+            )  # fmt: skip
+            self.inbox.on_giving_up = partial(give_up, self._own)
+            self.inbox.waiting_for = partial(getattr, self._rendezvous, "missing")
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], allocation: Allocation) -> Array:
         """Returns a free slot as a gradient buffer; it is free again when the last view of it has died."""
@@ -130,7 +139,7 @@ class GradientReduction:
         number = self._free.pop(0)
         memory = self._slot(self._own, number)
         self._slot_at[_address(memory)] = number
-        return np.asarray(_Slot(self, number, memory, allocation))
+        return np.asarray(Slot(self.release, number, memory, allocation))
 
     def release(self, number: int) -> None:
         """Takes a slot back."""
@@ -149,7 +158,7 @@ class GradientReduction:
     def finish(self) -> tuple[Array, Totals]:
         """Waits for all that was begun, and returns the mean gradient and the totals over all shards.
 
-        The gradient lies in rank 0's memory: no rank may write to it before the next barrier.
+        The gradient lies in the memory of the node's first root, on one node rank 0's: no rank may write to it before the next barrier.
 
         Raises:
             CollectiveError: Ranks did not come within the timeout, one died, or one gave up.
@@ -160,9 +169,10 @@ class GradientReduction:
                 self._reduce(*bucket)
             for future in self._begun:
                 future.result()
+            if self._cross is not None:
+                self._cross.settle("all-reduce")
             self._reducing.barrier("all-reduce")
-            assert self._totals is not None
-            return self._everyone[0], self._totals
+            return self._mean(), self._totals or self._totals_of_all()
         finally:
             self._forget()
             self.seconds = time.perf_counter() - started
@@ -174,7 +184,7 @@ class GradientReduction:
         return total
 
     def barrier(self, what: str = "barrier") -> None:
-        """Waits until all ranks have come here.
+        """Waits until all ranks that share memory have come here.
 
         Raises:
             CollectiveError: Ranks did not come within the timeout, one died, or one gave up.
@@ -192,9 +202,11 @@ class GradientReduction:
         if self._rendezvous:
             self._rendezvous.close()
 
-    def abort(self) -> None:
-        """Tells the other ranks to wait no longer: their collectives raise."""
+    def abort(self, reason: str = "it could not go on") -> None:
+        """Tells the other ranks to wait no longer: their collectives raise. Those of other nodes are told the reason, too."""
         give_up(self._own)
+        if self._cross is not None:
+            self._cross.abort(reason)
 
     def _reduce(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
         """Adds this rank's share of a bucket when all ranks have made it."""
@@ -202,15 +214,55 @@ class GradientReduction:
             self._publish(sums, totals)
         self._reducing.barrier("all-reduce")
         if not self._everyone:
-            self._everyone, self._totals = self._sums_of_all(sums), self._totals_of_all()
-        assert self._totals is not None
+            self._everyone = self._sums_of_all(sums)
         if self._bandwidth is not None:
             time.sleep(sum(place.stop - place.start for place in places) * self.dtype.itemsize / self._bandwidth)
-        reduce_in_tree(self._everyone, share_of(places, self.world, self.rank), self._totals.divisor)
+        mine = share_of(places, len(self._here), self._here.index(self.rank))
+        if len(self._spread.nodes) == 1:
+            self._totals = self._totals or self._totals_of_all()
+            reduce_in_tree(self._everyone, mine, self._totals.divisor)
+            return
+        add_in_tree(self._everyone, mine, self._hierarchy.within[self._node])
+        self._reducing.barrier("all-reduce")
+        if self._cross is not None:
+            self._reduce_across(self._cross, places)
+
+    def _reduce_across(self, cross: CrossNode, places: Sequence[slice]) -> None:
+        """Makes the mean of what the nodes' roots have of a bucket, in this node's first root."""
+        roots = {first: self._memory_of(self._everyone[first]) for first in self._roots}
+        cross.carry(
+            Carried(
+                "all-reduce",
+                [share_of(places, len(self._spread.nodes), node) for node in range(len(self._spread.nodes))],
+                roots,
+                roots[self._roots[0]],
+                self._combine,
+                extra=None if self._told else self._node_totals(),  # once a step
+                take_extra=self._take_totals,
+            )
+        )
+        self._told = True
+
+    def _combine(self, sums: Mapping[int, Array], out: Array) -> None:
+        """Adds up and divides what all nodes have of some elements; the totals are there, since they came first."""
+        self._totals = self._totals or self._totals_of_all()
+        add_in_tree(sums, [slice(0, out.size)], self._hierarchy.across, divisor=self._totals.divisor)
+        if self._node:  # else it is there, in the sum that begins with shard 0
+            out[...] = sums[0]
+
+    def _mean(self) -> Array:
+        """Returns the mean gradient, which counts as another's memory on all ranks but 0, as their plans have it."""
+        found = self._everyone[self._roots[0]]
+        return found if self.rank == 0 else self._memory_of(found)
+
+    def _memory_of(self, array: Array) -> Array:
+        """Returns the memory of a slot as such: who holds it, as messages do until they have arrived, keeps no gradient alive."""
+        slot = self._slot_at.get(_address(array))
+        return array if slot is None else self._slot(self._own, slot)
 
     def _publish(self, sums: Mapping[int, Array], totals: Sums) -> None:
         """Tells the others where this rank's sums lie, and its totals; they may read that after the next meeting."""
-        header = self._headers[self.rank]
+        header = self._headers[self._here.index(self.rank)]
         for first, array in sums.items():
             header.root_slots[first] = self._slot_at[_address(array)]
         for shard, each in totals.items():
@@ -220,19 +272,42 @@ class GradientReduction:
         """Returns the totals over all ranks' shards; a barrier."""
         self._publish({}, totals)
         self.barrier("exchange of losses")
+        if self._cross is not None:
+            words = "exchange of losses"
+            self._cross.carry(Carried(words, extra=self._node_totals(), take_extra=self._take_totals))
+            self._cross.settle(words)
+        if len(self._spread.nodes) > 1:
+            self.barrier("exchange of losses")
         return self._totals_of_all()
 
+    def _node_totals(self) -> Array:
+        """Puts the totals of this node's shards into the leader's header, and returns that: (V, 3)."""
+        found = self._headers[0].sums
+        for header, rank in zip(self._headers, self._here, strict=True):
+            mine = shards_of(self.shards, self.world, rank)
+            found[mine.start : mine.stop] = header.sums[mine.start : mine.stop]
+        return found
+
+    def _take_totals(self, node: int, numbers: Array) -> None:
+        """Puts the totals of another node's shards there, too."""
+        theirs = numbers.reshape(self.shards, SUMS)
+        for rank in self._spread.nodes[node]:
+            some = shards_of(self.shards, self.world, rank)
+            self._headers[0].sums[some.start : some.stop] = theirs[some.start : some.stop]
+
     def _totals_of_all(self) -> Totals:
+        one_node = len(self._spread.nodes) == 1
         return total_of({
             shard: Totals(*header.sums[shard].tolist())
-            for rank, header in enumerate(self._headers)
+            for rank in range(self.world)
+            for header in (self._headers[rank if one_node else 0],)
             for shard in shards_of(self.shards, self.world, rank)
         })  # fmt: skip
 
     def _sums_of_all(self, own: Mapping[int, Array]) -> dict[int, Array]:
-        """Returns all ranks' sums, by their first shard."""
+        """Returns the sums of all ranks of this node, by their first shard."""
         found = dict(own)
-        for rank, (segment, header) in enumerate(zip(self._segments, self._headers, strict=True)):
+        for rank, segment, header in zip(self._here, self._segments, self._headers, strict=True):
             if rank != self.rank:
                 for first, _ in roots_of(shards_of(self.shards, self.world, rank)):
                     found[first] = self._slot(segment, int(header.root_slots[first]))
@@ -240,31 +315,12 @@ class GradientReduction:
 
     def _forget(self) -> None:
         """Holds no gradient any more."""
-        self._everyone, self._totals = {}, None
+        self._everyone, self._totals, self._told = {}, None, False
         self._waiting.clear()
         self._begun.clear()
 
     def _slot(self, segment: Segment, number: int) -> Array:
         return segment.array(self._start + number * self._stride, self.size, self.dtype)
-
-
-def share_of(places: Sequence[slice], world: int, rank: int) -> list[slice]:
-    """Returns a rank's share of some elements, cut at multiples of 4,096.
-
-    >>> share_of([slice(0, 8192), slice(10000, 14096)], 3, 1)
-    [slice(4096, 8192, None)]
-    """
-    mine = shards_of(-(-sum(place.stop - place.start for place in places) // NORM_BLOCK), world, rank)
-    found, before = [], 0
-    for place in places:
-        start, stop = (
-            min(max(place.start + edge * NORM_BLOCK - before, place.start), place.stop)
-            for edge in (mine.start, mine.stop)
-        )
-        if stop > start:
-            found.append(slice(start, stop))
-        before += place.stop - place.start
-    return found
 
 
 def _address(a: Array) -> int:

@@ -36,6 +36,8 @@ _LONGEST = 1e-3
 _PART = 1 / 8
 #: Seconds between looks at whether the late ones are alive.
 _LOOK = 0.05
+#: Seconds that a rank waits longer than its node's leader, who can say which ranks of other nodes are late.
+GRACE = 0.5
 
 
 class Rendezvous:
@@ -45,16 +47,25 @@ class Rendezvous:
         rank: This rank.
         segments: All ranks' segments.
         timeout: Seconds that a rank waits for the others where a call does not say.
+        names: What the ranks of the segments are called in errors, where they are some of many; this rank is one of them.
+
+    Attributes:
+        missing: The ranks that are waited for, as they are called.
     """
 
-    def __init__(self, rank: int, segments: Sequence[Segment], timeout: float) -> None:
+    def __init__(
+        self, rank: int, segments: Sequence[Segment], timeout: float, names: Sequence[int] | None = None
+    ) -> None:
         self.rank, self.timeout = rank, timeout
         self._segments = segments
+        self._names = [*range(len(segments))] if names is None else names
+        self._place = self._names.index(rank)
+        self.missing: list[int] = []
         many = len(segments) > len(os.sched_getaffinity(0))
         self._spins, self._shortest = (_SPINS_OF_MANY, _SHORTEST_OF_MANY) if many else (_SPINS, _SHORTEST)
         self._flags = [segment.words(0, 1) for segment in segments]
         self._pids = [segment.address.pid for segment in segments]
-        self._pidfds = _open_pidfds(rank, self._pids)
+        self._pidfds = _open_pidfds(rank, self._pids, self._names)
         self._close = weakref.finalize(self, _close_all, list(self._pidfds.values()))
 
     def channel(self, number: int) -> Channel:
@@ -82,15 +93,22 @@ class Rendezvous:
                 continue
             waited = time.monotonic() - started
             if waited >= look:
-                look = waited + _LOOK
+                look, self.missing = waited + _LOOK, self._named(missing)
                 if (dead := self._dead(missing)) and set(dead) & set(late()):
                     raise self._died(operation, missing, dead, waited)
             if waited > patience:
                 raise CollectiveError(
-                    f"rank {self.rank}: ranks {missing} late, waited {waited:.1f} s in {operation}",
-                    operation, missing, seconds=waited,
+                    f"rank {self.rank}: ranks {self._named(missing)} late, waited {waited:.1f} s in {operation}",
+                    operation, self._named(missing), seconds=waited,
                 )  # fmt: skip
             time.sleep(min(max(self._shortest, waited * _PART), _LONGEST))
+        self.missing = []
+
+    def require_all_well(self, operation: str) -> None:
+        """Raises a `CollectiveError` if somebody gave up, or a process has ended."""
+        self.require_nobody_gave_up(operation)
+        if dead := self._dead(range(len(self._pids))):
+            raise self._died(operation, dead, dead, 0.0)
 
     def require_nobody_gave_up(self, operation: str) -> None:
         """Raises a `CollectiveError` if somebody gave up."""
@@ -99,7 +117,7 @@ class Rendezvous:
 
     def abort(self) -> None:
         """Tells all ranks, this one included, to wait no longer: their collectives raise. Any thread may call it."""
-        give_up(self._segments[self.rank])
+        give_up(self._segments[self._place])
 
     def close(self) -> None:
         """Looks after the others' processes no more."""
@@ -115,22 +133,26 @@ class Rendezvous:
         return [watched[descriptor] for descriptor, _ in poll.poll(0)]
 
     def _died(self, operation: str, late: list[int], dead: list[int], waited: float) -> CollectiveError:
-        who = ", ".join(f"rank {rank} (pid {self._pids[rank]})" for rank in dead)
+        who = ", ".join(f"rank {self._names[place]} (pid {self._pids[place]})" for place in dead)
         return CollectiveError(
-            f"rank {self.rank}: {who} died, waited {waited:.1f} s in {operation}", operation, late, dead, waited
-        )
+            f"rank {self.rank}: {who} died, waited {waited:.1f} s in {operation}",
+            operation, self._named(late), self._named(dead), waited,
+        )  # fmt: skip
+
+    def _named(self, places: Sequence[int]) -> list[int]:
+        return [self._names[place] for place in places]
 
     def _given_up(self, operation: str, late: list[int], waited: float) -> CollectiveError:
         """Tells who gave up, but first who is dead or late, which will be the reason."""
         if dead := self._dead(late or range(len(self._pids))):
             return self._died(operation, late, dead, waited)
-        rank, by = next((rank, flag[0]) for rank, flag in enumerate(self._flags) if flag[0])
-        why = f"rank {rank} gave up" if by == self._pids[rank] else f"process {by} aborted it"
-        missing = f"; ranks {late} are late" if late else ""
+        place, by = next((place, flag[0]) for place, flag in enumerate(self._flags) if flag[0])
+        why = f"rank {self._names[place]} gave up" if by == self._pids[place] else f"process {by} aborted it"
+        missing = f"; ranks {self._named(late)} are late" if late else ""
         return CollectiveError(
             f"rank {self.rank}: {operation} given up after {waited:.1f} s, since {why}{missing}",
             operation,
-            late,
+            self._named(late),
             (),
             waited,
         )
@@ -143,7 +165,7 @@ class Channel:
         offset = CACHE_LINE * (1 + number)
         self._rendezvous = rendezvous
         self._counters = [segment.words(offset, 1) for segment in segments]
-        self._own = self._counters[rendezvous.rank]
+        self._own = self._counters[rendezvous._place]
 
     def arrive(self) -> int:
         """Tells the others that this rank has come, and returns which meeting that is: what to wait for."""
@@ -176,7 +198,7 @@ def abort(address: SegmentAddress) -> None:
     give_up(Segment.attach(address, f"process {address.pid}"))
 
 
-def _open_pidfds(rank: int, pids: Sequence[int]) -> dict[int, int]:
+def _open_pidfds(rank: int, pids: Sequence[int], names: Sequence[int]) -> dict[int, int]:
     """Opens a pidfd for each rank that lives in another process."""
     found: dict[int, int] = {}
     try:
@@ -186,8 +208,9 @@ def _open_pidfds(rank: int, pids: Sequence[int]) -> dict[int, int]:
     except OSError as error:
         _close_all(list(found.values()))
         raise CollectiveError(
-            f"rank {rank} cannot look after rank {other} (pid {pid}): {error.strerror}", "connect", [other], [other]
-        ) from error
+            f"rank {rank} cannot look after rank {names[other]} (pid {pid}): {error.strerror}",
+            "connect", [names[other]], [names[other]],
+        ) from error  # fmt: skip
     return found
 
 

@@ -104,16 +104,24 @@ class Segment:
         return np.frombuffer(self._map, dtype, size, offset)
 
 
-def attach_all(rank: int, own: Segment, addresses: Sequence[SegmentAddress]) -> list[Segment]:
+def attach_all(
+    rank: int, own: Segment, addresses: Sequence[SegmentAddress], names: Sequence[int] | None = None
+) -> list[Segment]:
     """Returns all ranks' segments as `rank`, who owns `own`, sees them.
+
+    Args:
+        rank: This rank.
+        own: Its segment.
+        addresses: Of all segments.
+        names: What the ranks are called, where they are some of many; this rank is one of them.
 
     Raises:
         CollectiveError: One cannot be attached to.
     """
     try:
         return [
-            own if other == rank else Segment.attach(address, f"rank {other}")
-            for other, address in enumerate(addresses)
+            own if name == rank else Segment.attach(address, f"rank {name}")
+            for name, address in zip(range(len(addresses)) if names is None else names, addresses, strict=True)
         ]
     except CollectiveError as error:
         raise CollectiveError(f"rank {rank} {error}", "connect") from error

@@ -1,4 +1,4 @@
-"""All-reduce between processes of this machine, compared with Gloo and with a plain copy: algorithm bandwidth.
+"""All-reduce between processes of this machine, compared with Gloo and with a plain copy: algorithm bandwidth; and between two nodes.
 
 The algorithm bandwidth of an all-reduce is the bytes of one rank's array over the seconds from the start of the first rank to the end of
 the last. Ours is measured for arrays that live in shared memory ("in place") and for arrays anywhere ("copied"); Gloo through
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from benchmarks import cross_node
 from benchmarks.measure import Row, installed
 
 from distributed.cluster import connect
@@ -117,6 +118,7 @@ def rows(
                 for megabyte, size in zip(megabytes, sizes, strict=True):
                     call("prepare", size)
                     yield from _compared(call, sides, runs, world, megabyte, size)
+    yield from cross_node.rows(runs, megabytes, "gloo" in sides)
 
 
 def _compared(

@@ -163,7 +163,7 @@ def test_ten_million_numbers_have_the_bits_of_one_process(world: int, dtype: str
 
 
 @pytest.mark.memory
-@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
 def test_ten_million_numbers_are_scattered_gathered_and_broadcast_bit_for_bit(world: int, dtype: str) -> None:
     size, root = 10_000_000, world - 1

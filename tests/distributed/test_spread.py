@@ -1,0 +1,115 @@
+"""Workers on several nodes: the same bits, and the bytes that were predicted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import ray
+
+from distributed import Trainer
+from distributed.collectives.communicator import CollectiveError
+from distributed.groups import RayGroup
+from framework import Chain, CrossEntropy, Dropout, Linear, ReLU
+from framework.data import clusters
+
+RUN: dict[str, Any] = {"batch": 16, "shards": 4, "steps": 6, "clip_norm": 0.5, "validation_examples": 32, "seed": 7}
+SAME = ("parameters_sha256", "optimizer_sha256", "losses_sha256", "validation_loss")
+
+
+def trainer(workers: int, **options: Any) -> Trainer:
+    chain = Chain(Linear(300), ReLU(), Dropout(0.1), Linear(200), ReLU(), Linear(10))
+    return Trainer(chain, CrossEntropy(), data=clusters(256, 64, 10), workers=workers, **{**RUN, **options})
+
+
+def require_as_predicted(summary: dict[str, Any]) -> None:
+    for rank in summary["ranks"]:
+        assert rank["ledger_peak_bytes"] == rank["predicted_peak_bytes"]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return trainer(0).fit().summary
+
+
+FORCED = [
+    (2, {"cross_node": "forced", "verify_memory": True}),
+    (3, {"cross_node": "2+1", "bucket_size": "64KiB", "chunk_size": "10KB", "memory": "heap", "pretend_loss": 0.05}),
+]
+MORE = [
+    (4, {"cross_node": "2+2", "overlap": False, "pretend_delay": 0.01, "pretend_loss": 0.1}),
+    (4, {"cross_node": "3+1", "chunk_size": "100B", "bucket_size": "1MiB", "steps": 2}),
+    (4, {"cross_node": "forced", "bucket_size": "1B", "policy": "sqrt-n"}),
+    (3, {"cross_node": "2+1", "verify_memory": True, "memory_budget": "engine:100%"}),
+    (3, {"cross_node": "1+2", "pretend_loss": 0.3, "memory": "heap"}),
+]
+
+
+@pytest.mark.parametrize(("workers", "options"), FORCED)
+def test_the_path_across_nodes_changes_no_bit_on_one_machine(
+    alone: dict[str, Any], ray_cluster: None, workers: int, options: dict[str, Any]
+) -> None:
+    summary = trainer(workers, **options).fit().summary
+    assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
+    require_as_predicted(summary)
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize(("workers", "options"), MORE)
+def test_more_ways_across_nodes_change_no_bit(ray_cluster: None, workers: int, options: dict[str, Any]) -> None:
+    steps = options.get("steps", RUN["steps"])
+    summary, alone = trainer(workers, **options).fit().summary, trainer(0, steps=steps).fit().summary
+    assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
+    require_as_predicted(summary)
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("cpus", [(1, 1), (2, 1)])
+def test_a_cluster_of_two_nodes_gives_the_bits_of_one_process(cpus: tuple[int, int]) -> None:
+    """In a process of its own, which is connected to no other cluster."""
+    words = [sys.executable, "-m", "tests.distributed.spread_cluster", *map(str, cpus)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, *others = json.loads(done.stdout.splitlines()[-1])
+    assert len(others) == 3
+    for summary in others:
+        assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
+        assert summary["nodes"] == "+".join(map(str, cpus))
+        require_as_predicted(summary)
+
+
+def test_a_leader_that_is_killed_ends_the_run_with_its_name(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others must say so before Ray's driver does: it is asked for what the survivor of another node raises."""
+    run = trainer(2, cross_node="forced", timeout=60.0)
+    run.start()
+    group = run._group
+    assert isinstance(group, RayGroup)
+    survivor, lost = group._actors
+    (pid,) = ray.get([lost.pid.remote()])
+    call = survivor.step.remote(0)
+    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    try:
+        with pytest.raises(ray.exceptions.RayTaskError) as error:
+            ray.get(call, timeout=60)
+        assert isinstance(error.value.cause, CollectiveError)
+        assert error.value.cause.dead == (1,)
+        assert "rank 0: rank 1 died" in str(error.value.cause)
+    finally:
+        run.close()
+
+
+def test_what_is_no_spread_or_chunk_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--cross-node .*'2\+2' does not spread 3 ranks over nodes"):
+        trainer(3, cross_node="2+2")
+    with pytest.raises(ValueError, match="--chunk-size"):
+        trainer(2, chunk_size="much")
+    with pytest.raises(ValueError, match=r"a loss a part of all messages, but got 0\.0 and 2"):
+        trainer(2, cross_node="1+1", pretend_loss=2.0)
+    with pytest.raises(ValueError, match=r"--shard-optimizer is for workers on one node, .* on several \(1\+1\)"):
+        trainer(2, cross_node="1+1", shard_optimizer=True)
