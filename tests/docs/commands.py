@@ -39,6 +39,8 @@ SMALLER: dict[tuple[str, ...], tuple[str, ...]] = {
 SMALLER_MODELS = {"byte-gpt-small": "byte-gpt-tiny"}
 #: A run whose folder has the name of the moment when it began.
 BY_MOMENT = "runs/MOMENT"
+#: What profile_memory.py ends with where --fail-above is passed; either is right on a page.
+GREW = 3
 #: A table with a column to predict, for pages that name one.
 TABLE = "rooms,area,price\n" + "".join(f"{n % 6},{20 + n % 90},{100 + 7 * n % 50}\n" for n in range(400))
 #: Resumed runs have the steps that they were started with, and more of them than others, so that there is time to stop them.
@@ -125,8 +127,8 @@ def run(command: Command, folder: Path, resumed: set[str]) -> str | None:
     )
     output = _output(process, stop)
     refused = any(line.startswith("error:") for line in command.shown)
-    expected = 75 if stop else 2 if refused else 0
-    if process.returncode != expected:
+    expected = [75] if stop else [2] if refused else [0, GREW] if "--fail-above" in words else [0]
+    if process.returncode not in expected:
         return f"exit code {process.returncode} instead of {expected}:\n{output}"
     return _missing(command.shown, output)
 
@@ -136,12 +138,18 @@ def _smaller(words: list[str], resumed: set[str]) -> list[str]:
     if script == "benchmark.py":
         return [*words, "--help"]
     for (name, *needed), options in SMALLER.items():
-        if name == script and all(option in words for option in needed) and "--resume" not in words:
+        if name == script and all(option in words for option in needed) and _works_much(words):
             words = [*words, *options]
     for large, small in SMALLER_MODELS.items():
         if script in ("train.py", "profile_memory.py") and large in words:
             words = [small if word == large else word for word in words]
     return [*words, "--steps", STEPS_OF_RESUMED] if _run_of(words) in resumed else words
+
+
+def _works_much(words: list[str]) -> bool:
+    """Whether a program is not only asked to show, or to go on with, what there is."""
+    shows = {"--resume", "--watch", "--from", "--compare", "--no-measure"} & {*words}
+    return not shows and not (words[1].endswith("profile_memory.py") and words[2:] and words[2].startswith("runs/"))
 
 
 def _output(process: subprocess.Popen[str], stop: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,14 @@ def test_a_command_that_fails_or_prints_otherwise_is_told(tmp_path: Path) -> Non
 def test_programs_that_are_made_smaller_exist() -> None:
     there = {path.name for path in (ROOT / "scripts").rglob("*.py")}
     assert {name for name, *_ in SMALLER} <= there
+
+
+def test_no_two_pages_write_one_file() -> None:
+    """Who follows one page after the other in one folder is not told that files exist."""
+    written: dict[str, list[str]] = {}
+    for page in WITH_COMMANDS:
+        for each in commands(page):
+            if isinstance(each, Command) and "--resume" not in each.words:
+                for name in re.findall(r"--(?:out|html|run-dir|costs-out|svg)[ =](\S+)", each.words):
+                    written.setdefault(name, []).append(page)
+    assert {name: pages for name, pages in written.items() if len(pages) > 1} == {}
