@@ -68,7 +68,9 @@ def test_the_mean_gradient_has_the_bits_of_one_process_for_any_spread_and_chunk(
     require_bits(*results_of(spread, shards, size, dtype, chunk, buckets, overlap=overlap))
 
 
-@pytest.mark.parametrize("spread", ["1+1", "2+1", "2+2", "3+1"])
+@pytest.mark.parametrize(
+    "spread", ["1+1", "3+1", *(pytest.param(each, marks=pytest.mark.memory) for each in ("2+1", "2+2"))]
+)
 def test_messages_that_come_late_or_never_change_no_bit(spread: str) -> None:
     world = sum(map(int, spread.split("+")))
     faults = Faults(delay=0.004, loss=0.2, seed=3)
