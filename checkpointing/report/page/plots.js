@@ -1,45 +1,68 @@
 // Policies, the plan, and the process's memory.
 let relative = false;
 
-function drawFrontier() {
-  const {policies, curve, budget} = data.frontier, plot = document.getElementById('plot-frontier');
-  const measured = policies.filter((each) => each.step_seconds !== null);
-  const sizes = [...policies.map((each) => each.predicted_peak), ...measured.map((each) => each.ledger_peak || 0), ...curve.map(([size]) => size)];
-  const unit = sizeUnit(Math.max(1, ...sizes)), ink = colour('--ink');
-  const fastest = {planned: Math.min(...policies.map((each) => each.predicted_seconds), ...curve.map((each) => each[1])), measured: Math.min(...measured.map((each) => each.step_seconds))};
-  const times = [...policies.map((each) => each.predicted_seconds), ...measured.map((each) => each.step_seconds)];
-  const time = relative ? {name: '× the fastest', size: 1} : timeUnit(Math.max(...times));
-  const planned = (value) => value / (relative ? fastest.planned || 1 : time.size), seen = (value) => value / (relative ? fastest.measured || 1 : time.size);
+/** Units of both axes: how a peak, a planned time and a measured time become numbers on them. */
+function frontierAxes({policies, curve}, measured) {
+  const unit = sizeUnit(Math.max(1, ...policies.map((each) => each.predicted_peak), ...measured.map(counted), ...curve.map(([size]) => size)));
+  const planned = [...policies.map((each) => each.predicted_seconds), ...curve.map((each) => each[1])], seen = measured.map((each) => each.step_seconds);
+  const time = relative ? {name: '× the fastest', size: 1} : timeUnit(Math.max(...planned, ...seen));
+  const scale = (times) => relative ? Math.min(...times) || 1 : time.size;
+  const [plannedScale, seenScale] = [scale(planned), scale(seen)];
+  return {unit, time, size: (bytes) => bytes / unit.size, planned: (value) => value / plannedScale, seen: (value) => value / seenScale};
+}
+function counted(policy) { return policy.ledger_peak ?? policy.predicted_peak; }
+
+/** Below it no plan is. */
+function boundTrace({policies, curve}, axes) {
   const bounds = curve.length ? curve.map(([size, , bound]) => [size, bound]) : policies.map((each) => [each.predicted_peak, each.bound_seconds]);
   bounds.sort((a, b) => a[0] - b[0]);
-  const traces = [{
-    x: bounds.map(([size]) => size / unit.size), y: bounds.map(([, bound]) => planned(bound)), name: 'lower bound', mode: 'lines', fill: 'tozeroy',
-    line: {color: colour('--soft'), dash: 'dot', width: 2, shape: 'hv'}, fillcolor: 'rgba(0,0,0,0)', hovertemplate: 'no plan within %{x:.1f} ' + unit.name + ' is faster than %{y:.4g}<extra></extra>',
+  return {
+    x: bounds.map(([size]) => axes.size(size)), y: bounds.map(([, bound]) => axes.planned(bound)), name: 'lower bound', mode: 'lines', fill: 'tozeroy',
+    line: {color: colour('--soft'), dash: 'dot', width: 2, shape: 'hv'}, fillcolor: 'rgba(0,0,0,0)',
+    hovertemplate: `no plan within %{x:.1f} ${axes.unit.name} is faster than %{y:.4g}<extra></extra>`,
     fillpattern: {shape: '/', fgcolor: colour('--line'), bgcolor: 'rgba(0,0,0,0)', fillmode: 'overlay', size: 8, solidity: .12},
-  }];
-  if (curve.length) traces.push({
-    x: curve.map(([size]) => size / unit.size), y: curve.map((each) => planned(each[1])), text: curve.map((each) => plain(each[3])), name: 'the fastest known', mode: 'lines+markers',
-    line: {color: colour('--c5'), width: 2, shape: 'hv'}, marker: {size: 4}, hovertemplate: 'within %{x:.1f} ' + unit.name + ': %{y:.4g}, %{text}<extra></extra>',
-  });
-  for (const each of measured) traces.push({
-    x: [each.predicted_peak / unit.size, (each.ledger_peak ?? each.predicted_peak) / unit.size], y: [planned(each.predicted_seconds), seen(each.step_seconds)], mode: 'lines', hoverinfo: 'skip',
-    line: {color: colour('--soft'), width: 1},
-  });
-  const marks = (rows, x, y, name, symbol, fill) => ({
-    x: rows.map(x), y: rows.map(y), name, mode: 'markers', text: rows.map((each) => plain(each.policy)), marker: {symbol, size: 11, color: fill, line: {color: fill, width: 2}},
-    hovertemplate: `<b>%{text}</b><br>${name}: %{x:.1f} ${unit.name}, %{y:.4g} ${time.name}<extra></extra>`,
-  });
-  const places = policies.map((each) => [each.predicted_peak / unit.size, planned(each.predicted_seconds)]);
-  traces.push(marks(policies, (each) => each.predicted_peak / unit.size, (each) => planned(each.predicted_seconds), 'predicted', 'circle-open', colour('--c5')));
-  traces.push(marks(measured, (each) => (each.ledger_peak ?? each.predicted_peak) / unit.size, (each) => seen(each.step_seconds), 'measured', 'diamond', colour('--c9')));
-  const star = policies.filter((each) => each.chosen);
-  traces.push({...marks(star, (each) => each.predicted_peak / unit.size, (each) => planned(each.predicted_seconds), 'the plan of this report', 'star', colour('--c7')), marker: {symbol: 'star', size: 15, color: colour('--c7'), line: {color: ink, width: 1}}});
-  const shapes = budget ? [{type: 'line', x0: budget / unit.size, x1: budget / unit.size, y0: 0, y1: 1, yref: 'paper', line: {color: colour('--bad'), width: 2, dash: 'dot'}}] : [];
-  const annotations = narrow() ? [] : policies.map((each, at) => ({x: places[at][0], y: Math.max(places[at][1], each.step_seconds === null ? 0 : seen(each.step_seconds)), text: plain(shortened(each.policy, 26)), showarrow: false, yshift: 15, font: {size: 11}}));
-  if (budget) annotations.push({x: budget / unit.size, y: 0, yref: 'paper', yanchor: 'bottom', xanchor: 'left', text: ' budget ' + bytes(budget), showarrow: false, font: {color: colour('--bad')}});
-  Plotly.react(plot, traces, layout({
-    hovermode: 'closest', shapes, annotations, xaxis: axis({title: {text: `peak of the engine, ${unit.name}`, standoff: 6}}),
-    yaxis: axis({title: {text: relative ? 'step time, × the fastest' : `step time, ${time.name}`, standoff: 6}, rangemode: 'tozero'}),
+  };
+}
+function curveTrace(curve, axes) {
+  return {
+    x: curve.map(([size]) => axes.size(size)), y: curve.map((each) => axes.planned(each[1])), text: curve.map((each) => plain(each[3])), name: 'the fastest known',
+    mode: 'lines+markers', line: {color: colour('--c5'), width: 2, shape: 'hv'}, marker: {size: 4},
+    hovertemplate: `within %{x:.1f} ${axes.unit.name}: %{y:.4g}, %{text}<extra></extra>`,
+  };
+}
+/** From what was predicted of a policy to what was measured. */
+function joint(policy, axes) {
+  return {x: [axes.size(policy.predicted_peak), axes.size(counted(policy))], y: [axes.planned(policy.predicted_seconds), axes.seen(policy.step_seconds)], mode: 'lines',
+    hoverinfo: 'skip', line: {color: colour('--soft'), width: 1}};
+}
+function marks(rows, x, y, axes, name, marker) {
+  return {x: rows.map(x), y: rows.map(y), name, mode: 'markers', text: rows.map((each) => plain(each.policy)), marker: {size: 11, ...marker},
+    hovertemplate: `<b>%{text}</b><br>${name}: %{x:.1f} ${axes.unit.name}, %{y:.4g} ${axes.time.name}<extra></extra>`};
+}
+function policyNames(policies, axes) {
+  if (narrow()) return [];
+  const top = (each) => Math.max(axes.planned(each.predicted_seconds), each.step_seconds === null ? 0 : axes.seen(each.step_seconds));
+  return policies.map((each) => ({x: axes.size(each.predicted_peak), y: top(each), text: plain(shortened(each.policy, 26)), showarrow: false, yshift: 15, font: {size: 11}}));
+}
+
+function drawFrontier() {
+  const {policies, curve, budget} = data.frontier, measured = policies.filter((each) => each.step_seconds !== null);
+  const axes = frontierAxes(data.frontier, measured), blue = colour('--c5'), red = colour('--c9'), bad = colour('--bad');
+  const x = (each) => axes.size(each.predicted_peak), y = (each) => axes.planned(each.predicted_seconds);
+  const traces = [
+    boundTrace(data.frontier, axes), ...(curve.length ? [curveTrace(curve, axes)] : []), ...measured.map((each) => joint(each, axes)),
+    marks(policies, x, y, axes, 'predicted', {symbol: 'circle-open', color: blue, line: {color: blue, width: 2}}),
+    marks(measured, (each) => axes.size(counted(each)), (each) => axes.seen(each.step_seconds), axes, 'measured', {symbol: 'diamond', color: red}),
+    marks(policies.filter((each) => each.chosen), x, y, axes, 'the plan of this report', {symbol: 'star', size: 15, color: colour('--c7'), line: {color: colour('--ink'), width: 1}}),
+  ];
+  const annotations = policyNames(policies, axes), shapes = [];
+  if (budget) {
+    shapes.push({type: 'line', x0: axes.size(budget), x1: axes.size(budget), y0: 0, y1: 1, yref: 'paper', line: {color: bad, width: 2, dash: 'dot'}});
+    annotations.push({x: axes.size(budget), y: 0, yref: 'paper', yanchor: 'bottom', xanchor: 'left', text: ' budget ' + bytes(budget), showarrow: false, font: {color: bad}});
+  }
+  Plotly.react(document.getElementById('plot-frontier'), traces, layout({
+    hovermode: 'closest', shapes, annotations, xaxis: axis({title: {text: `peak of the engine, ${axes.unit.name}`, standoff: 6}}),
+    yaxis: axis({title: {text: `step time, ${axes.time.name}`, standoff: 6}, rangemode: 'tozero'}),
   }), CONFIG);
 }
 
