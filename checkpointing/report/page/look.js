@@ -1,6 +1,6 @@
 // How things look in plots, and numbers for a person.
 /** Patterns of areas beside their colours, by the place of a category in data.categories; report.css has the same for marks. */
-const PATTERNS = {1: '/', 2: '\\', 6: '.', 9: '/', 10: '\\'};
+const PATTERNS = {1: '/', 2: '\\', 3: '\\', 6: '.', 9: '/', 10: '\\'};
 
 function styleOf(category) {
   const place = data.categories.indexOf(category);
