@@ -18,7 +18,7 @@ from checkpointing.costs import Costs
 from checkpointing.offload_schedule import offloading
 from checkpointing.operations import Loss
 from checkpointing.patterns import PRODUCTS, matching
-from checkpointing.schedules import Schedule, backwards, forwards
+from checkpointing.schedules import Schedule, StepOperation, backwards, forwards
 from checkpointing.solvers.mixed import mixed
 from checkpointing.solvers.revolve import revolve
 from checkpointing.solvers.stages import schedule_of
@@ -116,7 +116,7 @@ class Selective(Policy):
 
     def schedule(self, costs: Costs) -> Schedule:
         kept = matching(costs, self.patterns)
-        schedule = [*forwards(costs, range(len(costs.steps))), Loss()]
+        schedule: list[StepOperation | Loss] = [*forwards(costs, range(len(costs.steps))), Loss()]
         for stage in reversed(range(costs.stages)):
             steps = costs.steps_of(stage, stage)
             if stage < costs.stages - 1:
@@ -207,7 +207,7 @@ def _by_segments(costs: Costs, segments: Sequence[Segment], from_batch: bool = F
         segments: They cover the stages in order.
         from_batch: Whether a segment is computed again from the batch instead of from its kept input.
     """
-    schedule = [*forwards(costs, range(len(costs.steps))), Loss()]
+    schedule: list[StepOperation | Loss] = [*forwards(costs, range(len(costs.steps))), Loss()]
     for segment in reversed(segments):
         steps = costs.steps_of(*segment)
         if segment is not segments[-1]:

@@ -40,13 +40,16 @@ from framework.layers import BATCH
 #: Forwards (with all residuals), one Loss, and Backwards of one shard in the order in which they run; and what goes to disk, and when.
 Schedule = Sequence[Forward | Loss | Backward | Offload | Fetch | Wait]
 
+#: What runs a step of the chain.
+StepOperation = Forward | Backward
 
-def forwards(costs: Costs, steps: Iterable[int]) -> list[Forward | Loss | Backward]:
+
+def forwards(costs: Costs, steps: Iterable[int]) -> list[Forward]:
     """Forwards of steps in order, each keeping its residuals as far as they are used."""
     return [Forward(step, 0 if costs.steps[step].footprint.own else None) for step in steps]
 
 
-def backwards(costs: Costs, steps: range) -> list[Forward | Loss | Backward]:
+def backwards(costs: Costs, steps: range) -> list[Backward]:
     """Backwards of a run of steps, last to first, those without anything to train left out."""
     return [Backward(step) for step in reversed(steps) if costs.steps[step].trains]
 

@@ -57,6 +57,7 @@ class PersistentTable:
         self._nbytes = [chain.nbytes(i) for i in range(self._last + 1)]
         self._units = [self._up(nbytes) for nbytes in self._nbytes]
         self._options = [[], *(self._options_of(s) for s in range(1, self._last + 1))]
+        self._known_ways: dict[tuple[int, int], list[tuple[float, int, int]]] = {}  # of s and the bytes of δ[t]
         self._forward = np.cumsum([0.0] + [stage.forward_seconds for stage in chain.all]).tolist()
         self._rows: list[Array] = []  # of s: C(s, t, m) by t-s and m
         self._least: list[Array] = []  # of s: by t-s the first m with a schedule, in bytes
@@ -162,10 +163,12 @@ class PersistentTable:
     def _ways(self, s: int, t: int) -> list[tuple[float, int, int]]:
         """For each option of stage s, with δ[t] held: its time, the first m that it fits in, and the units that it keeps."""
         held, unit = self._nbytes[t], self.unit
-        return [
-            (seconds, -(-max(forward + held, backward) // unit), units)
-            for seconds, forward, backward, units in self._options[s]
-        ]
+        if (s, held) not in self._known_ways:
+            self._known_ways[s, held] = [
+                (seconds, -(-max(forward + held, backward) // unit), units)
+                for seconds, forward, backward, units in self._options[s]
+            ]
+        return self._known_ways[s, held]
 
     def _options_of(self, s: int) -> list[tuple[float, int, int, int]]:
         """For each option: its time, the bytes of its forward besides δ[t], those of its backward, and the units that it keeps."""

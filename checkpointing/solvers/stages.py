@@ -9,29 +9,63 @@ a part of a forward of which nothing is used is left out of the model's schedule
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from checkpointing.costs import Costs
-from checkpointing.operations import TARGETS, Backward, Forward, Loss, Value, cotangent, output
+from checkpointing.operations import TARGETS, Drop, Forward, Loss, Value, cotangent, output
 from checkpointing.reduction_tree import shards_of
-from checkpointing.schedules import Schedule, backwards, forwards, shard_operations
-from checkpointing.simulation import backward_needs, simulate_parts
+from checkpointing.schedules import Schedule, StepOperation, backwards, forwards, shard_operations, uses_and_makes
+from checkpointing.simulation import simulate_parts
 from checkpointing.solvers.chain import Action, Option, Stage, StageBackward, StageChain, StageForward
 from framework.layers import BATCH
 
 _BATCH = output(BATCH)
 
 
-def chain_of(costs: Costs) -> StageChain:
-    """Returns the abstract chain of a model: its stages are the elements of the outermost Chain, and each has one option, to keep all.
+#: Of a stage by option: its backward, with the forwards that make again what the option does not keep.
+Undoings = Sequence[Sequence[StepOperation]]
+
+
+def chain_of(costs: Costs, undoings: Sequence[Undoings] | None = None) -> StageChain:
+    """Returns the abstract chain of a model: its stages are the elements of the outermost Chain.
 
     Args:
         costs: A training pass of one shard, with its times; of several shards, `Costs.of_the_pass`.
+        undoings: The options of each stage (`nested.py` finds some); by default each has one, to keep all.
     """
-    borders = _borders(costs)
-    stages = [_stage(costs, number, *around) for number, around in enumerate(pairwise(borders))]
+    known: dict[Hashable, Stage] = {}
+    stages = []
+    for number, (before, after) in enumerate(pairwise(_borders(costs))):
+        steps = costs.steps_of(number, number)
+        options = undoings[number] if undoings else [_undone(costs, number)]
+        key = alike(costs, steps, before, after), number > 0, tuple(_moved(each, steps.start) for each in options)
+        if key not in known:
+            known[key] = _stage(costs, number, before, after, options)
+        stages.append(known[key])
     return StageChain(costs.batch.nbytes, tuple(stages), _loss(costs), input_cotangent=False)
+
+
+def alike(costs: Costs, steps: range, *borders: Sequence[Value]) -> Hashable:
+    """What decides how stages are planned, but for their places: it is equal for equal blocks of a transformer.
+
+    Args:
+        costs: The model.
+        steps: Of the stage.
+        borders: What is live before it and after it.
+    """
+
+    def seen(source: int) -> Hashable:
+        return source if source == BATCH else (source - steps.start, costs.output(source).nbytes)
+
+    each = [(costs.steps[number], costs.seconds(number)) for number in steps]
+    return (
+        tuple(
+            (step.footprint, tuple(map(seen, step.inputs)), step.trains, step.wanted, step.gradient_nbytes, seconds)
+            for step, seconds in each
+        ),
+        tuple(tuple((seen(value.at), costs.steps[value.at].trains) for value in border) for border in borders),
+    )
 
 
 def fixed_nbytes(costs: Costs, shards: int = 1, world: int = 1) -> int:
@@ -47,22 +81,54 @@ def fixed_nbytes(costs: Costs, shards: int = 1, world: int = 1) -> int:
     return sum(costs.static.values()) + costs.targets_nbytes + most
 
 
-def schedule_of(actions: Iterable[Action], costs: Costs) -> Schedule:
+def schedule_of(actions: Iterable[Action], costs: Costs, undoings: Sequence[Undoings] | None = None) -> Schedule:
     """Returns the model's schedule for a schedule of its abstract chain.
 
     The forward of a stage becomes those of its steps, its backward theirs, and the loss's backward the loss. What is kept follows from
     the uses (`checkpointing.schedules`), so it is valid also where several values are live at a border.
+
+    Args:
+        actions: The schedule of the chain.
+        costs: The model.
+        undoings: As the chain's.
     """
-    made: list[Forward | Loss | Backward] = []
-    steps = [costs.steps_of(number, number) for number in range(costs.stages)]
-    passing, undoing = ([make(costs, each) for each in steps] for make in (forwards, backwards))
-    for action in actions:
-        number = action.stage - 1
-        if number == costs.stages:
-            made += [Loss()] if isinstance(action, StageBackward) else []
-        else:
-            made += passing[number] if isinstance(action, StageForward) else undoing[number]
+    made: list[StepOperation | Loss] = []
+    known: dict[tuple[type[Action], int, int], Sequence[StepOperation | Loss]] = {}
+    for action, option in with_options(actions):
+        key = type(action), action.stage, option
+        if key not in known:
+            known[key] = action_schedule(action, option, costs, undoings)
+        made += known[key]
     return made
+
+
+def with_options(actions: Iterable[Action]) -> Iterator[tuple[Action, int]]:
+    """Yields each action with the option as which its stage is saved then; 0 where it is not."""
+    saved: dict[int, int] = {}
+    for action in actions:
+        if isinstance(action, StageForward):
+            saved[action.stage] = action.option or 0
+        yield action, saved[action.stage]
+
+
+def action_schedule(
+    action: Action, option: int, costs: Costs, undoings: Sequence[Undoings] | None = None
+) -> Sequence[StepOperation | Loss]:
+    """What one action becomes, its stage being saved as an option; see `schedule_of`."""
+    number = action.stage - 1
+    if number == costs.stages:
+        return [Loss()] if isinstance(action, StageBackward) else []
+    if isinstance(action, StageForward):
+        return forwards(costs, costs.steps_of(number, number))
+    return undoings[number][option] if undoings else _undone(costs, number)
+
+
+def _moved(undoing: Sequence[StepOperation], start: int) -> tuple[tuple[type, int], ...]:
+    return tuple((type(operation), operation.step - start) for operation in undoing)
+
+
+def _undone(costs: Costs, number: int) -> Sequence[StepOperation]:
+    return backwards(costs, costs.steps_of(number, number))
 
 
 def _borders(costs: Costs) -> list[list[Value]]:
@@ -83,37 +149,59 @@ def _nbytes(costs: Costs, values: Iterable[Value]) -> int:
     return sum(costs.output(value.at).nbytes for value in values)
 
 
-def _stage(costs: Costs, number: int, before: list[Value], after: list[Value]) -> Stage:
+def _stage(costs: Costs, number: int, before: list[Value], after: list[Value], undoings: Undoings) -> Stage:
     steps = costs.steps_of(number, number)
-    undone = [step for step in steps if costs.steps[step].trains]
-    forward, backward = forwards(costs, steps), backwards(costs, steps)
+    forward = forwards(costs, steps)
     entering, leaving = _nbytes(costs, before), _nbytes(costs, after)
     # Where nothing but the batch enters, what is read of it is held anyway.
     held = [*before, _BATCH, TARGETS]
     batch = costs.batch.nbytes + costs.targets_nbytes
 
-    def run(kept: set[Value], cotangents: list[Value]) -> list[tuple[int, int]]:
-        stay = {*held, *after, *kept}
-        passing = shard_operations(forward, costs, read_later=stay)
-        undoing = shard_operations(backward, costs, read_later={*held, *map(_cotangent, before)})
-        undoing = undoing if cotangents else []
-        return simulate_parts([(held, passing), (cotangents, undoing)], costs)
+    def run(kept: set[Value], cotangents: list[Value], undoing: Sequence[StepOperation]) -> list[tuple[int, int]]:
+        passing = shard_operations(forward, costs, read_later={*held, *after, *kept})
+        back = shard_operations(undoing, costs, read_later={*held, *map(_cotangent, before)})
+        # What leaves the stage and its backward does not read has had its last use by then.
+        used = [value for value in after if value not in kept and value not in before]
+        back = [*map(Drop, used), *back]
+        return simulate_parts([(held, passing), (cotangents, back)], costs)
 
-    (peak, _), _ = run(set(), [])
+    def option(undoing: Sequence[StepOperation]) -> Option:
+        arriving = [_cotangent(value) for value in after if costs.steps[value.at].trains]
+        (peak, live), (most, _) = run(read_first(undoing, costs), arriving, undoing if arriving else [])
+        # What enters and leaves, too, counts in both; an output that is a view of what enters counts as well.
+        saved = max(leaving, live - batch - _nbytes(costs, set(before) - set(after)))
+        return Option(
+            nbytes=saved,
+            backward_seconds=sum(_seconds(costs, operation) for operation in undoing),
+            forward_temporary=max(0, peak - batch - entering - saved),
+            backward_temporary=max(0, most - batch - entering - saved - leaving - (entering if number else 0)),
+            name=_name(undoing, costs),
+        )
+
+    (peak, _), _ = run(set(), [], [])
     temporary = max(0, peak - batch - entering - leaving)
-    needed = {value for step in undone for value in backward_needs(costs, step)}
-    arriving = [_cotangent(value) for value in after if costs.steps[value.at].trains]
-    (peak, live), (most, _) = run(needed, arriving)
-    # What enters and leaves, too, counts in both; an output that is a view of what enters counts as well.
-    saved = max(leaving, live - batch - _nbytes(costs, set(before) - set(after)))
-    option = Option(
-        nbytes=saved,
-        backward_seconds=sum(costs.seconds(step).backward for step in undone),
-        forward_temporary=max(0, peak - batch - entering - saved),
-        backward_temporary=max(0, most - batch - entering - saved - leaving - (entering if number else 0)),
-        name="all",
-    )
-    return Stage(leaving, sum(costs.seconds(step).forward for step in steps), (option,), temporary)
+    seconds = sum(costs.seconds(step).forward for step in steps)
+    return Stage(leaving, seconds, tuple(map(option, undoings)), temporary)
+
+
+def read_first(undoing: Sequence[StepOperation], costs: Costs) -> set[Value]:
+    """The outputs and residuals that a backward of a stage reads before it makes them: what must have been kept for it."""
+    needed: set[Value] = set()
+    for operation in reversed(undoing):
+        uses, makes = uses_and_makes(operation, costs)
+        needed.difference_update(makes)
+        needed.update(value for value in uses if value.kind != "d")
+    return needed
+
+
+def _seconds(costs: Costs, operation: StepOperation) -> float:
+    seconds = costs.seconds(operation.step)
+    return seconds.forward if isinstance(operation, Forward) else seconds.backward
+
+
+def _name(undoing: Sequence[StepOperation], costs: Costs) -> str:
+    again = [costs.steps[operation.step].path for operation in undoing if isinstance(operation, Forward)]
+    return f"all but {', '.join(again)}" if again else "all"
 
 
 def _loss(costs: Costs) -> Stage:
