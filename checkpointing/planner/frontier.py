@@ -1,13 +1,12 @@
 """The frontier of a chain: for every amount of memory the fastest schedule that is known.
 
-It is made once for a chain and does not depend on the budget, so the time of what a budget gets never rises as the budget grows. Of a long
-chain the part near the least memory, whose schedules are longest, is made when somebody asks for it; what is above stays as it is.
+It is made once for a chain and does not depend on the budget, so the time of what a budget gets never rises as the budget grows.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -15,7 +14,7 @@ from typing import Protocol
 
 from checkpointing.costs import Costs, StepCost, Times
 from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator
-from checkpointing.planner.moves import Moves, ascend, descend
+from checkpointing.planner.moves import FIRST_PEAK, ONE_BY_ONE, Moves, ascend, descend
 from checkpointing.planner.units import persistent_codes
 from checkpointing.schedules import Schedule
 from framework.layers import Spec
@@ -25,8 +24,8 @@ from framework.losses import LossFootprint
 #: and each of their rungs is many moves wide anyway.
 RUNGS, WORK = 128, 12288
 
-#: The same as `WORK` for chains so long that they are searched in one way alone; and the rungs of their lowest part.
-LONG_WORK, LOWEST = 16384, 8
+#: The same as `WORK` for chains so long that they are searched in one way alone.
+LONG_WORK = 16384
 
 #: The most steps of a chain for which there is time to walk in several ways, and to walk to the end more than once.
 SHORT, MIDDLE = 56, 128
@@ -36,6 +35,10 @@ STARTS = 16
 
 #: Times the peak of the lowest start, up to which others count as nearly as low.
 NEARLY = 1.5
+
+#: Times the least peak that is known, up to which the last ways to the bottom start, and how many ways in a chain of one step: both what
+#: there is to look at and the time to look at it grow with the steps.
+CLOSE, WAYS = 1.15, 100_000
 
 
 class Scheduling(Protocol):
@@ -75,48 +78,26 @@ class Frontier:
     Args:
         evaluator: Of the chain.
         points: Any; those that are beaten are left out. The first stores all.
-        border: From which peak on they are all that will be known.
-        deepen: Finds more points below the border; None where there are no more.
 
     Attributes:
         store_all: The peak of the schedule that stores all.
+        points: Those that are left.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        points: Sequence[Point],
-        border: int = 0,
-        deepen: Callable[[], Sequence[Point]] | None = None,
-    ) -> None:
-        self._evaluator, self._border, self._deepen = evaluator, border, deepen
+    def __init__(self, evaluator: Evaluator, points: Sequence[Point]) -> None:
+        self._evaluator = evaluator
         self.store_all = points[0].peak
-        self._points = _unbeaten(points)
-
-    @property
-    def points(self) -> list[Point]:
-        """Those that are left."""
-        return self._down_to(0)
+        self.points = _unbeaten(points)
 
     def within(self, limit: int) -> Point | None:
         """The fastest schedule whose peak does not pass a limit; None if there is none."""
-        points = self._down_to(limit)
-        place = bisect_right(points, limit, key=_peak)
-        return points[place - 1] if place else None
+        place = bisect_right(self.points, limit, key=_peak)
+        return self.points[place - 1] if place else None
 
     @property
     def least(self) -> int:
         """The least peak of all."""
         return self.points[0].peak
-
-    def _down_to(self, limit: int) -> list[Point]:
-        """Returns the points, those that matter for a limit among them."""
-        if self._deepen is not None and limit < self._border:
-            at_border = self._points[bisect_right(self._points, self._border, key=_peak) - 1]
-            # What is faster though lower would change what others have been told: the search has come upon it too late.
-            more = [point for point in self._deepen() if point.time > at_border.time]
-            self._points, self._deepen = _unbeaten([*self._points, *more]), None
-        return self._points
 
     def times(self, point: Point) -> list[float]:
         """The seconds of each operation of a point, those of the loss being two."""
@@ -175,11 +156,8 @@ def _frontier(
     found = list(persistent_codes(evaluator, search.starts[0].peak))
     for number, codes in enumerate(found):
         search.add(evaluator.evaluate(codes), start=number % max(1, len(found) // STARTS) == 0)
-    if evaluator.steps <= MIDDLE:
-        search.run()
-        return Frontier(evaluator, search.points)
-    border = search.run_above()
-    return Frontier(evaluator, search.points, border, search.run_below)
+    search.run()
+    return Frontier(evaluator, search.points)
 
 
 class _Search:
@@ -187,52 +165,74 @@ class _Search:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.moves = Moves(evaluator)
-        self.count = max(16, min(RUNGS, WORK // evaluator.steps))
+        self.count = max(16, min(RUNGS, (WORK if evaluator.steps <= MIDDLE else LONG_WORK) // evaluator.steps))
         self.points: list[Point] = []
         self.starts: list[Evaluation] = []  # the first stores all
-        self._end: Evaluation  # of a long chain: how far down it has been walked
+        self._unbeaten: list[Point] = []  # by rising peak and falling time
         self._started: set[Codes] = set()
         self._climbed: set[tuple[int, Codes]] = set()
 
     def add(self, evaluation: Evaluation, origin: int | None = None, start: bool = False) -> None:
-        self.points.append(Point(evaluation.peak, evaluation.seconds, origin, evaluation.codes))
+        point = Point(evaluation.peak, evaluation.seconds, origin, evaluation.codes)
+        self.points.append(point)
+        place = bisect_left(self._unbeaten, point.peak, key=_peak)
+        if not place or point.time < self._unbeaten[place - 1].time:
+            beaten = place
+            while beaten < len(self._unbeaten) and point.time <= self._unbeaten[beaten].time:
+                beaten += 1
+            if beaten > place or place == len(self._unbeaten) or point.peak < self._unbeaten[place].peak:
+                self._unbeaten[place:beaten] = [point]
         if (start or origin is not None) and evaluation.codes not in self._started:
             self._started.add(evaluation.codes)
             self.starts.append(evaluation)
 
     def run(self) -> None:
-        """Searches a chain for which there is time to do so in several ways."""
-        top = self.starts[0]
-        short = self.moves.evaluator.steps <= SHORT
-        lowest = self._lowest()
-        least = min(map(self._to_the_bottom, lowest[:2] if short else [self._quickest(lowest)]))
-        rungs = _rungs(least, top.peak, self.count)
-        for together, from_there in product((True, False), repeat=2) if short else ((True, True),):
-            self._to_the_bottom(self._walk(top, rungs, together, from_there))
-        for start in self.starts[1:]:
-            self._down_while_best(start, rungs)
-        for start in lowest if short else ():
-            self._climb(start, rungs[::2])
+        """Searches a chain, and one for which there is time to do so in several ways."""
+        top, steps = self.starts[0], self.moves.evaluator.steps
+        if steps <= MIDDLE:
+            lowest, short = sorted(self.starts, key=lambda each: (each.peak, *each.time)), steps <= SHORT
+            least = min(map(self._to_the_bottom, lowest[:2] if short else [self._quickest(lowest)]))
+            rungs = _rungs(least, top.peak, self.count)
+            for together, from_there in product((True, False), repeat=2) if short else ((True, True),):
+                self._to_the_bottom(self._walk(top, rungs, together, from_there))
+            for start in self.starts[1:]:
+                self._down_while_best(start, rungs)
+            for start in lowest if short else ():
+                self._climb(start, rungs[::2])
+            self._climb_from_best(top, rungs)
+        rungs = self._down_from_best(top)
+        self._to_the_bottom_from_several()
         self._climb_from_best(top, rungs)
 
-    def run_above(self) -> int:
-        """Searches a long chain, as far down as the start from which the way to the bottom is shortest; returns the peak there."""
-        top, border = self.starts[0], self._quickest(self._lowest()).peak
-        rungs = _rungs(border, top.peak, max(16, min(RUNGS, LONG_WORK // self.moves.evaluator.steps)))
-        self._end = self._walk(top, rungs, True, True)
-        self._climb_from_best(top, rungs)
-        return border
+    def _to_the_bottom_from_several(self) -> None:
+        """Walks down from points that are close to the bottom: one step earlier another way may go a little further."""
+        close = [point for point in self._unbeaten if point.peak <= CLOSE * self._unbeaten[0].peak]
+        count = min(len(close), max(1, WAYS // self.moves.evaluator.steps**2))
+        for number in range(count):
+            self._to_the_bottom(self.moves.evaluator.evaluate(close[-1 - number * len(close) // count].codes))
 
-    def run_below(self) -> list[Point]:
-        """Searches the rest of it."""
-        start, before = self._quickest(self._lowest()), len(self.points)
-        rungs = _rungs(self._to_the_bottom(start), start.peak, LOWEST)
-        self._walk(self._end, rungs, True, True)
-        self._climb_from_best(start, rungs[1:])
-        return self.points[before:]
+    def _down_from_best(self, at: Evaluation) -> list[int]:
+        """Walks down rung by rung, each time from the best that is known, and on as far as it goes; returns the rungs."""
+        rungs = _rungs(self._unbeaten[0].peak, at.peak, self.count)
+        for limit in rungs[1:]:
+            at = self._step_down(at, limit)
+        while 0 < at.peak <= rungs[-1]:
+            rungs.append(rungs[-1] * 15 // 16)
+            at = self._step_down(at, rungs[-1])
+        return [*rungs[:-1], at.peak]
 
-    def _lowest(self) -> list[Evaluation]:
-        return sorted(self.starts, key=lambda each: (each.peak, *each.time))
+    def _step_down(self, at: Evaluation, limit: int) -> Evaluation:
+        """Walks down to a rung and keeps again what fits; returns the best that is known there, or how far it went if nothing is."""
+        low = descend(self.moves, at, limit)
+        if low.peak <= limit:
+            low = ascend(self.moves, low, limit)
+        self.add(low)
+        best = self._best(limit)
+        return low if best is None or best.codes == low.codes else self.moves.evaluator.evaluate(best.codes)
+
+    def _quickest(self, lowest: Sequence[Evaluation]) -> Evaluation:
+        """Of the starts that are nearly the lowest the one with the fewest operations: long schedules take long to look at."""
+        return min((each for each in lowest if each.peak <= NEARLY * lowest[0].peak), key=lambda each: len(each.codes))
 
     def _climb_from_best(self, at: Evaluation, rungs: Sequence[int]) -> None:
         """Keeps, at each rung from below, what fits besides the best that is known there."""
@@ -242,10 +242,6 @@ class _Search:
                 at = at if at.codes == best.codes else self.moves.evaluator.evaluate(best.codes)
                 at = ascend(self.moves, at, limit)
                 self.add(at)
-
-    def _quickest(self, lowest: Sequence[Evaluation]) -> Evaluation:
-        """Of the starts that are nearly the lowest the one with the fewest operations: long schedules take long to look at."""
-        return min((each for each in lowest if each.peak <= NEARLY * lowest[0].peak), key=lambda each: len(each.codes))
 
     def _climb(self, start: Evaluation, rungs: Sequence[int]) -> None:
         """Walks up rung by rung, and at each keeps what fits, until it comes where another climb was."""
@@ -262,7 +258,7 @@ class _Search:
         """Walks down rung by rung, and at each keeps again what fits; goes on from there, or from what was before."""
         at = start
         for limit in rungs[:-1]:
-            at = descend(self.moves, at, limit, together)
+            at = descend(self.moves, at, limit, FIRST_PEAK if together else ONE_BY_ONE)
             if at.peak > limit:
                 return at
             up = ascend(self.moves, at, limit)
@@ -295,7 +291,8 @@ class _Search:
             self.add(at)
 
     def _best(self, limit: int) -> Point | None:
-        return min((point for point in self.points if point.peak <= limit), key=lambda each: each.time, default=None)
+        place = bisect_right(self._unbeaten, limit, key=_peak)
+        return self._unbeaten[place - 1] if place else None
 
 
 def _rungs(least: int, most: int, count: int) -> list[int]:
