@@ -15,6 +15,7 @@ from checkpointing.process_memory import measure_baseline
 from distributed.cluster import ClusterError, connect
 from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.gloo_transport import GlooTransport
+from distributed.collectives.hierarchical import Hierarchical
 from distributed.collectives.ray_transport import ACTOR_OPTIONS, RayTransport
 from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.spread import Spread
@@ -167,7 +168,7 @@ class RayGroup:
         group = f"retape-{uuid.uuid4().hex}"  # a name of its own: Ray keeps what it knows of a used one
         self.call("connect", self.call("address"), leaders if len(leaders) > 1 else None, group)
         if any(task.shard_optimizer for task in tasks):
-            self.call("connect_state", self.call("state_address"))
+            self.call("connect_state", self.call("state_address"), leaders if len(leaders) > 1 else None)
 
     def begin(self, run: str, logs: Path | None) -> list[str | None]:
         faults = self.call("begin", run, logs)
@@ -285,6 +286,10 @@ class _Actor(Worker):
         """Takes a message from another node; see `Inbox.deliver`. Ray calls it in a thread of its own."""
         return self._take(message)
 
+    def deliver_state(self, message: Message) -> list[int]:
+        """Takes a message with parameters or state, likewise."""
+        return self._take_state(message)
+
     def pid(self) -> int:
         """The process."""
         return os.getpid()
@@ -303,13 +308,29 @@ class _Actor(Worker):
             assert self._shared is not None and self._shared.inbox is not None
             node, inbox = task.spread.node_of[task.rank], self._shared.inbox
             self._take = inbox.deliver
-            transport = RayTransport(leaders)
-            if (faults := task.network.faults) != Faults():
-                transport = Faulty(transport, replace(faults, seed=faults.seed + task.rank))
+            transport = self._faulty(RayTransport(leaders))
             if task.network.carrier == "gloo":
                 transport = gloo = GlooTransport(node, len(leaders), transport, inbox, group, task.timeout)
                 self._take = gloo.deliver
         super().connect(addresses, transport)
+
+    def connect_state(  # type: ignore[override]
+        self, addresses: Sequence[SegmentAddress], leaders: Sequence[Any] | None = None
+    ) -> None:
+        """Also connects a leader with those of other nodes, by Ray whatever carries gradients."""
+        transport: Transport | None = None
+        communicator = self._carrier.communicator if self._carrier is not None else None
+        if leaders is not None and isinstance(communicator, Hierarchical) and communicator.inbox is not None:
+            self._take_state = communicator.inbox.deliver
+            transport = self._faulty(RayTransport(leaders, "deliver_state"))
+        super().connect_state(addresses, transport)
+
+    def _faulty(self, transport: Transport) -> Transport:
+        """The transport with the faults that are wanted in it."""
+        faults = self._task.network.faults
+        return (
+            transport if faults == Faults() else Faulty(transport, replace(faults, seed=faults.seed + self._task.rank))
+        )
 
     def start(self, task: WorkerTask) -> None:
         """Builds the worker."""

@@ -18,7 +18,7 @@ from distributed.collectives.spread import Spread
 from distributed.groups import Group, RayGroup
 from distributed.options import TrainingOptions
 from distributed.padding import require_paddable
-from distributed.sharded_state import communication_nbytes, others_nbytes, update_costs
+from distributed.sharded_state import across_nbytes, communication_nbytes, others_nbytes, update_costs
 from distributed.worker_sizes import CHUNKS, chunk_nbytes, outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
@@ -75,7 +75,6 @@ class RunPlanning:
         self.baselines: list[int] = []
         self.measured_how: tuple[Any, ...] = ()
         self.spread: Spread = options.spread or Spread.of([0] * options.world)
-        self._require_one_node_to_share_out(self.spread)
         self._budget = options.parsed_budget()
         folder = options.offload_dir
         self._disk_bandwidth = None if folder is None or options.address else measure_disk(folder)
@@ -96,7 +95,6 @@ class RunPlanning:
         """
         if isinstance(group, RayGroup):
             self._budget = group.budget or self._budget
-            self._require_one_node_to_share_out(group.spread)
             if group.spread != self.spread:
                 self.spread = group.spread
                 if self.process_budget is None:
@@ -157,12 +155,6 @@ class RunPlanning:
         outside = outside_nbytes(self.layout, options.shards, self.spread, options.network.chunk)
         return ProcessUse(max(self.baselines), outside + self.passing_nbytes)
 
-    def _require_one_node_to_share_out(self, spread: Spread) -> None:
-        if self._options.sharded and len(spread.nodes) > 1:
-            raise ValueError(
-                f"--shard-optimizer is for workers on one node, but these are on several ({spread}); leave it away, or let fewer workers do with one node"
-            )
-
     @property
     def _sharded_over(self) -> int:
         """Over how many ranks the optimizer's state is shared out; 0 if it is not."""
@@ -176,7 +168,7 @@ class RunPlanning:
     @property
     def passing_nbytes(self) -> int:
         """Bytes of other ranks' memory that a rank sees parameters and state pass through, where the optimizer's state is shared out."""
-        return others_nbytes(self.layout, self._sharded_over) if self._sharded_over else 0
+        return others_nbytes(self.layout, self.spread) if self._sharded_over else 0
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
         """Plans each rank with the memory for messages from other nodes that it takes itself.
@@ -185,7 +177,11 @@ class RunPlanning:
         """
         options = self._options
         chunk = options.network.chunk
-        chunks = [chunk_nbytes(self.layout, options.shards, self.spread, chunk, rank) for rank in range(options.world)]
+        chunks = [
+            chunk_nbytes(self.layout, options.shards, self.spread, chunk, rank)
+            + (across_nbytes(self.spread, rank) if options.sharded else 0)
+            for rank in range(options.world)
+        ]
         *less, most = sorted(set(chunks))
         for nbytes in less:
             try:
@@ -208,7 +204,7 @@ class RunPlanning:
             budget=budget,
             shards=options.shards,
             world=options.world,
-            static={**static, **(communication_nbytes(self.layout, sharded) if sharded else {})},
+            static={**static, **(communication_nbytes(self.layout, self.spread) if sharded else {})},
             times=self._times,
             offload=options.offload_dir is not None,
             disk_bandwidth=self._disk_bandwidth,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,12 @@ import numpy as np
 
 from checkpointing.costs import UpdateCost
 from distributed.collectives.communicator import Communicator, slices_of
+from distributed.collectives.hierarchical import HEADER_NBYTES, Hierarchical, message_sizes
+from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.shared_memory import SharedMemory, gathering_nbytes
+from distributed.collectives.spread import Spread
+from distributed.collectives.transport import Network, Transport
+from distributed.worker_sizes import CHUNKS
 from framework.memory import Array, Ledger
 from framework.optimizers import Optimizer
 from framework.parameters import Layout
@@ -29,6 +35,8 @@ from framework.tensor_files import Scattered, Tensors
 #: Bytes that travel at once, of all ranks together. A rank has room for eight times its share of them: in larger pieces they go little faster,
 #: and of a small model the room would be more than what is saved.
 CHUNK = 256 * 1024
+#: Bytes of a message between nodes, of which a leader has room for some.
+MESSAGE = 64 * 1024
 #: Who holds, in the ledger, the block in which others' state passes, and the shared memory that parameters and state are sent through.
 _PASSING, _GATHERING = "passing state", "gathering parameters"
 
@@ -42,18 +50,19 @@ class ShardedState:
         communicator: What carries parameters and state, used for nothing else.
         layout: Of the parameters.
         ledger: Counts what `communication_nbytes` says.
+        spread: Of the ranks over nodes.
 
     Attributes:
         part: The elements of the flat buffer whose state this rank holds.
     """
 
-    def __init__(self, communicator: Communicator, layout: Layout, ledger: Ledger) -> None:
+    def __init__(self, communicator: Communicator, layout: Layout, ledger: Ledger, spread: Spread) -> None:
         self._communicator, self._layout = communicator, layout
         self._slices = slices_of(layout.size, communicator.world)
         self.part = self._slices[communicator.rank]
         size = piece_size(self._slices, layout.dtype)
         self._passing = ledger.empty((size,), layout.dtype, "communication", _PASSING)
-        nbytes = communication_nbytes(layout, communicator.world)[f"communication/{_GATHERING}"]
+        nbytes = communication_nbytes(layout, spread)[f"communication/{_GATHERING}"]
         self._counted = ledger.count(nbytes, "communication", _GATHERING)
 
     def gather(self, parameters: Array) -> None:
@@ -112,9 +121,39 @@ class ShardedState:
                 yield self._communicator.broadcast(block, rank)
 
 
-def state_communicator(rank: int, world: int, timeout: float) -> SharedMemory:
-    """Returns what carries parameters and state on one node."""
-    return SharedMemory(rank, world, 0, timeout, CHUNK)
+class StateCarrier:
+    """What carries parameters and state, within a node or across several.
+
+    Args:
+        rank: This rank.
+        spread: Of all ranks over nodes.
+        timeout: Seconds that an operation waits for other ranks.
+        network: What is between nodes.
+        ledger: Counts what `across_nbytes` says.
+
+    Attributes:
+        communicator: It.
+    """
+
+    def __init__(self, rank: int, spread: Spread, timeout: float, network: Network, ledger: Ledger) -> None:
+        self.communicator: SharedMemory | Hierarchical
+        if len(spread.nodes) == 1:
+            self.communicator = SharedMemory(rank, len(spread.node_of), 0, timeout, CHUNK)
+            return
+        messages = None
+        if across := across_nbytes(spread, rank):
+            category, owner = CHUNKS.split("/")
+            messages = ledger.empty((across - CHUNK,), np.uint8, category, owner)
+            self._counted = ledger.count(CHUNK, category, owner)  # the window, which its node's ranks read and write
+        network = replace(network, chunk=MESSAGE)
+        self.communicator = Hierarchical(rank, spread, timeout, network, CHUNK, messages)
+
+    def connect(self, addresses: Sequence[SegmentAddress], transport: Transport | None) -> None:
+        """Attaches to the memory of the workers on its node; the transport carries messages to other nodes, if there are any."""
+        if isinstance(self.communicator, Hierarchical):
+            self.communicator.connect(addresses, transport)
+        else:
+            self.communicator.connect(addresses)
 
 
 def update_costs(optimizer: Optimizer, layout: Layout, world: int) -> tuple[UpdateCost, ...]:
@@ -122,15 +161,30 @@ def update_costs(optimizer: Optimizer, layout: Layout, world: int) -> tuple[Upda
     return tuple(UpdateCost.of(optimizer, layout, part) for part in slices_of(layout.size, world))
 
 
-def communication_nbytes(layout: Layout, world: int) -> dict[str, int]:
-    """Returns the bytes that a rank holds throughout to pass parameters and state on, by "category/owner"."""
-    nbytes = piece_size(slices_of(layout.size, world), layout.dtype) * layout.dtype.itemsize
-    return {f"communication/{_PASSING}": nbytes, f"communication/{_GATHERING}": gathering_nbytes(nbytes)}
+def communication_nbytes(layout: Layout, spread: Spread) -> dict[str, int]:
+    """Returns the bytes that each rank holds throughout to pass parameters and state on, by "category/owner"."""
+    slices = slices_of(layout.size, len(spread.node_of))
+    nbytes = piece_size(slices, layout.dtype) * layout.dtype.itemsize
+    gathering = gathering_nbytes(nbytes) if len(spread.nodes) == 1 else HEADER_NBYTES
+    return {f"communication/{_PASSING}": nbytes, f"communication/{_GATHERING}": gathering}
 
 
-def others_nbytes(layout: Layout, world: int) -> int:
-    """Returns the bytes of the other ranks' shared memory, to the same end, that are resident in a rank's process, too."""
-    return (world - 1) * communication_nbytes(layout, world)[f"communication/{_GATHERING}"]
+def across_nbytes(spread: Spread, rank: int) -> int:
+    """Returns the bytes that a rank holds besides as the leader of one of several nodes: a window for its node, and room for messages."""
+    if len(spread.nodes) == 1 or rank not in spread.leaders:
+        return 0
+    return CHUNK + message_sizes(spread, spread.node_of[rank], MESSAGE).nbytes
+
+
+def others_nbytes(layout: Layout, spread: Spread) -> int:
+    """Returns the most bytes of other ranks' shared memory, to the same end, that are resident in a rank's process, too.
+
+    What goes to other nodes and comes from them passes the object store: at most as much each way as there is room for where it arrives.
+    """
+    gathering = communication_nbytes(layout, spread)[f"communication/{_GATHERING}"]
+    most = max(map(len, spread.nodes)) - 1
+    across = max(across_nbytes(spread, leader) for leader in spread.leaders)
+    return most * gathering + 2 * across
 
 
 def piece_size(slices: Sequence[slice], dtype: np.dtype[Any]) -> int:

@@ -24,13 +24,12 @@ from checkpointing.witness import Verification, Witness
 from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.ray_transport import CALLS_NBYTES
 from distributed.collectives.segment import SegmentAddress
-from distributed.collectives.shared_memory import SharedMemory
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Network, Transport
 from distributed.fingerprint import Fingerprint, fingerprint
 from distributed.logs import close_log, log_file, no_log, open_log, told_process
 from distributed.recording import RecordedStep
-from distributed.sharded_state import ShardedState, state_communicator
+from distributed.sharded_state import ShardedState, StateCarrier
 from distributed.snapshot_writer import SnapshotWriter
 from distributed.snapshots import LOSSES, OPTIMIZER, WEIGHTS, SnapshotFailed, load
 from distributed.worker_sizes import (
@@ -125,7 +124,7 @@ class Worker:
         give_back_free_memory()
         self._witness: Witness | None = None
         self._shared: GradientReduction | None = None
-        self._carrier: SharedMemory | None = None
+        self._carrier: StateCarrier | None = None
         self._sharded: ShardedState | None = None
         self._offloads: Engine | None = None
         self._recorded: Timeline | None = None
@@ -146,7 +145,7 @@ class Worker:
         if self._shared:
             self._shared.close()
         if self._carrier:
-            self._carrier.close()
+            self._carrier.communicator.close()
 
     def _build(self, task: WorkerTask) -> None:
         self._ledger = Ledger(task.limit)
@@ -170,8 +169,8 @@ class Worker:
                 self._ledger.empty((chunks,), np.uint8, category, owner) if chunks else None, task.network.retry,
             )  # fmt: skip
         if task.shard_optimizer:
-            self._carrier = state_communicator(task.rank, task.world, task.timeout)
-            self._sharded = ShardedState(self._carrier, layout, self._ledger)
+            self._carrier = StateCarrier(task.rank, task.spread, task.timeout, task.network, self._ledger)
+            self._sharded = ShardedState(self._carrier.communicator, layout, self._ledger, task.spread)
         self._engine = Engine(
             task.model.chain,
             task.model.loss,
@@ -207,12 +206,12 @@ class Worker:
 
     def state_address(self) -> SegmentAddress | None:
         """Where other workers find the shared memory through which this one sends parameters and state."""
-        return self._carrier.address if self._carrier else None
+        return self._carrier.communicator.address if self._carrier else None
 
-    def connect_state(self, addresses: Sequence[SegmentAddress]) -> None:
-        """Attaches to all workers' shared memory for parameters and state."""
+    def connect_state(self, addresses: Sequence[SegmentAddress], transport: Transport | None = None) -> None:
+        """Attaches to the same of the workers on its node; the transport carries messages to other nodes, if there are any."""
         if self._carrier:
-            self._carrier.connect(addresses)
+            self._carrier.connect(addresses, transport)
 
     def begin(self, run: str, logs: Path | None) -> str | None:
         """Is told that the run begins: writes its log from now on.
@@ -440,7 +439,7 @@ class Worker:
         if self._shared:
             self._shared.abort(str(error))
         if self._carrier:
-            self._carrier.abort()
+            self._carrier.communicator.abort()
         self._log.error("failed: %s", error, exc_info=error)
 
 

@@ -45,6 +45,7 @@ from checkpointing.policies import candidates, offloading_candidates
 from checkpointing.profiler import model_times
 from checkpointing.profiler import process_use as process_use_here
 from checkpointing.reduction_tree import require_shards
+from distributed.collectives.spread import Spread
 from distributed.sharded_state import communication_nbytes, update_costs
 from distributed.worker_sizes import shard_specs, static_nbytes
 from framework import AdamW, build
@@ -211,7 +212,7 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str, Layout | None]:
 
 def held_ways(costs: Costs, layout: Layout, world: int) -> dict[str, tuple[Costs, tuple[UpdateCost, ...]]]:
     """Returns for each way in which ranks may hold the optimizer's state the costs, and what it takes on each rank if that differs."""
-    shared = replace(costs, static={**costs.static, **communication_nbytes(layout, world)})
+    shared = replace(costs, static={**costs.static, **communication_nbytes(layout, Spread.of([0] * world))})
     return {"replicated": (costs, ()), "shared out": (shared, update_costs(AdamW(), layout, world))}
 
 

@@ -39,9 +39,18 @@ from framework.memory import Array
 
 #: Bytes of a rank's window.
 WINDOW = 4 << 20
-_WINDOW_AT = round_up(CONTROL_NBYTES + CALLS_NBYTES, PAGE)
+#: Bytes of a segment before the window.
+HEADER_NBYTES = round_up(CONTROL_NBYTES + CALLS_NBYTES, PAGE)
 #: Bytes of the largest number.
 _WIDEST = 16
+
+
+def message_sizes(spread: Spread, node: int, chunk: int) -> SlotSizes:
+    """Returns the bytes of the messages that the leader of a node may get."""
+    piece, roots = max(chunk, _WIDEST), in_hierarchy(dict(enumerate(spread.node_of))).roots
+    return SlotSizes.of({
+        other: (len(roots[other]) + 1) * piece for other in range(len(spread.nodes)) if other != node
+    })  # fmt: skip
 
 
 class Hierarchical:
@@ -56,6 +65,7 @@ class Hierarchical:
         timeout: Seconds that an operation waits for other ranks.
         network: What is between nodes.
         window: Bytes of an array that pass at once, the same on all ranks.
+        memory: For messages from other nodes: as many bytes as `message_sizes` says. None takes them now.
 
     Attributes:
         inbox: Where messages from other nodes arrive; None if this rank gets none.
@@ -68,15 +78,16 @@ class Hierarchical:
         timeout: float = 300.0,
         network: Network = Network(),  # noqa: B008  (it is frozen)
         window: int = WINDOW,
+        memory: Array | None = None,
     ) -> None:
         self.rank, self.world, self.timeout = rank, len(spread.node_of), timeout
         self._spread, self._network, self._window = spread, network, window
         self._node = spread.node_of[rank]
         self._here = spread.nodes[self._node]
         self._hierarchy = in_hierarchy(dict(enumerate(spread.node_of)))
-        self._own = Segment.create("retape-hierarchy", _WINDOW_AT + round_up(window, PAGE))
+        self._own = Segment.create("retape-hierarchy", HEADER_NBYTES + round_up(window, PAGE))
         leads = len(spread.nodes) > 1 and rank == self._here[0]
-        self.inbox = Inbox(self._sizes()) if leads else None
+        self.inbox = Inbox(message_sizes(spread, self._node, network.chunk), memory) if leads else None
         self._cross: CrossNode | None = None
         self._unusable = "connect comes first"
 
@@ -167,13 +178,6 @@ class Hierarchical:
         if connected:
             self._rendezvous.close()
 
-    def _sizes(self) -> SlotSizes:
-        piece = max(self._network.chunk, _WIDEST)
-        roots = self._hierarchy.roots
-        return SlotSizes.of({
-            node: (len(roots[node]) + 1) * piece for node in range(len(self._spread.nodes)) if node != self._node
-        })  # fmt: skip
-
     def _flat(self, array: Array, op: Op | None = None, writes: bool = True) -> Array:
         require_array(array, op, writes)
         return array.reshape(-1)
@@ -241,7 +245,7 @@ class _Call:
         width = owner._window // flat.itemsize
         start = touched[0].start // width * width if touched else 0
         windows = {
-            rank: segment.array(_WINDOW_AT, width, flat.dtype)
+            rank: segment.array(HEADER_NBYTES, width, flat.dtype)
             for rank, segment in zip(owner._here, owner._segments, strict=True)
         }
         home = windows[owner._here[0]]

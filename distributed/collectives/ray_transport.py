@@ -29,13 +29,14 @@ class RayTransport:
 
     Args:
         leaders: The actor of each node's leader.
+        method: What is called instead of ``deliver``.
     """
 
-    def __init__(self, leaders: Sequence[Any]) -> None:
+    def __init__(self, leaders: Sequence[Any], method: str = "deliver") -> None:
         import ray
 
         self._ray = ray
-        self._deliver = [leader.deliver.options(concurrency_group=GROUP) for leader in leaders]
+        self._deliver = [getattr(leader, method).options(concurrency_group=GROUP) for leader in leaders]
 
     def post(self, to: int, message: Message) -> Receipt:
         return _Call(self._ray, self._deliver[to].remote(message))

@@ -16,9 +16,17 @@ from safetensors.numpy import load_file
 from checkpointing import InfeasibleBudget, costs_of, parse_policy
 from checkpointing.choices import Setting, choices
 from distributed import RunFolder, SnapshotFailed, Trainer
-from distributed.collectives.communicator import slices_of
-from distributed.collectives.shared_memory import SharedMemory
-from distributed.sharded_state import CHUNK, ShardedState, communication_nbytes, update_costs
+from distributed.collectives.communicator import Communicator, slices_of
+from distributed.collectives.spread import Spread
+from distributed.collectives.transport import InProcess, Network
+from distributed.sharded_state import (
+    CHUNK,
+    ShardedState,
+    StateCarrier,
+    across_nbytes,
+    communication_nbytes,
+    update_costs,
+)
 from distributed.snapshots import OPTIMIZER, read_manifest, snapshots_in
 from framework import SGD, AdamW, BatchNorm, Chain, CrossEntropy, Dropout, Ledger, Linear, Optimizer, ReLU, Spec, build
 from framework.data import clusters
@@ -26,7 +34,7 @@ from framework.losses import Loss
 from framework.parameters import Constant, Layout, ParameterSpec
 from framework.tensor_files import read_tensors, write_tensors
 from tests.checkpointing.cases import all_cases
-from tests.distributed.collectives.worlds import in_parallel, opened
+from tests.distributed.collectives.worlds import in_parallel
 from tests.distributed.saved_runs import hashes, stopped
 from tests.distributed.thread_group import threads
 
@@ -54,21 +62,28 @@ def layout_of_sizes(sizes: list[int], dtype: str) -> Layout:
     )
 
 
+#: On one node, and on several.
+spreads = st.lists(st.integers(0, 3), min_size=1, max_size=8).map(
+    lambda nodes: Spread.of([max(0, n - 1) for n in nodes])
+)
+
+
 @given(
-    world=st.integers(1, 8),
+    spread=spreads,
     sizes=st.lists(st.sampled_from([1, 7, 4095, 4096, 4097, 30_000]), min_size=1, max_size=4),
     dtype=st.sampled_from(["float32", "float64"]),
     name=st.sampled_from(sorted(OPTIMIZERS)),
 )
 def test_what_ranks_hold_together_is_written_hashed_and_read_as_if_one_held_it(
-    tmp_path_factory: pytest.TempPathFactory, world: int, sizes: list[int], dtype: str, name: str
+    tmp_path_factory: pytest.TempPathFactory, spread: Spread, sizes: list[int], dtype: str, name: str
 ) -> None:
     folder, optimizer, layout = tmp_path_factory.mktemp("state"), OPTIMIZERS[name], layout_of_sizes(sizes, dtype)
     whole = np.arange(optimizer.slots * layout.size, dtype=dtype).reshape(optimizer.slots, layout.size)
+    world = len(spread.node_of)
     parts = slices_of(layout.size, world)
 
-    def work(rank: SharedMemory) -> tuple[Any, str, bool]:
-        shared = ShardedState(rank, layout, Ledger())
+    def work(rank: Communicator) -> tuple[Any, str, bool]:
+        shared = ShardedState(rank, layout, Ledger(), spread)
         state = whole[:, shared.part].copy()
         tensors = shared.tensors(optimizer, state)
         written = None
@@ -86,11 +101,22 @@ def test_what_ranks_hold_together_is_written_hashed_and_read_as_if_one_held_it(
         gathered = all((parameters[part] == owner).all() for owner, part in enumerate(parts))
         return written, found, gathered and state.tobytes() == whole[:, shared.part].tobytes()
 
-    with opened(world, capacity=0, chunk=CHUNK) as ranks:
-        (written, *_), *_ = results = in_parallel(ranks, work)
+    inboxes: list[Any] = []
+    ranks = [StateCarrier(rank, spread, 30.0, Network(), Ledger()) for rank in range(world)]
+    for leader in spread.leaders:
+        inboxes.append(getattr(ranks[leader].communicator, "inbox", None))
+    try:
+        for rank in ranks:
+            rank.connect([other.communicator.address for other in ranks], InProcess(inboxes))
+        (written, *_), *_ = results = in_parallel([rank.communicator for rank in ranks], work)
         # The kernel's word for the shared memory that was touched.
-        touched = [os.fstat(rank.address.descriptor).st_blocks * 512 for rank in ranks]
-    assert max(touched) <= communication_nbytes(layout, world)["communication/gathering parameters"]
+        touched = [os.fstat(rank.communicator.address.descriptor).st_blocks * 512 for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.communicator.close()
+    gathering = communication_nbytes(layout, spread)["communication/gathering parameters"]
+    for leader, nbytes in enumerate(touched):
+        assert nbytes <= gathering + (CHUNK if across_nbytes(spread, leader) else 0)
     assert {found for _, found, _ in results} == {hashlib.sha256(whole.tobytes()).hexdigest()}
     assert all(same for _, _, same in results)
     descriptor = os.open(folder / "replicated", os.O_CREAT | os.O_WRONLY)

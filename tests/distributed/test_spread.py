@@ -39,11 +39,13 @@ def alone() -> dict[str, Any]:
 
 
 FORCED = [
-    (2, {"cross_node": "forced", "verify_memory": True}),
+    (2, {"cross_node": "forced", "verify_memory": True, "shard_optimizer": True}),
     (3, {"cross_node": "2+1", "bucket_size": "64KiB", "chunk_size": "10KB", "memory": "heap", "pretend_loss": 0.05}),
 ]
 MORE = [
     (4, {"cross_node": "2+2", "overlap": False, "pretend_delay": 0.01, "pretend_loss": 0.1}),
+    (4, {"cross_node": "3+1", "shard_optimizer": True, "policy": "sqrt-n"}),
+    (3, {"cross_node": "2+1", "shard_optimizer": True, "pretend_loss": 0.1, "memory": "heap"}),
     (4, {"cross_node": "3+1", "chunk_size": "100B", "bucket_size": "1MiB", "steps": 2}),
     (4, {"cross_node": "forced", "bucket_size": "1B", "policy": "sqrt-n"}),
     (3, {"cross_node": "2+1", "verify_memory": True, "memory_budget": "engine:100%"}),
@@ -111,5 +113,3 @@ def test_what_is_no_spread_or_chunk_is_refused() -> None:
         trainer(2, chunk_size="much")
     with pytest.raises(ValueError, match=r"a loss a part of all messages, but got 0\.0 and 2"):
         trainer(2, cross_node="1+1", pretend_loss=2.0)
-    with pytest.raises(ValueError, match=r"--shard-optimizer is for workers on one node, .* on several \(1\+1\)"):
-        trainer(2, cross_node="1+1", shard_optimizer=True)
