@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,15 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
         command("train", *arguments, "--quiet"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics, before = tmp_path / "run" / "metrics.jsonl", _version(tmp_path / "run" / "metrics.jsonl")
-    deadline = time.monotonic() + 60
-    while process.poll() is None and _version(metrics) == before and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait(lambda: _version(metrics) != before, process)
     return process
+
+
+def wait(until: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits until something is so, at most a minute, or until a program ends."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not until() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _version(path: Path) -> tuple[int, int] | None:
@@ -79,6 +85,8 @@ def kill_and_resume(tmp_path: Path, times: int, seed: int) -> dict[str, Any]:
     arguments: tuple[str, ...] = (*RUN, "--run-dir", "run", "--snapshot-every", "1")
     while killed < times:
         process = start(tmp_path, *arguments)
+        if killed == times - 1:  # however slow the machine is, there is something to resume from at the end
+            wait(lambda: any((tmp_path / "run" / "snapshots").glob("step-*[0-9]")), process)
         time.sleep(draw.random() * 0.12)
         process.kill()
         errors = process.communicate(timeout=60)[1]
