@@ -188,7 +188,8 @@ def test_a_run_folder_holds_what_was_told_and_done(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = small(run_folder=RunFolder(folder), seed=3).fit()
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "logs", "metrics.jsonl", "plan.json", "summary.json", "weights.safetensors",
+        "config.json", "logs", "metrics.jsonl", "plan.json", "report.html", "report.json", "summary.json",
+        "weights.safetensors",
     ]  # fmt: skip
     assert json.loads((folder / "summary.json").read_text()) == result.summary
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -256,7 +257,8 @@ def test_a_worker_that_dies_ends_the_run_with_its_number_and_the_run_goes_on_fro
     _wait_until_gone()
     last = snapshots_in(folder / "snapshots")[0]
     assert caught.value.__notes__ == [
-        f"the last snapshot is {last}; go on from it with: Trainer(..., resume='{folder}')"
+        f"the last snapshot is {last}; go on from it with: Trainer(..., resume='{folder}')",
+        f"the memory report is {folder / 'report.html'}",
     ]
     resumed, whole = small_resumed(folder).summary, small(steps=500).fit().summary
     assert resumed["resumed_after_step"] == int(last.name[-8:])

@@ -27,12 +27,15 @@ def run(page: str, code: list[Block]) -> list[str]:
     names: dict[str, Any] = {"__name__": "__main__"}  # so that layers are pickled as those of a script are
     checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     wrong = []
-    for block in code:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile("\n" * block.line + block.text, page, "exec"), names)
-        if block.output is not None and not checker.check_output(block.output, printed.getvalue(), flags):
-            wrong.append(f"{page}:{block.line}\nshown:\n{block.output}\nprinted:\n{printed.getvalue()}")
+    try:
+        for block in code:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile("\n" * block.line + block.text, page, "exec"), names)
+            if block.output is not None and not checker.check_output(block.output, printed.getvalue(), flags):
+                wrong.append(f"{page}:{block.line}\nshown:\n{block.output}\nprinted:\n{printed.getvalue()}")
+    finally:
+        names.clear()  # its functions name it, so that pullbacks in it would live until the cycle collector comes
     return wrong
 
 
