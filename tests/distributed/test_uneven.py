@@ -155,7 +155,7 @@ def test_the_last_gradient_of_an_epoch_is_that_of_its_true_examples(
         rows = together(workers, lambda worker: worker.step(2))
         after = workers[0].parameters()[0]
         seen = [index for recorded in data for _, indices in recorded.loaded for index in indices]
-        true = workers[0]._order.indices(2, 0, left)
+        true = workers[0]._feed.order.indices(2, 0, left)
         assert len(seen) == 16 and len(set(true)) == left and set(true) <= set(seen)
         loss_, expected = traced(run, before, "train", true)
         assert {row["loss"] for row in rows} == {rows[0]["loss"]}
@@ -178,7 +178,7 @@ def test_every_example_is_seen_once_an_epoch_by_exactly_one_shard(
         size = max(size, batch)
     run = trainer(size, batch, shards, workers=world, last_batch=last, steps=5)
     with workers_of(run) as (workers, data):
-        batches = workers[0]._order.batches
+        batches = workers[0]._feed.order.batches
         epochs = []
         for epoch in range(2):
             counted: list[int] = []
@@ -202,7 +202,7 @@ def loaded_by(worker: Worker, recorded: Recorded, run: Trainer, step: int) -> li
     for shard in shards_of(worker):
         x, *rest = (np.full(spec.shape, 7, spec.dtype) for spec in (costs.batch, *costs.target_specs))
         recorded.loaded.clear()
-        worker._load_train(step)(shard, x, *rest)
+        worker._feed.train(step)(shard, x, *rest)
         ((split, indices),) = recorded.loaded
         weights = rest[1] if len(rest) > 1 else np.ones(len(indices))
         assert split == "train" and set(weights) <= {0, 1}
@@ -231,7 +231,7 @@ def test_neither_learning_rate_nor_order_of_examples_depends_on_the_number_of_wo
                 for step in range(steps):
                     for shard in shards_of(worker):
                         assert (step, shard) not in order
-                        order[step, shard] = tuple(worker._order.indices(step, shard * rows, rows))
+                        order[step, shard] = tuple(worker._feed.order.indices(step, shard * rows, rows))
         assert len(rates) == 1
         found.add((rates.pop(), tuple(sorted(order.items()))))
     assert len(found) == 1
