@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from distributed.sources import collect
 
 _PROBE_SECONDS = 5.0
 #: Of Ray's object store, in /dev/shm: no gradients and no data pass there.
 OBJECT_STORE_NBYTES = 100 * 2**20
+#: What a client of HTTP/2 says first, and an empty frame of settings: Ray's head answers with such a frame.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS, _HEADER = 4, 9
+#: Ray tells a submitted job of its own runtime environment here.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class ClusterError(RuntimeError):
     """Ray cannot be reached, or cannot place the workers."""
 
 
-def connect(ray: Any, address: str | None, cpus: int) -> bool:
-    """Starts or joins Ray.
+def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -> bool:
+    """Starts or joins Ray. A cluster that is joined is sent the code (see `distributed.sources`), unless a submitted job brings its own.
 
     Args:
         ray: The module.
         address: HOST:PORT of a running cluster or "auto"; None starts Ray on this machine.
         cpus: CPUs that the workers ask for.
+        own: A person's own modules that go along with the code, by their outermost names.
 
     Returns:
         Whether it was done here, so that `ray.shutdown` is due in the end.
 
     Raises:
-        ClusterError: Nothing answers at the address, or this process is connected to another cluster.
+        ClusterError: Nothing answers at the address, or no Ray, or it wants a token, or this process is connected to another cluster, or
+            a person's own modules are too large to be sent.
     """
     if address not in (None, "auto"):
         probe(str(address))
@@ -52,31 +64,71 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
             "object_store_memory": OBJECT_STORE_NBYTES,
         }
     try:
-        with _own_sigterm():
-            ray.init(**options)
+        with _own_sigterm(), _shipped(address, own) as environment:
+            ray.init(**options, runtime_env=environment)
+    except getattr(ray.exceptions, "AuthenticationError", ()) as error:  # older ones know no tokens
+        raise ClusterError(
+            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the "
+            "cluster's (or put it into ~/.ray/auth_token)"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"cannot start or join Ray (address {address}): {error}") from error
     return True
 
 
+@contextmanager
+def _shipped(address: str | None, own: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """Yields the runtime environment by which a cluster gets the code; None where it has it, or a job brings it."""
+    job = json.loads(os.environ.get(_JOB, "{}")).get("runtime_env") or {}
+    if address is None or {"working_dir", "py_modules"} & {*job}:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="retape-") as folder:
+        collect(Path(folder), own)
+        yield {"working_dir": folder}
+
+
 def probe(address: str) -> None:
-    """Checks that something listens there: ray.init itself may wait for minutes.
+    """Checks that a Ray head listens there: ray.init itself may wait for minutes.
 
     Raises:
-        ClusterError: Nothing does, or it is no address.
+        ClusterError: None does, or it is no address.
     """
     host, colon, port = address.rpartition(":")
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"{address} is for Ray's client, which gives no shared memory; write HOST:PORT as ray start prints it, with no ray:// and "
+            "usually port 6379, on a machine that has joined the cluster (ray start --address HOST:PORT --num-cpus 0)"
+        )
     if not colon or not host or not port.isdecimal():
         raise ClusterError(
             f"{address!r} is no address of a Ray cluster; write HOST:PORT (as printed by ray start) or auto"
         )
     try:
-        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
+        with socket.create_connection((host, int(port)), _PROBE_SECONDS) as connection:
+            is_ray = os.environ.get("RAY_USE_TLS") == "1" or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"nothing answers at {address} within {_PROBE_SECONDS:.0f} s ({error}); is the Ray head running there, and its "
             "port open?"
         ) from error
+    if not is_ray:
+        raise ClusterError(
+            f"what answers at {address} is no Ray head; its port is what ray start prints, usually 6379, and neither that of the dashboard "
+            "(8265) nor of Ray's client (10001)"
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other side speaks HTTP/2, as Ray's head does and neither its dashboard nor most others do."""
+    try:
+        connection.sendall(_HELLO)
+        answer = b""
+        while len(answer) < _HEADER and (more := connection.recv(_HEADER - len(answer))):
+            answer += more
+    except OSError:  # it is silent, or closes
+        return False
+    return len(answer) == _HEADER and answer[3] == _SETTINGS
 
 
 @contextmanager

@@ -22,13 +22,15 @@ from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Faults, Faulty, Message, Transport
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
 from distributed.logs import log_file, log_warnings
-from distributed.nodes import choose, fit_one, resolve
+from distributed.nodes import alive, choose, resolve
+from distributed.placement import Placement, PlacementKind, Room
 from distributed.ray_metrics import RayMetrics
+from distributed.readiness import Needs, State, look
+from distributed.sources import own_modules
 from distributed.worker import Worker, WorkerTask
-from framework.sizes import format_size
 
 #: Seconds that Ray may take to place the workers, and that a worker may lag behind one that has failed.
-_START_SECONDS, _MOMENT = 60.0, 5.0
+START_SECONDS, _MOMENT = 60.0, 5.0
 
 
 class WorkerLost(RuntimeError):  # noqa: N818  (the name that callers act on)
@@ -108,8 +110,12 @@ class RayGroup:
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
         budget: Of each worker's process, which Ray sets aside for it, on one node; None for none.
         spread: How they are taken to be spread over nodes; None for how they are.
+        placement: Whether they are packed on few nodes of a cluster, or spread over many.
+        placement_timeout: Seconds to wait until a cluster has room for them.
 
     Attributes:
+        joined: Whether the workers are on a cluster that was named.
+        own: A person's own modules that were sent there, by their outermost names.
         spread: Of the workers over nodes.
         budget: In terms of the node that the workers are on: `auto` has a size.
 
@@ -121,40 +127,55 @@ class RayGroup:
     def __init__(
         self, workers: int, threads: int, timeout: float, address: str | None,
         budget: ProcessBudget | None = None, spread: Spread | None = None,
+        placement: PlacementKind = "pack", placement_timeout: float = START_SECONDS,
     ) -> None:  # fmt: skip
         import ray  # importing Ray takes a second that in-process runs need not wait
 
         self._ray = ray
         self._actors: list[Any] = []
-        self._placement: Any = None
+        self._placement: Placement | None = None
         self._started = self._running = False
+        self.joined = address is not None
+        self.own = own_modules() if self.joined else ()
         self._patience = timeout
         self._logs: list[Path | None] = [None] * workers
+        self._hosts: list[str] = []
         try:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
-                self._started = connect(ray, address, workers * threads)
+                self._started = connect(ray, address, workers * threads, self.own)
                 self.budget, memory, pin = budget, None, None
                 if budget is not None:
                     node = choose(ray, workers, threads, budget.nbytes or 0)
-                    self.budget, pin = resolve(ray, budget, workers, node, joined=address is not None), node.pin
+                    self.budget, pin = resolve(ray, budget, workers, node, joined=self.joined), node.pin
                     # On this machine alone Ray may have less to set aside than is free.
                     memory = min(self.budget.nbytes or 0, node.memory // workers)
-                several = workers > 1 and sum(node["Alive"] for node in ray.nodes()) > 1
-                strategy = "STRICT_PACK"
-                if several and not (budget or spread) and not fit_one(ray, workers * threads):
-                    strategy = "PACK"
-                options = self._placed(workers, threads, memory, pin, strategy)
-                if strategy == "PACK" or (spread and len(spread.nodes) > 1):
+                together = budget is not None or spread is not None
+                if not self._started or self.joined:  # a Ray of one's own has room for them in any case
+                    self._placement = Placement(
+                        ray, Room(workers, threads, memory or 0, together, pin), "pack" if together else placement
+                    )
+            if self._placement is not None:
+                self._placement.wait(placement_timeout)
+            with deferred_interrupts():
+                options = self._placement.options if self._placement is not None else {}
+                apart = self._placement is not None and self._placement.strategy != "STRICT_PACK"
+                if apart or (spread and len(spread.nodes) > 1):
                     options |= ACTOR_OPTIONS
                 remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory, **options)(_Actor)
                 self._actors = [remote.remote() for _ in range(workers)]
-                where = self._get([actor.where.remote() for actor in self._actors], _START_SECONDS)
-                # Neighbours share a node, so that fewer sums have to travel; the node with the most workers has rank 0.
-                order = sorted(range(workers), key=lambda at: (-where.count(where[at]), where.index(where[at])))
-                self._actors = [self._actors[at] for at in order]
-                self.spread = spread or Spread.of([where[at] for at in order])
-                self._running = True
+            where = self._get([actor.where.remote() for actor in self._actors], START_SECONDS)
+            # Neighbours share a node, so that fewer sums have to travel. The node with the most workers has rank 0, which writes snapshots;
+            # of equal ones that of this process, whose run folder is there.
+            here = ray.get_runtime_context().get_node_id()
+            key = [(-where.count(node), node != here, where.index(node)) for node in where]
+            order = sorted(range(workers), key=key.__getitem__)
+            self._actors = [self._actors[at] for at in order]
+            if self.joined:
+                addresses = {node.id: node.address for node in alive(ray)}
+                self._hosts = [addresses.get(where[at], where[at]) for at in order]
+            self.spread = spread or Spread.of([where[at] for at in order])
+            self._running = True
         except BaseException:
             self.close()
             raise
@@ -175,23 +196,6 @@ class RayGroup:
         if logs is not None:
             self._logs = [None if fault else log_file(logs, rank) for rank, fault in enumerate(faults)]
         return faults
-
-    def _placed(self, workers: int, threads: int, memory: int | None, pin: str | None, strategy: str) -> dict[str, Any]:
-        """Options that put workers on one node, where there are several (the one with the resource `pin`, if that is given), or on few."""
-        if sum(node["Alive"] for node in self._ray.nodes()) <= 1:
-            return {}
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        bundle = {"CPU": threads} | ({"memory": memory} if memory else {}) | ({pin: 0.001} if pin else {})
-        self._placement = self._ray.util.placement_group([bundle] * workers, strategy=strategy)
-        if not self._placement.wait(_START_SECONDS):
-            if strategy == "PACK":
-                raise ClusterError(self._no_room(workers))
-            raise ClusterError(
-                f"no node of the cluster has {workers * threads} free CPUs{f' and {format_size(workers * memory)} of memory' if memory else ''} for {workers} workers, who share memory and must be on "
-                "one node; lower --workers or --threads-per-worker"
-            )
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._placement)}
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return self._get([getattr(actor, method).remote(*arguments) for actor in self._actors])
@@ -216,7 +220,7 @@ class RayGroup:
                 self._ray.kill(actor)
             self._actors = []
             if self._placement is not None:
-                self._ray.util.remove_placement_group(self._placement)
+                self._placement.remove()
                 self._placement = None
             if self._started:
                 self._ray.shutdown()
@@ -244,17 +248,20 @@ class RayGroup:
                     errors.append(error.cause if isinstance(error.cause, Exception) else error)
                     if self._logs[ranks[call]]:
                         errors[-1].add_note(f"worker {ranks[call]} failed; its log is {self._logs[ranks[call]]}")
+                except self._ray.exceptions.RuntimeEnvSetupError as error:
+                    raise ClusterError(f"a node could not take the code that was sent to it: {error}") from error
                 except self._ray.exceptions.RayActorError as error:
-                    reason = str(error).strip().splitlines()[0]
-                    log = f"; its log is {self._logs[ranks[call]]}" if self._logs[ranks[call]] else ""
-                    raise WorkerLost(f"worker {ranks[call]} of {len(self._actors)} died: {reason}{log}") from error
+                    raise self._lost(ranks[call], error) from error
             timeout = _MOMENT if errors else self._patience + _MOMENT
         for worst in sorted(errors, key=lambda error: isinstance(error, CollectiveError)):
             if pending and isinstance(worst, CollectiveError):
                 break  # the one who does not answer is the reason
             raise worst
         if len(pending) == len(calls) and not self._running:
-            raise ClusterError(self._no_room(len(calls)))
+            raise ClusterError(
+                f"Ray has room for {len(calls)} workers, but did not start them within {START_SECONDS:.0f} s; the newest folder of "
+                "/tmp/ray/session_*/logs on their nodes says why"
+            )
         if pending:
             silent = [ranks[call] for call in pending]
             raise WorkerLost(
@@ -262,12 +269,19 @@ class RayGroup:
             )
         return results
 
-    def _no_room(self, workers: int) -> str:
-        free = self._ray.available_resources().get("CPU", 0)
-        return (
-            f"Ray did not start {workers} workers within {_START_SECONDS:.0f} s: the cluster has {free:g} free CPUs of "
-            f"{self._ray.cluster_resources().get('CPU', 0):g}; lower --workers or --threads-per-worker"
-        )
+    def _lost(self, rank: int, error: Exception) -> Exception:
+        """What is raised where a worker has died: which, on which node, and why."""
+        told = str(error).strip()
+        if not self._running and "ModuleNotFoundError" in told:
+            return ClusterError(
+                f"a node of the cluster cannot import the code: {told.splitlines()[-1]}; submit the job with --working-dir, or install Retape there"
+            )
+        host = f", on {self._hosts[rank]}," if self._hosts else ""
+        unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        gone = "its node has left the cluster: " if "node has died" in told or "node died" in told else ""
+        gone = "its node cannot be reached any more: " if unreachable else gone
+        log = f"; its log is {self._logs[rank]}" if self._logs[rank] else ""
+        return WorkerLost(f"worker {rank} of {len(self._actors)}{host} died: {gone}{told.splitlines()[0]}{log}")
 
 
 class _Actor(Worker):
@@ -281,6 +295,10 @@ class _Actor(Worker):
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
+
+    def look(self, needs: Needs) -> State:
+        """What this process sees of its node."""
+        return look(self.where(), needs)
 
     def deliver(self, message: Message) -> list[int]:
         """Takes a message from another node; see `Inbox.deliver`. Ray calls it in a thread of its own."""

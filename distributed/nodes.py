@@ -24,6 +24,8 @@ class Node:
         cpus: CPUs that are free.
         memory: Bytes that nobody has set aside.
         all_memory: Bytes that can be set aside by all.
+        all_cpus: CPUs that it has.
+        address: Its IP address.
     """
 
     id: str
@@ -31,6 +33,13 @@ class Node:
     cpus: float
     memory: int
     all_memory: int
+    all_cpus: float = 0.0
+    address: str = ""
+
+    @property
+    def emptied(self) -> Node:
+        """The node when nobody uses it."""
+        return replace(self, cpus=self.all_cpus, memory=self.all_memory)
 
 
 def alive(ray: Any) -> list[Node]:
@@ -45,7 +54,8 @@ def alive(ray: Any) -> list[Node]:
             everything = node["Resources"]
             pin = next(name for name in everything if name.startswith("node:") and "__internal" not in name)
             memory, all_memory = (int(resources.get("memory", 0)) for resources in (left, everything))
-            found.append(Node(node["NodeID"], pin, left.get("CPU", 0.0), memory, all_memory))
+            cpus, all_cpus = left.get("CPU", 0.0), everything.get("CPU", 0.0)
+            found.append(Node(node["NodeID"], pin, cpus, memory, all_memory, all_cpus, node["NodeManagerAddress"]))
     return found
 
 

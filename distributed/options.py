@@ -17,6 +17,7 @@ from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Faults, Network
+from distributed.placement import PlacementKind
 from framework.data import LastBatch
 from framework.sizes import parse_size
 
@@ -76,6 +77,10 @@ class TrainingOptions:
     """Also write the metrics for TensorBoard, into the folder tensorboard of the run; takes the package tensorboardX."""
     address: str | None = None
     """A running Ray cluster to join, as HOST:PORT or auto. Default: Ray is started on this machine."""
+    placement: PlacementKind = "pack"
+    """With workers on a cluster: pack puts them on one node, if one has room for all, else on few; spread puts them on as many nodes as it can."""
+    placement_timeout: float = 60.0
+    """Seconds to wait until a cluster has room for the workers; then what is missing is told."""
     timeout: float = 300.0
     """Seconds that a worker waits for the others before the run fails."""
     bucket_size: str = "4MiB"
@@ -129,7 +134,7 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value < fewest:
                 raise ValueError(f"{flag(name)} is a number of steps, but got {value}")
-        for name in ("learning_rate", "clip_norm", "timeout", "snapshot_minutes"):
+        for name in ("learning_rate", "clip_norm", "timeout", "placement_timeout", "snapshot_minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{flag(name)} must be positive and finite, but got {value}")
@@ -145,6 +150,7 @@ class TrainingOptions:
             raise ValueError(f"--last-batch is drop or pad, but got {self.last_batch!r}")
         if self.address is not None and not self.workers:
             raise ValueError(f"{flag('address')} is for workers, but there are none; give {flag('workers')}")
+        self._check_placement()
         if self.memory not in ("block", "heap"):
             raise ValueError(f"--memory is block or heap, but got {self.memory!r}")
         if self.plan is not None and self.policy is not None:
@@ -178,6 +184,22 @@ class TrainingOptions:
             self.offload_dir is not None and self.address is None
         ):  # a cluster's nodes may have what this machine has not
             require_folder(self.offload_dir)
+
+    def _check_placement(self) -> None:
+        if self.placement not in ("pack", "spread"):
+            raise ValueError(f"--placement is pack or spread, but got {self.placement!r}")
+        if self.placement == "pack":
+            return
+        if self.cross_node != "auto":
+            raise ValueError(
+                f"--cross-node {self.cross_node} only pretends that workers are on several nodes, and --placement spread puts them "
+                "there; leave one of them away"
+            )
+        if isinstance(self.parsed_budget(), ProcessBudget):
+            raise ValueError(
+                f"a budget of the whole process ({self.memory_budget}) keeps the workers on the node that it is set aside on, and "
+                f"--placement spread does not; write engine:SIZE for a budget of the engine's arrays"
+            )
 
     @property
     def world(self) -> int:

@@ -137,6 +137,12 @@ class RunPlanning:
             return None
         return self.process.baseline + self.process.outside + self.reserved_nbytes + USUAL_GROWTH_NBYTES
 
+    @property
+    def planned_growth_nbytes(self) -> int:
+        """Bytes that a worker will take at most besides what its process had before its first array; 0 before the workers have started."""
+        predicted = self.predicted_process_nbytes
+        return 0 if predicted is None or self.process is None else predicted - self.process.baseline
+
     def store_all(self) -> RunPlans:
         """Returns the plans of the same run by store-all, to compare with."""
         return self._planned(StoreAll())

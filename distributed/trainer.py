@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from distributed.groups import Group, LocalGroup, RayGroup, WorkerLost
 from distributed.interrupts import Stopped
 from distributed.logs import DriverLog
 from distributed.options import options_of
+from distributed.readiness import Needs, look, marked, require_ready
 from distributed.recording import RunRecording
 from distributed.records import config_of
 from distributed.resuming import resume, with_identity
@@ -157,7 +159,7 @@ class Trainer:
             Stopped: `stop` was called.
             SnapshotFailed: A snapshot could not be written; those before it are whole.
             FingerprintMismatch: The workers would not compute the same bits, or not those of the snapshot.
-            ClusterError: Ray cannot be reached or has no room.
+            ClusterError: Ray cannot be reached or has no room, or a node has not what the run takes (see `distributed.readiness`).
 
         After an interrupt the workers are gone and the metrics so far are readable.
         """
@@ -263,12 +265,13 @@ class Trainer:
         if options.workers:
             self._group = RayGroup(
                 options.workers, options.threads_per_worker, options.timeout, options.address, self.process_budget,
-                options.spread,
+                options.spread, options.placement, options.placement_timeout,
             )  # fmt: skip
         else:
             self._group = LocalGroup()
         try:
             self.planning.measure(self._group)
+            self._require_ready(self._group)
             self._group.start([self._task(rank) for rank in range(options.world)])
             self._require_equal_fingerprints(self._group)
             if self.resumed is not None and self.resumed.snapshot is not None:
@@ -278,6 +281,23 @@ class Trainer:
         except BaseException:
             self.close()
             raise
+
+    def _require_ready(self, group: Group) -> None:
+        """Raises unless the nodes of a cluster have the code, the memory and the files that the run takes."""
+        if not isinstance(group, RayGroup) or not group.joined:
+            return
+        options, folder = self.options, None
+        files = [self._weights_file] if self._starts_from_weights else []
+        if self.resumed is not None and self.resumed.snapshot is not None:
+            files.append(self.resumed.snapshot.absolute())
+        if options.snapshot_every is not None or options.snapshot_minutes is not None:
+            folder = self.run_folder.path if self.run_folder is not None else None
+        with marked(folder) if folder is not None else nullcontext() as mark:
+            needs = Needs(group.own, tuple(files), mark)
+            states = group.call("look", needs)
+            require_ready(
+                look("", needs), states, self.planning.planned_growth_nbytes, folder, options.allow_mixed_cpus
+            )
 
     def _require_equal_fingerprints(self, group: Group) -> None:
         """Raises unless all workers, and the snapshot that they go on from, promise the same bits, or need not."""

@@ -21,6 +21,7 @@ import pytest
 
 from distributed import doctor
 from distributed.doctor import CHECKS, Finding, Surroundings, examine, memory, packages, worst
+from tests.distributed.answering import SETTINGS, answering
 
 ROOT = Path(__file__).parents[2]
 #: As it is, before a test replaces it.
@@ -291,9 +292,8 @@ def test_versions_below_the_least_are_errors(machine: Machine, monkeypatch: pyte
 
 
 def test_a_cluster_that_answers_is_well(machine: Machine) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        machine.environ(RAY_ADDRESS=f"127.0.0.1:{port}")
+    with answering(SETTINGS) as address:
+        machine.environ(RAY_ADDRESS=address)
         assert doctor.ray_state.address(machine.given).level == "ok"
 
 
