@@ -5,6 +5,7 @@ for `test_readiness.py`. Its argument is a folder.
 import importlib
 import json
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ class Leaves(Callback):
     def on_step(self, row: dict[str, Any]) -> None:
         if row["step"] == 3:
             self._whole.remove_node(self._node, allow_graceful=False)
+            deadline = time.monotonic() + 60
+            while sum(node["Alive"] for node in ray.nodes()) > 1:  # else the run might be over before Ray knows
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
 
 
 def main(folder: Path) -> None:
