@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,6 +25,7 @@ from _exits import BAD_INPUT, CLOSED, DONE, FAILED, FAULT, INTERRUPTED, LOST, ST
 from _options import Command, Common, Default, parse
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from framework.durable import ASIDE, write_all, written_aside
 
@@ -42,6 +44,7 @@ __all__ = [
     "bar",
     "console",
     "errors",
+    "fact",
     "measuring",
     "require_new",
     "run",
@@ -70,6 +73,14 @@ _streams()
 #: People read this; it is plain where there is no terminal.
 console = _Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 110)
 errors = _Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def fact(name: str, words: str) -> None:
+    """Prints what is told of something: its name, and words that on a terminal go on below each other, not below the name."""
+    lines = [words]
+    if console.is_terminal:
+        lines = textwrap.wrap(words, max(20, console.width - 14), break_long_words=False, break_on_hyphens=False)
+    console.print(Text.assemble((f"{name:>12}", "bold"), "  ", f"\n{'':14}".join(lines)))
 
 
 @contextmanager

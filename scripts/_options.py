@@ -155,7 +155,8 @@ def helped(default: Any) -> Any:
     last: list[Any] = []
     for field in dataclasses.fields(default):
         value = getattr(default, field.name)
-        hint = tyro.conf.arg(help=told[field.name], help_behavior_hint=_default_in_words(told[field.name], value))
+        words = _turned_off(told[field.name]) if value is True else told[field.name]
+        hint = tyro.conf.arg(help=words, help_behavior_hint=_default_in_words(words, value))
         where = last if field.name in common else own
         where.append((field.name, Annotated[hints[field.name], hint], dataclasses.field(default=value)))  # type: ignore[valid-type]
     group = dataclasses.make_dataclass("Common", last, kw_only=True, frozen=True)
@@ -163,11 +164,18 @@ def helped(default: Any) -> Any:
     return dataclasses.make_dataclass(type(default).__name__, own, kw_only=True, frozen=True)
 
 
+def _turned_off(told: str) -> str:
+    """What is said of a flag that is on: --help lists what takes it back, and that must not read as what does it."""
+    return f"Turn off: {told[0].lower()}{told[1:]}"
+
+
 def _default_in_words(told: str, value: Any) -> str | Callable[[str], str]:
-    if "Default:" in told or value is None:
-        return "" if "Default:" in told else "(default: none)"
+    if "Default:" in told or told.startswith("Required."):
+        return ""
+    if value is None:
+        return "(default: none)"
     if isinstance(value, bool):
-        return "(default: on; this turns it off)" if value else "(default: off)"
+        return "(default: on)" if value else "(default: off)"
     return "(default: none)" if value == () else lambda text: f"(default: {text})"
 
 

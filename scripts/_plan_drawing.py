@@ -12,6 +12,7 @@ from rich.text import Text
 from checkpointing.curve import CurvePoint
 from checkpointing.explanation import Explanation, format_seconds
 from checkpointing.holdings import ALL, COTANGENT, NOTHING, PART, Holdings
+from checkpointing.report.fitting import FittingTable
 from framework import format_size
 
 _CAPTION = "gap: by how much a step is longer than the least that any plan of that peak must take"
@@ -73,7 +74,7 @@ def _short(label: str) -> str:
 def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
     """Draws the policies side by side."""
     title = "policies" if budget is None else f"policies; budget {format_size(budget)} ({budget:,} bytes)"
-    drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
+    drawn = _fitting(title, "of store-all", caption=_CAPTION)
     drawn.add_column("policy", overflow="fold")
     for name in ("peak", "of store-all", "a step", "extra time", "gap", ""):
         drawn.add_column(name, justify="right", no_wrap=True)
@@ -89,6 +90,18 @@ def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
             style="bold" if row["chosen"] else "" if row["fits"] else "dim",
         )
     return drawn
+
+
+def _fitting(title: str, *spare: str, caption: str | None = None) -> Table:
+    return FittingTable(
+        spare=spare,
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
 
 
 def node_table(rows: Sequence[dict[str, Any]], world: int) -> Table:
@@ -115,7 +128,7 @@ def paragraphs(told: Explanation) -> Table:
 
 def curve_table(curve: Sequence[CurvePoint]) -> Table:
     """Draws the memory-time curve."""
-    drawn = Table(title="the memory-time curve", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    drawn = _fitting("the memory-time curve", "lower bound")
     for name in ("budget", "peak", "a step", "extra time", "lower bound", "gap"):
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("policy", overflow="fold")

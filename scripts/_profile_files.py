@@ -24,7 +24,7 @@ def _html(report: Report) -> str:
 
 def _picture(report: Report) -> str:
     """The table of policies as an SVG that needs nothing from elsewhere."""
-    recorder = Console(record=True, width=90, file=io.StringIO())
+    recorder = Console(record=True, width=120, file=io.StringIO())
     recorder.print(text.policies(report))
     svg = recorder.export_svg(title="python scripts/profile_memory.py")
     # rich would load its fonts from the network, and name itself.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _console import console, errors
+from _console import console, errors, fact
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from checkpointing import Bounds
@@ -62,7 +62,7 @@ def introduce(trainer: Trainer, name: str) -> None:
         *told_disk(trainer),
         *told_resumption(trainer),
     ):
-        console.print(f"[bold]{title:>12}[/bold]  {value}")
+        fact(title, value)
 
 
 def told_sharding(trainer: Trainer) -> str:
@@ -150,7 +150,7 @@ def conclude(summary: dict[str, Any], path: Path, report: Path | None = None) ->
         ("run", str(path)),
         *([("report", str(report))] if report is not None else []),
     ):
-        console.print(f"[bold]{name:>12}[/bold]  {value}")
+        fact(name, value)
 
 
 def told_process(summary: dict[str, Any]) -> str:

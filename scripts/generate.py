@@ -27,7 +27,7 @@ from framework import build
 @dataclass(frozen=True, kw_only=True)
 class Generate(_console.Common):
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of a finished run of a byte model, or of a snapshot: RUN/snapshots/step-00000050."""
+    """Required. Folder of a finished run of a byte model, or of a snapshot: RUN/snapshots/step-00000050."""
     prompt: str = "import "
     """What the text continues."""
     length: int = 400

@@ -51,7 +51,7 @@ class ProfileMemory(_console.Common):
     budgets: tuple[str, ...] = ()
     """Budgets to plan for and to measure, as for train.py: engine:64MiB, engine:60%, or 512MiB or auto for a whole process. The first one, else the first policy, is the plan that the report draws."""
     measure: bool = True
-    """Run each plan in a fresh process; without it the report is what is predicted."""
+    """Run each plan in a fresh process. Without that the report is of what is predicted."""
     steps: int = 5
     """Timed steps of each, after one that is not timed."""
     frontier: bool = False

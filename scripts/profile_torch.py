@@ -34,9 +34,9 @@ from _console import console
 @dataclass(frozen=True, kw_only=True)
 class ProfileTorch(_console.Common):
     build: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="BUILD")] = None
-    """Function that makes what is profiled, as package.module:function; modules are found from the working directory."""
+    """Required. Function that makes what is profiled, as package.module:function; modules are found from the working directory."""
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = None
-    """File of costs to write."""
+    """Required. File of costs to write."""
     runs: int = 10
     """Timed runs of each forward and backward, of which the median is taken."""
 

@@ -16,6 +16,7 @@ from checkpointing.explanation import format_seconds
 from checkpointing.report.advice import peak_of, seconds_of
 from checkpointing.report.data import PHASES, Process, Rank, Report, Timeline
 from checkpointing.report.excess import Excess, excess
+from checkpointing.report.fitting import FittingTable
 from checkpointing.report.sums import at_peak, seconds_by_phase
 from framework.sizes import format_size
 
@@ -64,7 +65,7 @@ def parts(report: Report, width: int = _WIDTH, rows: int | None = _ROWS) -> Iter
 
 def policies(report: Report) -> Table:
     """Draws policies and budgets side by side, memory and time relative to the first."""
-    drawn = table("policies", left=("policy",))
+    drawn = table("policies", left=("policy",), spare=("lower bound", "process", "planned", "predicted"))
     measured = any(row.ledger_peak is not None for row in report.policies)
     _columns(
         drawn, "predicted", *(("counted", "process") if measured else ()), "planned", *(("step",) if measured else ())
@@ -193,8 +194,8 @@ def _process(process: Process) -> Table:
 
 
 def _layers(report: Report, rows: int | None) -> Table:
-    drawn = table("layers, of a shard", left=())
-    drawn.add_column("layer", overflow="fold", min_width=12)
+    spare = ("kind", "workspace", "FLOPs", "parameters", "forward", "backward", "residuals")
+    drawn = table("layers, of a shard", left=("layer",), spare=spare)
     drawn.add_column("kind", no_wrap=True)
     _columns(drawn, "parameters", "output", "residuals", "workspace", "FLOPs", "forward", "backward", "")
     for row in report.layers[:rows]:
@@ -246,9 +247,10 @@ def _shown(value: Any) -> str:
     return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
-def table(title: str, left: Sequence[str]) -> Table:
-    """Returns an empty table with columns of text; those of numbers are added behind."""
-    drawn = Table(
+def table(title: str, left: Sequence[str], spare: Sequence[str] = ()) -> Table:
+    """Returns an empty table with columns of text; those of numbers are added behind, of which some can be spared in short lines."""
+    drawn = FittingTable(
+        spare=spare,
         title=f"\n{title}",
         title_justify="left",
         title_style="bold",

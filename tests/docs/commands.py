@@ -42,8 +42,6 @@ SMALLER_MODELS = {"byte-gpt-small": "byte-gpt-tiny"}
 BY_MOMENT = "runs/MOMENT"
 #: What profile_memory.py ends with where --fail-above is passed; either is right on a page.
 GREW = 3
-#: A table with a column to predict, for pages that name one.
-TABLE = "rooms,area,price\n" + "".join(f"{n % 6},{20 + n % 90},{100 + 7 * n % 50}\n" for n in range(400))
 #: Resumed runs have the steps that they were started with, and more of them than others, so that there is time to stop them.
 STEPS_OF_RESUMED = "40"
 _RUN = re.compile(r"runs/\d{8}-\d{6}-[\w-]+")
@@ -100,7 +98,6 @@ def prepare(folder: Path) -> None:
     """Makes a folder look like a clone."""
     for name in ("scripts", "docs", "README.md", "CONTRIBUTING.md"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "table.csv").write_text(TABLE)
 
 
 def run(command: Command, folder: Path, resumed: set[str]) -> str | None:

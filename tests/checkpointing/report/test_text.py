@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from checkpointing.report import text
 from checkpointing.report.compare import compare
 from checkpointing.report.compare_text import comparison_parts
 from checkpointing.report.data import FrontierPoint, Process, Report
+from framework.sizes import format_size
 from tests.checkpointing.cases import tokens
 from tests.checkpointing.report.recorded import report_of
 
@@ -95,6 +97,19 @@ def test_a_terminal_sees_the_first_rows_and_how_many_more_there_are() -> None:
         console.print(part)
     assert "\x1b[" in out.getvalue()
     assert f"{len(full().layers) - 3} more" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_in_short_lines_no_number_or_name_is_cut(width: int) -> None:
+    report = full()
+    told = text.text(report, width)
+    assert "…" not in told
+    assert max(map(len, told.splitlines())) <= width
+    for row in report.layers:
+        assert any(line.startswith(f"  {row.path} ") for line in told.splitlines())
+        assert format_size(row.output) in told
+    assert "left out in lines this short: kind" in told
+    assert "left out" not in text.text(report)
 
 
 def test_a_comparison_as_text() -> None:
