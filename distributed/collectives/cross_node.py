@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from distributed.collectives.communicator import CollectiveError
+from distributed.collectives.rendezvous import Rendezvous
 from distributed.collectives.segment import round_up
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import (
     GIVEN_UP,
     LEAD,
     PROBE,
-    RETRY,
     Inbox,
     Message,
     PeerLost,
@@ -75,34 +75,35 @@ class Carried:
 class CrossNode:
     """A leader's part in what nodes do together; for one thread at a time.
 
+    While others are waited for it looks whether all is well on its node. Others learn from the inbox whom the leader waits for there, and that somebody on
+    another node gave up makes the ranks of this one wait no longer.
+
     Args:
-        node: This node.
         spread: Of the ranks.
         roots: For each node, the first shards of its roots.
         chunk: Bytes of a piece, the same on all nodes.
         inbox: Where the others' messages arrive.
         transport: Carries this node's.
-        timeout: Seconds that an exchange waits for another node's next message.
-        check: Raises a `CollectiveError` if something is wrong on this node; it is called while others are waited for.
+        rendezvous: Of the leader with the ranks of its node; an exchange waits as long for another node's next message.
         retry: Seconds after which a message is sent again.
     """
 
     def __init__(
         self,
-        node: int,
         spread: Spread,
         roots: Mapping[int, Sequence[int]],
         chunk: int,
         inbox: Inbox,
         transport: Transport,
-        timeout: float,
-        check: Callable[[str], None] = lambda words: None,
-        retry: float = RETRY,
+        rendezvous: Rendezvous,
+        retry: float,
     ) -> None:
-        self._node, self._spread, self._roots, self._chunk = node, spread, roots, chunk
-        self._inbox, self._transport, self.timeout = inbox, transport, timeout
-        self._check, self._retry = check, retry
-        self._others = [other for other in range(len(spread.nodes)) if other != node]
+        self._rank, self._node = rendezvous.rank, spread.node_of[rendezvous.rank]
+        self._spread, self._roots, self._chunk = spread, roots, chunk
+        self._inbox, self._transport, self._rendezvous, self._retry = inbox, transport, rendezvous, retry
+        inbox.on_giving_up = rendezvous.abort
+        inbox.waiting_for = lambda: rendezvous.missing
+        self._others = [other for other in range(len(spread.nodes)) if other != self._node]
         self._sent = dict.fromkeys(self._others, 0)
         self._pending: dict[int, list[_Pending]] = {other: [] for other in self._others}
         self._probes: dict[int, Receipt] = {}
@@ -129,7 +130,7 @@ class CrossNode:
     def settle(self, words: str, timeout: float | None = None) -> None:
         """Returns when all that was sent has arrived: before it is overwritten."""
         started = time.monotonic()
-        patience, pause = self.timeout if timeout is None else timeout, 1e-4
+        patience, pause = self._rendezvous.timeout if timeout is None else timeout, 1e-4
         while late := [other for other in self._others if self._unarrived(other, words)]:
             if (waited := time.monotonic() - started) > patience:
                 raise self._error(words, late[0], waited)
@@ -148,7 +149,7 @@ class CrossNode:
 
     def _receive(self, other: int, words: str, timeout: float | None) -> Array:
         """Returns the bytes of a node's next message, once it is there."""
-        started, patience = time.monotonic(), self.timeout if timeout is None else timeout
+        started, patience = time.monotonic(), self._rendezvous.timeout if timeout is None else timeout
         while not self._inbox.wait(other, _LOOK):
             waited = time.monotonic() - started
             self._require_nobody_gave_up(words, waited)
@@ -207,7 +208,7 @@ class CrossNode:
                 f"gave up: {reason}",
                 words, seconds=waited,
             )  # fmt: skip
-        self._check(words)
+        self._rendezvous.require_all_well(words)
 
     def _error(self, words: str, other: int, waited: float) -> CollectiveError:
         late = self._late_at.get(other) or [*self._spread.nodes[other]]
@@ -217,10 +218,6 @@ class CrossNode:
             late,
             seconds=waited,
         )
-
-    @property
-    def _rank(self) -> int:
-        return self._spread.leaders[self._node]
 
 
 @dataclass

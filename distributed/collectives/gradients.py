@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,12 +122,10 @@ class GradientReduction:
         self._channel, self._reducing = self._rendezvous.channel(0), self._rendezvous.channel(1)
         if self.inbox is not None:
             assert transport is not None
+            roots = self._hierarchy.roots
             self._cross = CrossNode(
-                self._node, self._spread, self._hierarchy.roots, self._chunk, self.inbox, transport, self.timeout,
-                self._rendezvous.require_all_well, self._retry,
-            )  # fmt: skip
-            self.inbox.on_giving_up = partial(give_up, self._own)
-            self.inbox.waiting_for = partial(getattr, self._rendezvous, "missing")
+                self._spread, roots, self._chunk, self.inbox, transport, self._rendezvous, self._retry
+            )
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], allocation: Allocation) -> Array:
         """Returns a free slot as a gradient buffer; it is free again when the last view of it has died."""

@@ -113,12 +113,10 @@ class Hierarchical:
         self._calls = Calls(self.rank, self._segments, CONTROL_NBYTES, self._here)
         if self.inbox is not None:
             assert transport is not None
+            roots, network = self._hierarchy.roots, self._network
             self._cross = CrossNode(
-                self._node, self._spread, self._hierarchy.roots, self._network.chunk, self.inbox, transport,
-                self.timeout, self._rendezvous.require_all_well, self._network.retry,
-            )  # fmt: skip
-            self.inbox.on_giving_up = partial(give_up, self._own)
-            self.inbox.waiting_for = partial(getattr, self._rendezvous, "missing")
+                self._spread, roots, network.chunk, self.inbox, transport, self._rendezvous, network.retry
+            )
         self._unusable = ""
 
     def all_reduce(self, array: Array, op: Op = "sum", timeout: float | None = None) -> Array:
