@@ -22,6 +22,17 @@ def recorded(case: Case, plan: Plan, block: bool = False) -> Recording:
     return ledger.stop_recording()
 
 
+def recorded_beside(case: Case, plan: Plan, nbytes: int) -> Recording:
+    """What the ledger records of the first step of a run while something that no plan knows holds so many bytes of data."""
+    ledger = Ledger()
+    engine, beside = case.engine(ledger), ledger.count(nbytes, "data", "beside")
+    ledger.start_recording()
+    engine.train_step(plan, case.loader(plan.shards), 0, 1e-2)
+    recording = ledger.stop_recording()
+    del beside
+    return recording
+
+
 def report_of(case: Case, policy: str, shards: int = 1, **more: Any) -> Report:
     """The report of a step that was run."""
     plan = case.plans(policy, shards).train[0]

@@ -16,7 +16,7 @@ from framework import Attention, Chain, Ledger, Linear, MeanSquaredError
 from framework.layers import Context, Layer, flatten
 from framework.memory import Array
 from tests.checkpointing.cases import Case, all_cases, mlp
-from tests.checkpointing.report.recorded import report_of
+from tests.checkpointing.report.recorded import recorded_beside, report_of
 from tests.framework.every import concrete
 
 ROGUE = 123_457
@@ -135,12 +135,7 @@ def test_nothing_is_blamed_where_the_plan_is_kept() -> None:
 def test_what_is_held_beside_the_plan_is_no_layers_fault() -> None:
     case = mlp()
     plan = case.plans("store-all").train[0]
-    ledger = Ledger()
-    engine, more = case.engine(ledger), ledger.count(1000, "data", "beside")
-    ledger.start_recording()
-    engine.train_step(plan, case.loader(1), 0, 1e-2)
-    rank = build.rank_of(plan, ledger.stop_recording())
-    del more
+    rank = build.rank_of(plan, recorded_beside(case, plan, 1000))
     report = build.report(case.name, [plan], case.chain.layout(case.specs(1)[0]), ranks=[rank])
     assert report.advice[0] == (
         "Measured memory is not what was predicted: beside holds 1000 B more of data than the plan says, first in load 0."

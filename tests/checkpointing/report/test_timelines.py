@@ -25,7 +25,7 @@ from checkpointing.simulation import _Simulator
 from framework import SGD, BudgetExceeded, Chain, Key, Ledger, Linear, MeanSquaredError, Parameters
 from framework.memory import CATEGORIES, Recording
 from tests.checkpointing.cases import IN_MEMORY, Case, all_cases, mlp, tokens
-from tests.checkpointing.report.recorded import recorded
+from tests.checkpointing.report.recorded import recorded, recorded_beside
 from tests.checkpointing.test_random_plans import random_case, random_schedule
 
 CASES = {case.name: case for case in all_cases()}
@@ -143,12 +143,7 @@ def test_a_recording_of_another_plan_is_refused() -> None:
 def test_what_the_ledger_holds_besides_is_in_the_measured_timeline() -> None:
     case = mlp()
     plan = case.plans("store-all").train[0]
-    ledger = Ledger()
-    engine, more = case.engine(ledger), ledger.count(1000, "data", "beside")
-    ledger.start_recording()
-    engine.train_step(plan, case.loader(1), 0, 1e-2)
-    seen = measured(plan, ledger.stop_recording())
-    del more
+    seen = measured(plan, recorded_beside(case, plan, 1000))
     assert seen.live[0] == predicted(plan).live[0] + 1000
     assert ("data", "beside", 1000) in sums.at_peak(seen)
     require_sums(seen)
