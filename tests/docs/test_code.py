@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def test_blocks_say_what_they_are(page: str) -> None:
     """A block without a known word behind its fence would be run by nobody."""
     unknown = {block.language for block in blocks(page)} - LANGUAGES
     assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_all_python_is_in_blocks_that_run(page: str) -> None:
+    """An indented block, or a fence without a word, would be run by nobody."""
+    python = re.compile(r"^(from [\w.]+ )?import |^(class|def) \w+.*:$", re.MULTILINE)
+    assert [block.line for block in blocks(page) if block.language in ("", "text") and python.search(block.text)] == []
 
 
 @pytest.mark.parametrize("page", ELSEWHERE)
