@@ -1,19 +1,16 @@
-"""generate.py, and what the README shows."""
+"""generate.py, and what README and tutorial show."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from distributed import Trainer
-from framework import Chain, CrossEntropy, Linear
-from framework.data import clusters
+from tests.docs.commands import file_of
+from tests.docs.pages import blocks
 from tests.scripts.helpers import ROOT, command, last_json, run
 from tests.scripts.programs import Runner
 
@@ -50,15 +47,11 @@ def test_generate_refuses_a_run_that_writes_no_text(program: Runner) -> None:
     assert "does not write text" in done.stderr
 
 
-def readme_code(number: int) -> str:
-    """A block of Python in the README: the training script, then the layer of one's own."""
-    return str(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[number])
-
-
 def test_the_readme_s_script_runs_as_it_stands_from_any_folder(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks("README.md") if block.language == "python"]
     script = tmp_path / "script.py"
-    script.write_text(readme_code(0))
-    assert len([line for line in readme_code(0).splitlines() if line.strip()]) <= 12
+    script.write_text(block.text)
+    assert len([line for line in block.text.splitlines() if line.strip()]) <= 12
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
@@ -68,30 +61,14 @@ def test_the_readme_s_script_runs_as_it_stands_from_any_folder(tmp_path: Path) -
     assert predicted == counted
 
 
-def test_the_readme_s_own_model_trains_on_two_workers(tmp_path: Path) -> None:
-    lines = (ROOT / "README.md").read_text().split("from `mine.py`:\n\n")[1].split("\n\nA layer")[0].splitlines()
-    (tmp_path / "mine.py").write_text("\n".join(line.removeprefix("    ") for line in lines))
+def test_the_tutorial_s_own_model_trains_on_two_workers(tmp_path: Path) -> None:
+    (model,) = [block.text for block in blocks("docs/tutorial.md") if file_of(block) == "mine.py"]
+    (tmp_path / "mine.py").write_text(model)
     options = ("--model", "mine:build", "--steps", "3", "--validation-examples", "8", "--run-dir", "run", "--json")
     summary = last_json(run("train", *options, cwd=tmp_path))
     assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"]
     text = run("generate", "run", "--length", "20", cwd=tmp_path).stdout
     assert text.startswith("import ")
-
-
-def test_the_readme_s_own_layer_trains() -> None:
-    names: dict[str, Any] = {}
-    exec(readme_code(1), names)
-    data = clusters(examples=512, features=8, classes=3)
-    trainer = Trainer(
-        Chain(Linear(16), names["Swish"](), Linear(3)),
-        CrossEntropy(),
-        data=data,
-        steps=200,
-        batch=32,
-        learning_rate=1e-2,
-    )
-    result = trainer.fit()
-    assert result.summary["loss_last"] < 0.7 * result.summary["loss_first"]
 
 
 def test_the_readme_shows_the_two_commands() -> None:
