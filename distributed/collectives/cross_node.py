@@ -27,6 +27,7 @@ from distributed.collectives.rendezvous import Rendezvous
 from distributed.collectives.segment import round_up
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import (
+    BACK_OFF,
     GIVEN_UP,
     LEAD,
     PROBE,
@@ -174,7 +175,7 @@ class CrossNode:
             if (late := self._arrived(each.receipt, other, words, waited)) is not None:
                 self._late_at[other] = late
                 continue
-            if time.monotonic() - each.posted > self._retry * 2**each.again:
+            if time.monotonic() - each.posted > self._retry * min(2**each.again, BACK_OFF):
                 each.receipt = self._transport.post(other, each.message)
                 each.posted, each.again = time.monotonic(), each.again + 1
             left.append(each)

@@ -21,8 +21,9 @@ from framework.memory import Array
 PROBE, GIVEN_UP = -1, -2
 #: How many messages a node may have sent more than it has received from another.
 LEAD = 2
-#: Seconds after which a message is sent again, each time twice as many.
-RETRY = 2.0
+#: Seconds after which a message is sent again, each time twice as many, until they are so many times as many: were there no end to it, a run
+#: of bad luck would leave too few tries before a timeout.
+RETRY, BACK_OFF = 2.0, 4
 
 
 @dataclass(frozen=True)

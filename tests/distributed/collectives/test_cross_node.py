@@ -18,9 +18,10 @@ from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.gradient_memory import message_sizes
 from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.spread import Spread
-from distributed.collectives.transport import Faults, Inbox, Message, PeerLost, SlotSizes
+from distributed.collectives.transport import Faults, Inbox, Message, PeerLost, Receipt, SlotSizes, Transport
 from framework import Ledger
 from framework.optimizers import NORM_BLOCK
+from tests.distributed.collectives import reductions
 from tests.distributed.collectives.reductions import PERFECT, all_reduce, gradients, in_parallel, open_world, reference
 
 SIZES = st.sampled_from([0, 1, 4095, 4097, 20_000, 70_001])
@@ -76,6 +77,30 @@ def test_messages_that_come_late_or_never_change_no_bit(spread: str) -> None:
     faults = Faults(delay=0.004, loss=0.2, seed=3)
     found = results_of(Spread.parse(spread, world), 4, 30_000, "float32", 1 << 14, 2, faults, retry=0.01)
     require_bits(*found)
+
+
+class Unlucky:
+    """Loses the first dozen of the messages that all leaders send."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner, self.left = inner, 12
+
+    def post(self, to: int, message: Message) -> Receipt:
+        if message.number >= 0 and self.left:
+            self.left -= 1
+            return Lost()
+        return self.inner.post(to, message)
+
+
+class Lost:
+    def arrived(self) -> None:
+        return None
+
+
+def test_bad_luck_leaves_tries_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that doubles with each of a dozen tries would come to 40 seconds."""
+    monkeypatch.setattr(reductions, "Faulty", lambda inner, faults: Unlucky(inner))
+    require_bits(*results_of(Spread.parse("1+1", 2), 2, 100, "float32", 1 << 12, 1, retry=0.01, timeout=10.0))
 
 
 @pytest.mark.memory
