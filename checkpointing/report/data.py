@@ -220,6 +220,12 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     failure: str = ""
 
+    def __str__(self) -> str:
+        """The report for a terminal."""
+        from checkpointing.report.text import text
+
+        return text(self)
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the words and the tables."""
         from checkpointing.report.notebook import notebook_html  # which draws; data know nothing of that

@@ -16,8 +16,12 @@ except ImportError:  # in a terminal
 
 
 # %% A model, and what it holds. A summary is a table in a notebook, and text elsewhere.
+import tempfile
+from pathlib import Path
+
 from checkpointing import costs_of, memory_time_curve, plan_run, summary
-from distributed import Trainer
+from checkpointing.report.json_file import load
+from distributed import RunFolder, Trainer
 from framework import GELU, Chain, CrossEntropy, LayerNorm, Linear, Residual, Spec
 from framework.data import clusters
 
@@ -43,12 +47,16 @@ for moment in plan.simulation.timeline[::10]:
 
 # %% Training in this process: `workers=0`. The step's peak is what was predicted.
 data = clusters(examples=8192, features=32, classes=10)
-trainer = Trainer(
-    chain, CrossEntropy(), data=data, batch=batch, shards=1, steps=steps, learning_rate=3e-3, memory_budget="engine:70%"
-)
+folder = RunFolder(Path(tempfile.mkdtemp()) / "run")
+how = {"batch": batch, "shards": 1, "steps": steps, "learning_rate": 3e-3, "memory_budget": "engine:70%"}
+trainer = Trainer(chain, CrossEntropy(), data=data, run_folder=folder, **how)
 result = trainer.fit()
 print(f"peak {result.summary['ledger_peak_bytes']:,} bytes, predicted {trainer.plans.peak:,}")
 print(f"{result.summary['validation_accuracy']:.1%} of held-out examples are right")
+
+# %% The memory report of the run, measured beside predicted: tables here, a page in `folder.path / "report.html"`.
+report = load(folder.path / "report.json")
+display(report)
 
 # %% The losses, ten steps a line.
 for row in result.history[::10]:

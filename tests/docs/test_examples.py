@@ -104,3 +104,6 @@ def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     counted, predicted = numbers(r"peak ([\d,]+) bytes, predicted ([\d,]+)", told)
     assert counted == predicted
     assert "<table>" in names["summary"](names["chain"], (8, 32))._repr_html_()
+    assert names["report"].ranks[0].measured.inside == names["report"].ranks[0].predicted.inside
+    assert "<table>" in names["report"]._repr_html_()
+    assert str(names["report"]) in told
