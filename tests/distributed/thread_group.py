@@ -17,6 +17,8 @@ from tests.distributed.collectives.worlds import in_parallel
 class ThreadGroup:
     """A `Group`; all workers run a call at the same time, as they do on Ray."""
 
+    joined = False  # there is no cluster
+
     def __init__(self, workers: int, *how: Any) -> None:
         self.workers: list[Worker] = []
         self._world = workers

@@ -17,7 +17,7 @@ def test_the_table_of_functions_is_made_from_the_rule_tables() -> None:
 
 
 def test_the_page_s_code_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, np.ndarray] = {}
     exec(code, names)
     np.testing.assert_allclose(names["tangent"], names["matrix"] @ [0.3, -0.2])
