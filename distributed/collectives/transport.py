@@ -23,7 +23,7 @@ PROBE, GIVEN_UP = -1, -2
 LEAD = 2
 #: Seconds after which a message is sent again, each time twice as many, until they are so many times as many: were there no end to it, a run
 #: of bad luck would leave too few tries before a timeout.
-RETRY, BACK_OFF = 2.0, 64
+RETRY, BACK_OFF = 2.0, 4
 
 
 @dataclass(frozen=True)
