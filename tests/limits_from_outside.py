@@ -151,7 +151,7 @@ def run_watched(
     command: Sequence[str],
     watcher: Unlimited | LimitEach,
     cwd: Path | None = None,
-    title: str = "ray::_Actor",
+    title: str = "ray::WorkerActor",
     timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command; a watcher sees each process below it whose title has some words, about every 10 ms.

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from distributed import RunFolder, Trainer, WorkerLost
-from distributed.groups import _Actor
 from distributed.worker import Worker
+from distributed.worker_actor import WorkerActor
 from framework import Chain, CrossEntropy, Linear
 from framework.data import clusters
 
@@ -131,7 +131,7 @@ def test_metrics_for_ray_are_those_of_each_step_and_rank(monkeypatch: pytest.Mon
 
     for kind in ("Gauge", "Histogram", "Counter"):
         monkeypatch.setattr(ray.util.metrics, kind, Metric)
-    actor = _Actor()
+    actor = WorkerActor()
     actor.start(small(0)._task(0))
     try:
         assert actor.begin("my run", None) is None

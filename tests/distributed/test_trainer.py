@@ -415,7 +415,7 @@ def _actors() -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie, which is gone as well
-            if "_Actor" in " ".join(process.cmdline()):
+            if "WorkerActor" in " ".join(process.cmdline()):
                 found.append(process.pid)
     return found
 

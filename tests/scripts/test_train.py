@@ -248,7 +248,7 @@ def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, cod
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert any("_Actor" in " ".join(child.cmdline()) for child in family)
+    assert any("WorkerActor" in " ".join(child.cmdline()) for child in family)
     os.kill(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code
