@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from distributed.collectives.communicator import CollectiveError
-from distributed.collectives.rendezvous import Rendezvous
+from distributed.collectives.rendezvous import GRACE, Rendezvous
 from distributed.collectives.segment import round_up
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import (
@@ -43,6 +43,8 @@ from framework.optimizers import NORM_BLOCK
 
 #: Seconds between looks at what has become of messages, of the local ranks and of a node that keeps silent.
 _LOOK = 0.05
+#: Seconds that a leader waits longer for another node than the ranks of a node for each other: its leader can say which of them is late.
+_GRACE = GRACE / 2
 
 #: Adds up, for some elements of the own part, what all nodes have: arrays by their first shard, which it may overwrite; the result goes to the last.
 Combine = Callable[[Mapping[int, Array], Array], None]
@@ -150,7 +152,8 @@ class CrossNode:
 
     def _receive(self, other: int, words: str, timeout: float | None) -> Array:
         """Returns the bytes of a node's next message, once it is there."""
-        started, patience = time.monotonic(), self._rendezvous.timeout if timeout is None else timeout
+        started = time.monotonic()
+        patience = (self._rendezvous.timeout if timeout is None else timeout) + _GRACE
         while not self._inbox.wait(other, _LOOK):
             waited = time.monotonic() - started
             self._require_nobody_gave_up(words, waited)

@@ -135,6 +135,7 @@ def test_ranks_that_do_not_call_the_same_are_told_so(what: str) -> None:
 
 def test_a_rank_that_does_not_come_is_named_on_all_nodes() -> None:
     def work(rank: Hierarchical) -> str:
+        rank.barrier()  # so that all threads have begun
         if rank.rank == 3:
             return ""
         with pytest.raises(CollectiveError) as error:
