@@ -71,17 +71,19 @@ class StepCost:
 
 
 class UpdateCost(NamedTuple):
-    """What an optimizer takes on a rank.
+    """What an optimizer takes on a rank, and what the rank holds otherwise than others.
 
     Attributes:
         holder: Who holds its state, as in `Costs.static`.
         state: Bytes of its state.
         workspace: Bytes of scratch of an update.
+        held: Bytes that live throughout instead of what `Costs.static` says, by "category/owner".
     """
 
     holder: str
     state: int
     workspace: int
+    held: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, optimizer: Optimizer, layout: Layout, part: slice | None = None) -> UpdateCost:
@@ -212,8 +214,9 @@ class Costs:
     def with_update(self, update: UpdateCost) -> Costs:
         """Returns the same costs on a rank on which the optimizer takes this: it holds the state of a part of the parameters."""
         # One without state is named all the same: its scratch is counted under its name.
-        static = {**self.static, update.holder: update.state}
-        return replace(self, static=static, update_workspace=update.workspace)
+        held = dict(update.held)
+        static = {holder: nbytes for holder, nbytes in {**self.static, **held}.items() if nbytes or holder not in held}
+        return replace(self, static={**static, update.holder: update.state}, update_workspace=update.workspace)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the costs as JSON-ready data (docs/costs.md has the schema)."""

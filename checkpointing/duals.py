@@ -63,6 +63,8 @@ class DualParameters:
     The layout has all parameters first and then all tangents, so the two halves of a flat gradient are ∇L and the product.
     """
 
+    version = 0
+
     def __init__(self, parameters: Parameters, direction: Parameters) -> None:
         self._parameters, self._direction = parameters, direction
         specs = parameters.layout.specs

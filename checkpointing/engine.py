@@ -47,6 +47,7 @@ class Engine:
         block: Whether the buffers of a step lie in one block; see `Executor`.
         offload_dir: The folder for values that a plan holds on disk; see `Executor`.
         sharing: Shares the optimizer's state out over ranks; None where this rank has all of it.
+        parameters: The parameters to train; by default they are made here.
 
     Attributes:
         optimizer_state: Of the rank's part of the parameters: (slots, elements).
@@ -67,9 +68,10 @@ class Engine:
         block: bool = False,
         offload_dir: Path | None = None,
         sharing: Sharing | None = None,
+        parameters: Parameters | None = None,
     ) -> None:
         self.ledger = ledger or Ledger()
-        self.parameters = Parameters.initialize(layout, Key(seed), self.ledger)
+        self.parameters = Parameters.initialize(layout, Key(seed), self.ledger) if parameters is None else parameters
         self.optimizer = optimizer
         self._sharing = sharing
         self._part = slice(0, layout.size) if sharing is None else sharing.part
@@ -90,14 +92,14 @@ class Engine:
     def train_step(
         self, plan: Plan, load: Load, step: int, learning_rate: float, witness: Witness | None = None
     ) -> Outcome:
-        """Runs one training step; parameters and optimizer state change in place, unless the loss or the gradient is not finite."""
+        """Runs one training step; parameters and optimizer state change, unless the loss or the gradient is not finite."""
 
         def update(mean: Array, norm: float) -> None:
             gradient, statistics = self.parameters.layout.parts(mean)
             advance_state(self._layer, self.parameters, statistics)
-            part = self._part
+            part, sharing = self._part, self._sharing
             self.optimizer.update(
-                self.parameters.flat[part],
+                self.parameters.flat if sharing is None else sharing.begin(self.parameters),
                 gradient[part],
                 self.optimizer_state,
                 step=step,
@@ -106,8 +108,8 @@ class Engine:
                 ledger=self.ledger,
                 first=part.start,
             )
-            if self._sharing is not None:
-                self._sharing.gather(self.parameters.flat)
+            if sharing is not None:
+                sharing.publish(self.parameters, step)
 
         return self._executor.run(plan, Job(load, self._key.fold(step), update), witness)
 

@@ -23,7 +23,13 @@ from framework.parameters import Layout
 
 
 class LayerParameters(Protocol):
-    """Parameters as the executor reads them: their layout, which is that of gradients, and the arrays of each layer."""
+    """Parameters as the executor reads them: their layout, which is that of gradients, and the arrays of each layer.
+
+    Attributes:
+        version: Arrays of one version are the same ones; another may have its own.
+    """
+
+    version: int
 
     @property
     def layout(self) -> Layout: ...
@@ -65,7 +71,7 @@ class Executor:
         self.steps = flatten(layer)
         self.loss = loss
         self.layout = parameters.layout
-        self.params = parameters.by_layer()
+        self._parameters = parameters
         self.states = parameters.state_by_layer()
         self.ledger = ledger
         self.reduction: Reduction = reduction or LocalReduction()
@@ -73,16 +79,22 @@ class Executor:
         self.block = Block() if block else None
         self.offload_dir = offload_dir
         self.disk: OffloadFile | None = None
-        self._leaves: dict[int, tuple[Plan, list[Leaf]]] = {}
+        self._leaves: dict[tuple[int, int], tuple[Plan, list[Leaf]]] = {}
         self._finished: dict[str, Finished] = {}
         self._buckets: dict[int, tuple[Plan, list[list[slice]]]] = {}
 
+    @property
+    def params(self) -> dict[str, dict[str, Array]]:
+        """The parameters by the path of their layer, then by local name."""
+        return self._parameters.by_layer()
+
     def leaves(self, plan: Plan) -> list[Leaf]:
-        """What runs of a plan read of each step; made at the first."""
-        known = self._leaves.get(id(plan))
+        """What runs of a plan read of each step; made at the first with each version of the parameters."""
+        key = id(plan), self._parameters.version
+        known = self._leaves.get(key)
         if known is None or known[0] is not plan:
             context = partial(Context, self.ledger, training=plan.purpose != "evaluate", states=self.states)
-            known = self._leaves[id(plan)] = plan, leaves_of(self.steps, plan.costs, self.params, context)
+            known = self._leaves[key] = plan, leaves_of(self.steps, plan.costs, self.params, context)
         return known[1]
 
     def finished(self, path: str) -> Finished:

@@ -11,6 +11,7 @@ from checkpointing.reduction_tree import additions_between
 from framework import kernels
 from framework.memory import Array
 from framework.optimizers import tree_sum
+from framework.parameters import Parameters
 
 
 class Totals(NamedTuple):
@@ -63,8 +64,15 @@ class Sharing(Protocol):
 
     part: slice
 
-    def gather(self, parameters: Array) -> None:
-        """Fills the flat parameters, of which this rank has updated its part, with what the other ranks have updated."""
+    def begin(self, parameters: Parameters) -> Array:
+        """Returns where this rank updates its part, with the present values in it: (elements of the part,).
+
+        Called where all ranks have computed with the present parameters, and none will any more.
+        """
+        ...
+
+    def publish(self, parameters: Parameters, step: int) -> None:
+        """Makes the parameters those after a step, as all ranks have updated their parts."""
         ...
 
 

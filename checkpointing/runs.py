@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from checkpointing.choices import Setting, choices, evaluations, unlike
 from checkpointing.costs import Costs, UpdateCost
@@ -111,7 +111,9 @@ def plan_run(
         purpose: Of the training plans: train or gradient.
         offload: Whether a budget may choose plans that hold values on disk.
         bucket_nbytes: Of how many bytes of gradients a reduction across ranks begins at once; None for one of all at the end.
-        updates: What the optimizer takes on each rank, where its state is shared out; empty where it is what the costs say.
+        updates: What the optimizer takes on each rank, where its state is shared out, and what each holds otherwise than others; empty where
+            all is as the costs say. What ranks hold is not alike then: the choice among plans is made as if it were, with the least first, and
+            again with more until all ranks fit the budget.
 
     Raises:
         InfeasibleBudget: The policy does not fit the budget, or nothing does; the message names the smallest that would.
@@ -122,6 +124,43 @@ def plan_run(
             _require_known_bytes(each)
     if isinstance(policy, Budget) and budget is None:
         raise ValueError("the policy 'budget' needs a budget; give --memory-budget, for example engine:64MiB")
+    how = costs, evaluation_costs, policy, budget, shards, world, purpose, offload, bucket_nbytes
+    held = {sum(nbytes for _, nbytes in update.held): update.held for update in updates}
+    if len(held) < 2:
+        return _plan_alike(*how, updates)
+    *less, most = (tuple(update._replace(held=each) for update in updates) for _, each in sorted(held.items()))
+    for alike in less:
+        try:
+            plans = _unlike(_plan_alike(*how, alike), updates)
+        except InfeasibleBudget:
+            break  # with more it will be so, too, and that error says what is enough for all
+        if budget is None or plans.peak <= budget:
+            return plans
+    return _unlike(_plan_alike(*how, most), updates)
+
+
+def _unlike(plans: RunPlans, updates: Sequence[UpdateCost]) -> RunPlans:
+    """Returns the plans of ranks each of which holds what is its own."""
+    train, evaluate = (
+        tuple(replace(plan, costs=plan.costs.with_update(updates[plan.rank])) for plan in each)
+        for each in (plans.train, plans.evaluate)
+    )
+    return replace(plans, train=train, evaluate=evaluate)
+
+
+def _plan_alike(
+    costs: Costs,
+    evaluation_costs: Costs | None,
+    policy: Policy | None,
+    budget: int | None,
+    shards: int,
+    world: int,
+    purpose: str,
+    offload: bool,
+    bucket_nbytes: int | None,
+    updates: tuple[UpdateCost, ...],
+) -> RunPlans:
+    """See `plan_run`; ranks hold alike but for the optimizer's state."""
     evaluate: tuple[Plan, ...] = ()
     if evaluation_costs is not None:
         evaluate = evaluations(Setting(evaluation_costs, shards, world, "evaluate", updates=updates))

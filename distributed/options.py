@@ -89,6 +89,8 @@ class TrainingOptions:
     """With workers: reduce buckets while the backward goes on, instead of all at the end."""
     shard_optimizer: bool = False
     """With workers: each holds the optimizer's state of its part of the parameters alone (ZeRO stage 1), updates that part, and is given the others'. Bits stay the same; with one rank it changes nothing, since that holds all."""
+    share_weights: bool = False
+    """With workers: those of one node have one copy of the weights, in two versions, instead of one each; and the optimizer's state is shared out as with --shard-optimizer. Bits stay the same."""
     cross_node: str = "auto"
     """With workers: which of them share memory. auto: those on one node of the cluster; forced: none, each is reached as if it were on a node of its own; 2+1: the first two, and the third, as if they were on two nodes."""
     chunk_size: str = "512KiB"
@@ -209,7 +211,12 @@ class TrainingOptions:
     @property
     def sharded(self) -> bool:
         """Whether the optimizer's state is shared out: there must be several ranks for that."""
-        return self.shard_optimizer and self.world > 1
+        return (self.shard_optimizer or self.share_weights) and self.world > 1
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether workers of a node have one copy of the parameters: there must be several ranks for that."""
+        return self.share_weights and self.world > 1
 
     @property
     def spread(self) -> Spread | None:

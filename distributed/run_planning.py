@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
 from checkpointing.costs import Times, UpdateCost, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.offload import measure_disk
-from checkpointing.plan import Plan
 from checkpointing.policies import Policy, StoreAll
 from checkpointing.runs import InfeasibleBudget, RunPlans
 from checkpointing.timing import Progress, measure_times
@@ -19,6 +16,7 @@ from distributed.groups import Group, RayGroup
 from distributed.options import TrainingOptions
 from distributed.padding import require_paddable
 from distributed.sharded_state import across_nbytes, communication_nbytes, others_nbytes, update_costs
+from distributed.shared_weights import others_versions_nbytes, with_weights
 from distributed.worker_sizes import CHUNKS, chunk_nbytes, outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
@@ -159,48 +157,41 @@ class RunPlanning:
         held = 0 if options.workers else self._data.nbytes
         self.baselines = [baseline - held for baseline in group.measure(*self.measured_how)]
         outside = outside_nbytes(self.layout, options.shards, self.spread, options.network.chunk)
-        return ProcessUse(max(self.baselines), outside + self.passing_nbytes)
-
-    @property
-    def _sharded_over(self) -> int:
-        """Over how many ranks the optimizer's state is shared out; 0 if it is not."""
-        return self._options.world if self._options.sharded else 0
+        versions = max(map(self.versions_nbytes, range(options.world)))
+        return ProcessUse(max(self.baselines), outside + self.passing_nbytes + versions)
 
     @property
     def updates(self) -> tuple[UpdateCost, ...]:
-        """What the optimizer takes on each rank, where its state is shared out; else nothing."""
-        return update_costs(self._optimizer, self.layout, self._sharded_over) if self._sharded_over else ()
+        """What the optimizer takes on each rank, and what each holds otherwise than others; nothing where all ranks hold alike."""
+        options, world = self._options, self._options.world
+        chunks = [
+            chunk_nbytes(self.layout, options.shards, self.spread, options.network.chunk, rank)
+            + (across_nbytes(self.spread, rank) if options.sharded else 0)
+            for rank in range(world)
+        ]
+        if not options.sharded and not any(chunks):
+            return ()
+        alike = (UpdateCost.of(self._optimizer, self.layout),) * world
+        updates = update_costs(self._optimizer, self.layout, world) if options.sharded else alike
+        if options.shares_weights:
+            updates = with_weights(updates, self.layout, self.spread)
+        return tuple(
+            update._replace(held=(*update.held, (CHUNKS, nbytes)))
+            for update, nbytes in zip(updates, chunks, strict=True)
+        )
 
     @property
     def passing_nbytes(self) -> int:
         """Bytes of other ranks' memory that a rank sees parameters and state pass through, where the optimizer's state is shared out."""
-        return others_nbytes(self.layout, self.spread) if self._sharded_over else 0
+        return others_nbytes(self.layout, self.spread) if self._options.sharded else 0
+
+    def versions_nbytes(self, rank: int) -> int:
+        """Bytes of parameters in other ranks' memory that a rank sees, where workers of a node have one copy."""
+        return others_versions_nbytes(self.layout, self.spread, rank) if self._options.shares_weights else 0
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
-        """Plans each rank with the memory for messages from other nodes that it takes itself.
-
-        The choice among plans is made as if all took as much. It is made with the least first, and again with more until all ranks fit the budget.
-        """
         options = self._options
-        chunk = options.network.chunk
-        chunks = [
-            chunk_nbytes(self.layout, options.shards, self.spread, chunk, rank)
-            + (across_nbytes(self.spread, rank) if options.sharded else 0)
-            for rank in range(options.world)
-        ]
-        *less, most = sorted(set(chunks))
-        for nbytes in less:
-            try:
-                plans = _with_chunks(self._planned_alike(nbytes, policy, budget), chunks)
-            except InfeasibleBudget:
-                break  # with more it will be so, too, and that error says what is enough for all
-            if budget is None or plans.peak <= budget:
-                return plans
-        return _with_chunks(self._planned_alike(most, policy, budget), chunks)
-
-    def _planned_alike(self, chunks: int, policy: Policy | None, budget: int | None) -> RunPlans:
-        options, sharded = self._options, self._sharded_over
-        static = static_nbytes(self._data, options.shards, bool(options.workers), chunks)
+        static = static_nbytes(self._data, options.shards, bool(options.workers))
         return run_plans(
             self._model.chain,
             self._model.loss,
@@ -210,11 +201,11 @@ class RunPlanning:
             budget=budget,
             shards=options.shards,
             world=options.world,
-            static={**static, **(communication_nbytes(self.layout, self.spread) if sharded else {})},
+            static={**static, **(communication_nbytes(self.layout, self.spread) if options.sharded else {})},
             times=self._times,
             offload=options.offload_dir is not None,
             disk_bandwidth=self._disk_bandwidth,
-            bucket_nbytes=self._options.bucket_nbytes,
+            bucket_nbytes=options.bucket_nbytes,
             updates=self.updates,
             weighted=(self._batches[0].padded, self._batches[1].padded),
         )
@@ -253,19 +244,3 @@ class RunPlanning:
         return max(
             reserved_nbytes(train, evaluate, block) for train, evaluate in zip(plans.train, plans.evaluate, strict=True)
         )
-
-
-def _with_chunks(plans: RunPlans, chunks: Sequence[int]) -> RunPlans:
-    """Returns the plans of ranks that take so many bytes for messages from other nodes."""
-
-    def of(plan: Plan, nbytes: int) -> Plan:
-        static = {holder: held for holder, held in {**plan.costs.static, CHUNKS: nbytes}.items() if held}
-        return replace(plan, costs=replace(plan.costs, static=static))
-
-    if len(set(chunks)) == 1:
-        return plans
-    train, evaluate = (
-        tuple(of(plan, nbytes) for plan, nbytes in zip(each, chunks, strict=True))
-        for each in (plans.train, plans.evaluate)
-    )
-    return replace(plans, train=train, evaluate=evaluate)

@@ -26,10 +26,11 @@ from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.shared_memory import SharedMemory, gathering_nbytes
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Network, Transport
+from distributed.shared_weights import SharedWeights
 from distributed.worker_sizes import CHUNKS
 from framework.memory import Array, Ledger
 from framework.optimizers import Optimizer
-from framework.parameters import Layout
+from framework.parameters import Layout, Parameters
 from framework.tensor_files import Scattered, Tensors
 
 #: Bytes that travel at once, of all ranks together. A rank has room for eight times its share of them: in larger pieces they go little faster,
@@ -64,6 +65,22 @@ class ShardedState:
         self._passing = ledger.empty((size,), layout.dtype, "communication", _PASSING)
         nbytes = communication_nbytes(layout, spread)[f"communication/{_GATHERING}"]
         self._counted = ledger.count(nbytes, "communication", _GATHERING)
+
+    def begin(self, parameters: Parameters) -> Array:
+        """Returns where this rank updates its part; see `checkpointing.reduction.Sharing`."""
+        return parameters.begin(self.part) if isinstance(parameters, SharedWeights) else parameters.flat[self.part]
+
+    def publish(self, parameters: Parameters, step: int) -> None:
+        """Makes the parameters those after a step.
+
+        Raises:
+            CollectiveError: See `Communicator`.
+        """
+        if isinstance(parameters, SharedWeights):
+            self._communicator.share(parameters.coming)
+            parameters.publish(step)
+        else:
+            self.gather(parameters.flat)
 
     def gather(self, parameters: Array) -> None:
         """Fills the flat parameters with the slices that the other ranks have updated.

@@ -384,6 +384,7 @@ class Trainer:
             timeout=options.timeout,
             overlap=options.overlap,
             shard_optimizer=options.sharded,
+            share_weights=options.shares_weights,
             bandwidth=None if options.pretend_bandwidth is None else parse_size(options.pretend_bandwidth),
             spread=self.planning.spread,
             network=options.network,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -34,6 +34,18 @@ from framework.memory import Array
 __all__ = ["Worker", "WorkerTask"]
 
 
+class StateAddress(NamedTuple):
+    """Where other workers find one's memory of parameters and state.
+
+    Attributes:
+        carrier: Through which it sends them, if they are sent.
+        weights: The version of the parameters that it holds for its node, if it holds one.
+    """
+
+    carrier: SegmentAddress | None
+    weights: SegmentAddress | None
+
+
 class Worker:
     """One rank of a training run."""
 
@@ -57,14 +69,19 @@ class Worker:
         if self._shared:
             self._shared.connect(addresses, transport)
 
-    def state_address(self) -> SegmentAddress | None:
-        """Where other workers find the shared memory through which this one sends parameters and state."""
-        return self._carrier.communicator.address if self._carrier else None
+    def state_address(self) -> StateAddress:
+        """Where other workers find the shared memory of parameters and state."""
+        weights = self._parts.weights
+        return StateAddress(
+            self._carrier.communicator.address if self._carrier else None, weights.address if weights else None
+        )
 
-    def connect_state(self, addresses: Sequence[SegmentAddress], transport: Transport | None = None) -> None:
+    def connect_state(self, addresses: Sequence[StateAddress], transport: Transport | None = None) -> None:
         """Attaches to the same of the workers on its node; the transport carries messages to other nodes, if there are any."""
         if self._carrier:
-            self._carrier.connect(addresses, transport)
+            self._carrier.connect([each.carrier for each in addresses if each.carrier], transport)
+        if self._parts.weights:
+            self._parts.weights.connect([each.weights for each in addresses])
 
     def begin(self, run: str, logs: Path | None) -> str | None:
         """Is told that the run begins: writes its log from now on.

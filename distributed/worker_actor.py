@@ -17,7 +17,7 @@ from distributed.collectives.transport import Faults, Faulty, Message, Transport
 from distributed.logs import log_warnings
 from distributed.ray_metrics import RayMetrics
 from distributed.readiness import Needs, State, look
-from distributed.worker import Worker, WorkerTask
+from distributed.worker import StateAddress, Worker, WorkerTask
 
 
 class WorkerActor(Worker):
@@ -69,7 +69,7 @@ class WorkerActor(Worker):
         super().connect(addresses, transport)
 
     def connect_state(  # type: ignore[override]
-        self, addresses: Sequence[SegmentAddress], leaders: Sequence[Any] | None = None
+        self, addresses: Sequence[StateAddress], leaders: Sequence[Any] | None = None
     ) -> None:
         """Also connects a leader with those of other nodes, by Ray whatever carries gradients."""
         transport: Transport | None = None

@@ -12,9 +12,11 @@ from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.ray_transport import CALLS_NBYTES
 from distributed.feed import Feed
 from distributed.sharded_state import ShardedState, StateCarrier
+from distributed.shared_weights import SharedWeights
 from distributed.worker_sizes import CHUNKS, chunk_nbytes, shard_specs, static_nbytes
 from distributed.worker_state import WorkerState
 from distributed.worker_task import WorkerTask
+from framework.keys import Key
 from framework.memory import Ledger
 from framework.parameters import Layout
 
@@ -29,6 +31,7 @@ class WorkerParts:
         ledger: Counts all of them.
         witness: Of the first step; None where there is none, or none any more.
         reduction: Adds gradients and losses with other ranks; None without others.
+        weights: The parameters, where workers of a node have one copy; else None.
         carrier: Of parameters and state between ranks; None where each rank has all of the optimizer's state.
         engine: Runs the plans.
         state: What snapshots have.
@@ -44,6 +47,7 @@ class WorkerParts:
         self.witness: Witness | None = None
         self.reduction: GradientReduction | None = None
         self.carrier: StateCarrier | None = None
+        self.weights: SharedWeights | None = None
         self._engine: Engine | None = None
         try:
             self._make(task)
@@ -60,6 +64,7 @@ class WorkerParts:
         if task.shared:
             self.reduction = self._make_reduction(task, layout)
         sharded: ShardedState | None = None
+        self.weights = self._make_weights(task, layout) if task.share_weights else None
         if task.shard_optimizer:
             self.carrier = StateCarrier(task.rank, task.spread, task.timeout, task.network, self.ledger)
             sharded = ShardedState(self.carrier.communicator, layout, self.ledger, task.spread)
@@ -76,10 +81,14 @@ class WorkerParts:
             block=task.block,
             offload_dir=task.offload_dir,
             sharing=sharded,
+            parameters=self.weights,
         )
         self.engine.reserve([task.train, task.evaluate])
         self.state = WorkerState(self.engine, sharded, self.ledger, task.rank)
         self.feed = Feed(task, self.ledger)
+
+    def _make_weights(self, task: WorkerTask, layout: Layout) -> SharedWeights:
+        return SharedWeights(task.rank, task.spread, layout, Key(task.seed), self.ledger)
 
     def _make_reduction(self, task: WorkerTask, layout: Layout) -> GradientReduction:
         header = static_nbytes(task.data, task.shards, task.shared)["communication/segment header"]
@@ -109,3 +118,5 @@ class WorkerParts:
             self.reduction.close()
         if self.carrier:
             self.carrier.communicator.close()
+        if self.weights:
+            self.weights.close()

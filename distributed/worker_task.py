@@ -43,6 +43,7 @@ class WorkerTask:
         timeout: Seconds to wait for them.
         overlap, bandwidth: See `GradientReduction`.
         shard_optimizer: Whether the rank holds the optimizer's state of its part of the parameters alone.
+        share_weights: Whether the ranks of a node have one copy of the parameters; then that state is shared out, too.
         spread: Of the ranks over nodes.
         network: What is between nodes.
     """
@@ -72,5 +73,6 @@ class WorkerTask:
     overlap: bool
     bandwidth: float | None
     shard_optimizer: bool
+    share_weights: bool
     spread: Spread
     network: Network

@@ -252,7 +252,12 @@ class Parameters(Mapping[str, Array]):
         flat: The buffer, shape (layout.size,).
         state: What the layers keep from step to step besides, of layout `layout.state`; None where they keep nothing, or for what is
             no model's parameters but has their layout, as a gradient.
+
+    Attributes:
+        version: Which of several buffers `flat` is; 0 where there is one. Views of another version are not of these parameters.
     """
+
+    version = 0
 
     def __init__(self, layout: Layout, flat: Array, state: Parameters | None = None) -> None:
         if flat.shape != (layout.size,) or flat.dtype != layout.dtype:
@@ -261,25 +266,36 @@ class Parameters(Mapping[str, Array]):
                 f"{layout.size} parameters of {layout.dtype}"
             )
         self.layout = layout
-        self.flat = flat
         self.state = state
-        self._views = layout.views(flat)
+        self.use(flat)
 
     @classmethod
     def initialize(cls, layout: Layout, key: Key, ledger: Ledger | None = None) -> Parameters:
         """Allocates and fills parameters; each draws from a key of its own name."""
         book = ledger or Ledger()
-        state = cls._filled(layout.state, key, book, "state") if layout.state.size else None
-        parameters = cls._filled(layout, key, book, "model")
-        parameters.state = state
+        state = Parameters.initial_state(layout, key, book)
+        parameters = cls(layout, book.empty((layout.size,), layout.dtype, "parameters", "model"), state)
+        parameters.fill(key)
         return parameters
 
-    @classmethod
-    def _filled(cls, layout: Layout, key: Key, ledger: Ledger, owner: str) -> Parameters:
-        parameters = cls(layout, ledger.empty((layout.size,), layout.dtype, "parameters", owner))
-        for name, view in parameters.items():
-            layout.specs[name].initializer(view, key.fold("initialize", name))
-        return parameters
+    @staticmethod
+    def initial_state(layout: Layout, key: Key, ledger: Ledger) -> Parameters | None:
+        """Allocates and fills the state of a model; None where its layers keep nothing."""
+        if not layout.state.size:
+            return None
+        state = Parameters(layout.state, ledger.empty((layout.state.size,), layout.state.dtype, "parameters", "state"))
+        state.fill(key)
+        return state
+
+    def fill(self, key: Key) -> None:
+        """Writes initial values; each parameter draws from a key of its own name."""
+        for name, view in self.items():
+            self.layout.specs[name].initializer(view, key.fold("initialize", name))
+
+    def use(self, flat: Array) -> None:
+        """Reads another buffer of the same layout from now on."""
+        self.flat = flat
+        self._views = self.layout.views(flat)
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]

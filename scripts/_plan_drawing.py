@@ -105,14 +105,14 @@ def _fitting(title: str, *spare: str, caption: str | None = None) -> Table:
 
 
 def node_table(rows: Sequence[dict[str, Any]], world: int) -> Table:
-    """Draws what a node takes with the optimizer's state held in one way or another."""
+    """Draws what a node takes with weights and the optimizer's state held in one way or another."""
     title = f"one node with all {world} workers, who run as the plan chosen"
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("optimizer's state", "of it in a worker", "a worker's peak", "the node's engines"):
+    for name in ("held", "weights", "optimizer", "a worker's peak", "the node's engines"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        most = (max(row[name]) for name in ("optimizer_bytes", "peak_bytes"))
-        drawn.add_row(row["optimizer_state"], *map(_mebibytes, (*most, row["bytes"])))
+        of_all = (sum(row[name]) for name in ("parameters_bytes", "optimizer_bytes"))
+        drawn.add_row(row["held"], *map(_mebibytes, (*of_all, max(row["peak_bytes"]), row["bytes"])))
     return drawn
 
 

@@ -67,12 +67,13 @@ def introduce(trainer: Trainer, name: str) -> None:
 
 def told_sharding(trainer: Trainer) -> str:
     """Says who holds the optimizer's state, where it was asked to be shared out."""
-    if not trainer.options.shard_optimizer:
+    if not trainer.options.shard_optimizer and not trainer.options.share_weights:
         return ""
     if not trainer.options.sharded:
         return "; one rank holds all of the optimizer's state"
     most = max(update.state for update in trainer.planning.updates)
-    return f"; of the optimizer's state {format_size(most)} in each"
+    weights = "one copy of the weights on each node; " if trainer.options.shares_weights else ""
+    return f"; {weights}of the optimizer's state {format_size(most)} in each"
 
 
 def told_resumption(trainer: Trainer) -> list[tuple[str, str]]:

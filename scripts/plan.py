@@ -47,12 +47,16 @@ from checkpointing.profiler import process_use as process_use_here
 from checkpointing.reduction_tree import require_shards
 from distributed.collectives.spread import Spread
 from distributed.sharded_state import communication_nbytes, update_costs
+from distributed.shared_weights import with_weights
 from distributed.worker_sizes import shard_specs, static_nbytes
 from framework import AdamW, build
 from framework.data import Batches, LastBatch
 from framework.parameters import Layout
 
 DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 8, 4, "engine:60%"
+
+#: How workers may hold weights and optimizer state.
+REPLICATED, SHARED_OUT, WEIGHTS_TOO = "each all of it", "state shared out", "weights shared too"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class PlanOptions(_console.Common):
     """Ray workers that the shards are dealt to; 0 is one process. The plan with the largest peak is shown."""
     shard_optimizer: bool = False
     """Plan for workers that share the optimizer's state out, as for train.py."""
+    share_weights: bool = False
+    """Plan for workers, all on one node, that have one copy of the weights, in two versions, and share the optimizer's state out, as for train.py."""
     policy: str | None = None
     """What to keep and what to recompute, as for train.py. Default: budget."""
     plan: Path | None = None
@@ -101,14 +107,15 @@ def main(options: PlanOptions) -> dict[str, Any]:
     _require(options)
     costs, shards, what, layout = chain(options)
     world = max(1, options.workers)
-    both = held_ways(costs, layout, world) if layout is not None and world > 1 else {}
-    costs, updates = both["shared out"] if both and options.shard_optimizer else (costs, ())
+    ways = held_ways(costs, layout, world) if layout is not None and world > 1 else {REPLICATED: (costs, ())}
+    asked = WEIGHTS_TOO if options.share_weights else SHARED_OUT if options.shard_optimizer else REPLICATED
+    costs, updates = ways.get(asked, ways[REPLICATED])
     with console.status("planning"):
         plans, budget = chosen(options, costs, shards, world, updates)
         plan = max(plans.train, key=lambda plan: plan.peak)
         told = explain(plan, budget)
         rows = policies(Setting(costs, shards, world, updates=updates), plans, budget)
-        on_a_node = nodes(both, plan)
+        on_a_node = nodes(ways, plan) if world > 1 else []
     curve = frontier(options, Setting(costs, shards, world, updates=updates)) if options.frontier else None
     found = holdings(plan)
     console.print(f"[bold]{what}[/bold]; times are {costs.source}", markup=True)
@@ -151,6 +158,7 @@ def _require(options: PlanOptions) -> None:
             "--data": options.data,
             "--measured-costs": options.measured_costs,
             "--shard-optimizer": options.shard_optimizer,
+            "--share-weights": options.share_weights,
         }
         if named := [name for name, value in given.items() if value]:
             raise ValueError(
@@ -211,19 +219,29 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str, Layout | None]:
 
 
 def held_ways(costs: Costs, layout: Layout, world: int) -> dict[str, tuple[Costs, tuple[UpdateCost, ...]]]:
-    """Returns for each way in which ranks may hold the optimizer's state the costs, and what it takes on each rank if that differs."""
-    shared = replace(costs, static={**costs.static, **communication_nbytes(layout, Spread.of([0] * world))})
-    return {"replicated": (costs, ()), "shared out": (shared, update_costs(AdamW(), layout, world))}
+    """Returns for each way in which ranks may hold weights and optimizer state the costs, and what ranks take if that differs."""
+    spread = Spread.of([0] * world)
+    shared = replace(costs, static={**costs.static, **communication_nbytes(layout, spread)})
+    updates = update_costs(AdamW(), layout, world)
+    return {
+        REPLICATED: (costs, ()),
+        SHARED_OUT: (shared, updates),
+        WEIGHTS_TOO: (shared, with_weights(updates, layout, spread)),
+    }
 
 
 def nodes(ways: dict[str, tuple[Costs, tuple[UpdateCost, ...]]], plan: Plan) -> list[dict[str, Any]]:
-    """Returns what a node takes on which all workers are, for each way to hold the optimizer's state: ranks run as the plan does."""
+    """Returns what a node takes on which all workers are, for each way to hold weights and optimizer state: ranks run as the plan does."""
     found = []
     for name, (costs, updates) in ways.items():
         plans = plan_run(costs, policy=Planned(plan), shards=plan.shards, world=plan.world, updates=updates).train
-        held = [sum(n for of, n in each.costs.static.items() if of.startswith("optimizer/")) for each in plans]
+        weights, state = (
+            [sum(n for of, n in each.costs.static.items() if of.startswith(category)) for each in plans]
+            for category in ("parameters/", "optimizer/")
+        )
         peaks = [each.peak for each in plans]
-        found.append({"optimizer_state": name, "optimizer_bytes": held, "peak_bytes": peaks, "bytes": sum(peaks)})
+        told = {"parameters_bytes": weights, "optimizer_bytes": state, "peak_bytes": peaks, "bytes": sum(peaks)}
+        found.append({"held": name, **told})
     return found
 
 

@@ -51,6 +51,10 @@ class Communicator(Protocol):
         """Returns the whole array, of which each rank has given its slice (see `slices_of`): the reverse of `reduce_scatter`."""
         ...
 
+    def share(self, array: Array, timeout: float | None = None) -> None:
+        """Fills an array that the ranks of a node have in common, in which each has written its slice (see `slices_of`), with all slices."""
+        ...
+
     def broadcast(self, array: Array, root: int = 0, timeout: float | None = None) -> Array:
         """Returns the numbers of rank `root`."""
         ...

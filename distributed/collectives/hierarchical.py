@@ -145,6 +145,12 @@ class Hierarchical:
                 call.pass_on(flat, _common(slices[self.rank], here), self._of_nodes(slices, here), [here])
         return array
 
+    def share(self, array: Array, timeout: float | None = None) -> None:
+        """Fills an array that the ranks of this node have in common, in which each has written its slice (`slices_of`), with other nodes' slices."""
+        flat, slices = self._flat(array), slices_of(array.size, self.world)
+        with self._calling(f"share({kind_of(array)})", timeout) as call:
+            call.exchange(flat, [[slices[rank] for rank in ranks] for ranks in self._spread.nodes])
+
     def broadcast(self, array: Array, root: int = 0, timeout: float | None = None) -> Array:
         """Returns the array given, with the numbers of rank `root`."""
         if not 0 <= root < self.world:
@@ -265,6 +271,14 @@ class _Call:
         for here in take:
             flat[here] = home[here.start - start : here.stop - start]
         self._meet()  # before a window is written again
+
+    def exchange(self, home: Array, parts: Sequence[Sequence[slice]]) -> None:
+        """Fills memory of this node, a part of which its ranks have written, with what other nodes have of theirs."""
+        self._meet()
+        if (cross := self._owner._cross) is not None:
+            cross.carry(Carried(self._words, parts, home=home), self._timeout)
+            cross.settle(self._words, self._timeout)
+        self._meet(following=True)
 
     def _combine(self, ufunc: np.ufunc, sums: Mapping[int, Array], out: Array) -> None:
         add_in_tree(sums, [slice(0, out.size)], self._owner._hierarchy.across, ufunc)

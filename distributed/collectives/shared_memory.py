@@ -196,6 +196,12 @@ class SharedMemory:
             self._mailboxes.receive(flat, kind_of(array), source, wait)
         return array
 
+    def share(self, array: Array, timeout: float | None = None) -> None:
+        """Returns when all ranks have written their slices of an array that they have in common."""
+        require_array(array, None, writes=True)
+        with self._calling(f"share({kind_of(array)}", None, timeout) as call:
+            call.meet()
+
     def barrier(self, timeout: float | None = None) -> None:
         """Returns when all ranks have called it."""
         with self._calling("barrier(", None, timeout) as call:

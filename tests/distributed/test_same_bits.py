@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from checkpointing.reduction_tree import shards_of
 from distributed import Trainer
 from framework import ArrayDataset, BatchNorm, Chain, CrossEntropy, Dropout, Key, Ledger, Linear, ReLU, build
 from framework.data import Batches, EpochOrder, clusters
+from tests.pairwise import pairwise, require_all_pairs
 
 ONE_HASH: set[tuple[Any, ...]] = set()
 RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 20, "clip_norm": 0.5, "validation_examples": 16, "seed": 7}
@@ -67,29 +67,12 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def pairwise(factors: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """Returns combinations in which any two values of two factors come together once: each the one with most pairs that are new."""
-    names = list(factors)
-    places = [range(len(values)) for values in factors.values()]
-    new = {
-        ((i, a), (j, b)) for (i, p), (j, q) in itertools.combinations(enumerate(places), 2) for a in p for b in q
-    }  # fmt: skip
-    chosen = []
-    everything = list(itertools.product(*places))
-    while new:
-        best = max(everything, key=lambda each: len(new.intersection(itertools.combinations(enumerate(each), 2))))
-        new.difference_update(itertools.combinations(enumerate(best), 2))
-        chosen.append({name: factors[name][value] for name, value in zip(names, best, strict=True)})
-    return chosen
-
-
 COVERING = pairwise(FACTORS)
 
 
 def test_the_covering_set_has_every_pair_and_is_small() -> None:
     assert len(COVERING) <= 40
-    for (one, some), (other, more) in itertools.combinations(FACTORS.items(), 2):
-        assert all(any(each[one] == a and each[other] == b for each in COVERING) for a in some for b in more)
+    require_all_pairs(COVERING, FACTORS)
 
 
 @pytest.fixture(scope="module")

@@ -249,13 +249,21 @@ def test_a_choice_fits_all_ranks_where_one_has_most_gradients_and_another_most_o
     [
         ({"workers": 4, "shard_optimizer": True}, {"workers": 3, "shard_optimizer": False}),
         ({"workers": 3}, {"workers": 4, "shard_optimizer": True}),
+        ({"workers": 4, "share_weights": True}, {"workers": 3}),
+        ({"workers": 3}, {"workers": 4, "share_weights": True}),
         pytest.param(
             {"workers": 2, "shard_optimizer": True},
             {"workers": 8, "shard_optimizer": True, "policy": "recompute-all"},
             marks=pytest.mark.memory,
         ),
     ],
-    ids=["shared out, then not", "not, then shared out", "shared out otherwise"],
+    ids=[
+        "shared out, then not",
+        "not, then shared out",
+        "weights too, then not",
+        "not, then weights too",
+        "shared out otherwise",
+    ],
 )
 def test_a_run_goes_on_however_the_state_was_held_when_it_was_saved(
     tmp_path: Path, threads: None, first: dict[str, Any], then: dict[str, Any]

@@ -18,6 +18,7 @@ from distributed.collectives.communicator import CollectiveError
 from distributed.groups import RayGroup
 from framework import Chain, CrossEntropy, Dropout, Linear, ReLU
 from framework.data import clusters
+from tests.pairwise import pairwise, require_all_pairs
 
 RUN: dict[str, Any] = {"batch": 16, "shards": 4, "steps": 6, "clip_norm": 0.5, "validation_examples": 32, "seed": 7}
 SAME = ("parameters_sha256", "optimizer_sha256", "losses_sha256", "validation_loss")
@@ -41,16 +42,45 @@ def alone() -> dict[str, Any]:
 FORCED = [
     (2, {"cross_node": "forced", "verify_memory": True, "shard_optimizer": True}),
     (3, {"cross_node": "2+1", "bucket_size": "64KiB", "chunk_size": "10KB", "memory": "heap", "pretend_loss": 0.05}),
+    (4, {"share_weights": True, "verify_memory": True, "memory_budget": "engine:100%"}),
+    (3, {"cross_node": "2+1", "share_weights": True, "chunk_size": "1MB"}),
+    (4, {"cross_node": "2+2", "share_weights": True, "policy": "sqrt-n", "chunk_size": "10KB"}),
 ]
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "where": ((4, "auto"), (2, "forced"), (3, "2+1"), (4, "2+2"), (4, "3+1")),
+    "state": ({}, {"shard_optimizer": True}, {"share_weights": True}),
+    "chunk_size": ("1KB", "64KiB", "512KiB"),
+    "policy": ("store-all", "sqrt-n"),
+    "memory": ("block", "heap"),
+    "pretend_loss": (None, 0.1),
+}
+COVERING = pairwise(FACTORS)
 MORE = [
     (4, {"cross_node": "2+2", "overlap": False, "pretend_delay": 0.01, "pretend_loss": 0.1}),
-    (4, {"cross_node": "3+1", "shard_optimizer": True, "policy": "sqrt-n"}),
-    (3, {"cross_node": "2+1", "shard_optimizer": True, "pretend_loss": 0.1, "memory": "heap"}),
     (4, {"cross_node": "3+1", "chunk_size": "100B", "bucket_size": "1MiB", "steps": 2}),
     (4, {"cross_node": "forced", "bucket_size": "1B", "policy": "sqrt-n"}),
     (3, {"cross_node": "2+1", "verify_memory": True, "memory_budget": "engine:100%"}),
     (3, {"cross_node": "1+2", "pretend_loss": 0.3, "memory": "heap"}),
 ]
+
+
+def test_the_covering_set_has_every_pair_and_is_small() -> None:
+    assert len(COVERING) <= 30
+    require_all_pairs(COVERING, FACTORS)
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("combination", COVERING, ids=lambda each: "-".join(map(str, each.values())))
+def test_one_hash_whatever_nodes_state_weights_chunks_policies_and_memory(
+    alone: dict[str, Any], ray_cluster: None, combination: dict[str, Any]
+) -> None:
+    options = dict(combination)
+    workers, spread = options.pop("where")
+    if spread == "auto":
+        del options["pretend_loss"]  # there is nothing between nodes
+    summary = trainer(workers, cross_node=spread, **options.pop("state"), **options).fit().summary
+    assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
+    require_as_predicted(summary)
 
 
 @pytest.mark.parametrize(("workers", "options"), FORCED)

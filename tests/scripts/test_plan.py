@@ -161,22 +161,28 @@ def elsewhere() -> dict[str, Any]:
     }
 
 
-def test_what_a_node_takes_is_what_the_workers_of_a_run_take_with_state_replicated_and_shared_out(
+def test_what_a_node_takes_is_what_the_workers_of_a_run_take_however_they_hold_weights_and_state(
     tmp_path: Path,
 ) -> None:
-    options = ("--model", "mlp-deep", "--shards", "8", "--workers", "3", "--policy", "sqrt-n", "--shard-optimizer")
+    options = ("--model", "mlp-deep", "--shards", "8", "--workers", "3", "--policy", "sqrt-n", "--share-weights")
     done = run("plan", *options, "--json", cwd=tmp_path)
     data = last_json(done)
-    for row, shared in zip(data["node"], (False, True), strict=True):
-        trainer = Trainer(build("mlp-deep"), workers=3, policy="sqrt-n", batch=8, shards=8, shard_optimizer=shared)
+    for row, how in zip(data["node"], ({}, {"shard_optimizer": True}, {"share_weights": True}), strict=True):
+        trainer = Trainer(build("mlp-deep"), workers=3, policy="sqrt-n", batch=8, shards=8, **how)
         assert row["peak_bytes"] == [plan.peak for plan in trainer.plans.train]
         assert row["bytes"] == sum(row["peak_bytes"])
         for held, plan in zip(row["optimizer_bytes"], trainer.plans.train, strict=True):
             assert held == plan.simulation.timeline[-1].categories["optimizer"]
+        for held, plan in zip(row["parameters_bytes"], trainer.plans.train, strict=True):
+            assert held == plan.simulation.timeline[-1].categories.get("parameters", 0)
         assert f"{row['bytes'] / 2**20:,.1f} MiB" in done.stdout
-    replicated, shared_out = data["node"]
+    replicated, shared_out, shared = data["node"]
     assert sum(shared_out["optimizer_bytes"]) * 3 == sum(replicated["optimizer_bytes"])
-    assert data["plan"]["peak"] == max(shared_out["peak_bytes"]) < max(replicated["peak_bytes"])
+    assert shared_out["optimizer_bytes"] == shared["optimizer_bytes"]
+    model = sum(replicated["parameters_bytes"]) // 3
+    assert shared["parameters_bytes"] == [model + 4096, model + 4096, 0]
+    assert data["plan"]["peak"] == max(shared["peak_bytes"]) < max(replicated["peak_bytes"])
+    assert shared["bytes"] < shared_out["bytes"] < replicated["bytes"]
 
 
 def test_a_chain_from_elsewhere_is_planned(tmp_path: Path) -> None:
