@@ -68,6 +68,7 @@ def summary_of(trainer: Trainer, history: list[dict[str, Any]], reports: list[di
         "steps": options.steps,
         "batch": options.batch,
         "seed": options.seed,
+        "loss_unit": trainer.model.loss.unit or type(trainer.model.loss).__name__,
         "loss_first": history[0]["loss"],
         "loss_last": history[-1]["loss"],
         "validation_loss": history[-1]["validation_loss"],

@@ -246,9 +246,14 @@ def _depth(d: Any) -> Chapter:
         "Peak bytes of layers tanh(W x). Forward mode carries tangents along and forgets the layers behind it. Reverse mode comes "
         "back through them, so it keeps what their rules will read.",
         (Grid(("layers", "f alone", "f and JVP", "f and VJP", "VJP / JVP"), rows),),
-        f"A layer's output takes {size(d.activation_bytes)}. Each further layer adds {d.forward_bytes_per_layer:,.0f} bytes to forward "
-        f"mode's peak and {d.reverse_bytes_per_layer:,.0f} to reverse mode's. Recomputation policies bound the latter.",
+        f"A layer's output takes {size(d.activation_bytes)}. Each further layer adds {_growth(d.forward_bytes_per_layer, d)} to forward "
+        f"mode's peak and {_growth(d.reverse_bytes_per_layer, d)} to reverse mode's. Recomputation policies bound the latter.",
     )
+
+
+def _growth(nbytes: float, d: Any) -> str:
+    """Writes by how much a peak grows with a layer; what Python's own objects take, either way, is no growth."""
+    return "nothing" if abs(nbytes) < d.activation_bytes / 100 else f"{nbytes:,.0f} bytes"
 
 
 def _gradient(g: Any) -> Chapter:
@@ -315,7 +320,11 @@ def _summary(data: Mapping[str, Any]) -> Chapter:
             f"{duration(many.reverse_seconds)}",
         ),
         ("time of f and one product", f"{jvps} times f", f"{vjps} times f"),
-        ("bytes for each layer more", f"{depth.forward_bytes_per_layer:,.0f}", f"{depth.reverse_bytes_per_layer:,.0f}"),
+        (
+            "each further layer adds",
+            _growth(depth.forward_bytes_per_layer, depth),
+            _growth(depth.reverse_bytes_per_layer, depth),
+        ),
         ("best for", "few arguments, many results", "many arguments, few results"),
         ("used for", "directional derivatives, sensitivity, Hessian products", "gradients: backpropagation"),
     )

@@ -16,7 +16,7 @@ from checkpointing import Bounds
 from checkpointing.curve import gap
 from checkpointing.offload import default_folder, lies_in_memory
 from distributed import Trainer
-from framework import format_size
+from framework import MeanSquaredError, format_size
 
 _MIB = 2**20
 #: A process whose peak grows by more than this after its second step is said to drift.
@@ -122,25 +122,18 @@ def told_examples(trainer: Trainer, data: dict[str, Any]) -> str:
     return f"{source}, each {shape}{learned}"
 
 
-def conclude(summary: dict[str, Any], path: Path, report: Path | None = None) -> None:
+def conclude(summary: dict[str, Any], data: dict[str, Any], path: Path, report: Path | None = None) -> None:
     """Says what came of it.
 
     Args:
         summary: What `summary.json` holds.
+        data: What the data say of themselves.
         path: The run's folder.
         report: The page with its memory report, if there is one.
     """
-    accuracy = summary["validation_accuracy"]
-    loss = f"{summary['validation_loss']:.4f}"
-    if accuracy is not None:
-        loss += f" nats, {accuracy:.1%} right"
-    if summary["bigram_cross_entropy"] is not None:
-        loss += (
-            f" (byte pairs reach {summary['bigram_cross_entropy']:.4f}, single bytes {summary['unigram_entropy']:.4f})"
-        )
     exact = "as predicted" if summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"] else "NOT AS PREDICTED"
     for name, value in (
-        ("validation", loss),
+        ("validation", told_validation(summary, data)),
         ("peak", f"{format_size(summary['ledger_peak_bytes'])} ({summary['ledger_peak_bytes']:,} bytes), {exact}"),
         ("process", told_process(summary)),
         *([("verified", told_verification(summary["verified"]))] if summary["verified"] else []),
@@ -152,6 +145,20 @@ def conclude(summary: dict[str, Any], path: Path, report: Path | None = None) ->
         *([("report", str(report))] if report is not None else []),
     ):
         fact(name, value)
+
+
+def told_validation(summary: dict[str, Any], data: dict[str, Any]) -> str:
+    """Says the last validation's loss, in what, and beside what it can be judged."""
+    told = f"{summary['validation_loss']:.4f} {summary['loss_unit']}"
+    if (accuracy := summary["validation_accuracy"]) is not None:
+        told += f", {accuracy:.1%} right"
+    if summary["bigram_cross_entropy"] is not None:
+        pairs, single = summary["bigram_cross_entropy"], summary["unigram_entropy"]
+        return f"{told} (byte pairs reach {pairs:.4f}, single bytes {single:.4f})"
+    if summary["loss_unit"] == MeanSquaredError.unit and data.get("task") in ("regression", "denoising"):
+        # Such targets are scaled to the deviation 1 (`framework.data.examples.prepare`).
+        return f"{told} of standardised targets (their mean alone reaches 1)"
+    return told
 
 
 def told_process(summary: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ class Differentiate(_console.Common):
     trace: bool = False
     """List each operation of the example with its value, tangent and cotangent."""
     quick: bool = False
-    """Smaller sizes: about two seconds."""
+    """Smaller sizes, for a few seconds in all."""
     seed: int = 0
     """Of all random numbers."""
     repetitions: int = 3

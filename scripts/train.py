@@ -120,7 +120,7 @@ def main(options: Train) -> dict[str, Any] | _console.Ended:
         raise
     finally:
         trainer.close()
-    conclude(result.summary, folder.path, result.report)
+    conclude(result.summary, trainer.data.describe(), folder.path, result.report)
     return result.summary
 
 

@@ -22,6 +22,7 @@ class OverClasses(Loss):
     """
 
     metric: ClassVar[str | None] = "accuracy"
+    unit = "nats"
 
     ignore: int | None
 

@@ -119,6 +119,7 @@ class MeanSquaredError(ElementwiseLoss):
     """
 
     curvature = 2.0
+    unit = "mean squared error"
 
     def elements(self, y: Any, targets: Array) -> Any:
         return (y - targets) ** 2
@@ -140,6 +141,7 @@ class L1(ElementwiseLoss):
     """
 
     curvature = 0.0
+    unit = "mean absolute error"
 
     def elements(self, y: Any, targets: Array) -> Any:
         return np.abs(y - targets)
@@ -165,6 +167,7 @@ class Huber(ElementwiseLoss):
 
     delta: float = 1.0
 
+    unit = "Huber's loss"
     flops = (6, 3)
     _rows = 2
 
@@ -205,6 +208,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
     log(1 + exp(-|y|)), which does not overflow; ȳ = σ(y) - target, and the Hessian's product is σ(y)·(1 - σ(y))·ẏ.
     """
 
+    unit = "nats"
     flops = (25, 12)
     _rows = 2
 

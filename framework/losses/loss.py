@@ -43,9 +43,11 @@ class Loss(ABC):
 
     Attributes:
         metric: What the mean of `score` over the targets is called, as "accuracy"; None for a loss that has none. Validations report it.
+        unit: What the mean of the sum over the targets is called or counted in, as "nats"; None: the class's name tells it.
     """
 
     metric: ClassVar[str | None] = None
+    unit: ClassVar[str | None] = None
 
     def apply(self, y: Any, targets: Array, weights: Array | None) -> Any:
         """Returns the sum of losses by the definition, in plain NumPy: the oracle of the rules, and the source of `hvp`."""

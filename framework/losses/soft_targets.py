@@ -30,6 +30,8 @@ class SoftTargetCrossEntropy(Loss):
 
     label_smoothing: float = 0.0
 
+    unit = "nats"
+
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing lies in [0, 1], but got {self.label_smoothing}")

@@ -30,6 +30,10 @@ def test_all_sections_are_computed_and_told(tmp_path: Path) -> None:
     for number, title in ((1, "The products of a small Jacobian"), (11, "JVP and VJP side by side")):
         assert f"{number}. {title}" in done.stdout
     assert "268,435,456" in done.stdout
+    # What Python's objects take differs by some bytes between depths, up or down: no growth.
+    grown = round(data["sections"]["depth"]["reverse_bytes_per_layer"])
+    told = " ".join(done.stdout.split())
+    assert f"Each further layer adds nothing to forward mode's peak and {grown:,} bytes to reverse mode's" in told
 
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.count(get_plotlyjs()) == 1

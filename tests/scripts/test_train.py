@@ -163,7 +163,10 @@ def test_a_table_is_learned_and_the_record_says_how_it_was_read(
     rows = [(i % 7, (3 * i) % 11, (i % 7 + (3 * i) % 11) // 6) for i in range(300)]
     (tmp_path / "t.csv").write_text("a;b;sum\n" + "".join(f"{a};{b};{c}\n" for a, b, c in rows))
     options = ("--model", "mlp-small", "--data", "t.csv", "--task", task, "--workers", "0", "--steps", "400")
-    summary = last_json(run("train", *options, "--run-dir", "run", "--json", cwd=tmp_path))
+    done = run("train", *options, "--run-dir", "run", "--json", cwd=tmp_path)
+    summary = last_json(done)
+    unit = {"classification": "nats, ", "regression": "mean squared error of standardised targets (their mean"}[task]
+    assert f"validation  {summary['validation_loss']:.4f} {unit}" in done.stdout
     assert summary["predicted_peak_bytes"] == summary["ledger_peak_bytes"]
     assert summary["validation_loss"] < 0.2  # a third of the variance would be 0.33, a guess of three classes 1.1 nats
     assert (summary["validation_accuracy"] is None) == (task == "regression")
