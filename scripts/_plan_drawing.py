@@ -81,7 +81,7 @@ def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
     for row in rows:
         drawn.add_row(
             row["policy"],
-            _mebibytes(row["peak_bytes"]),
+            mebibytes(row["peak_bytes"]),
             f"{row['peak_bytes'] / rows[0]['peak_bytes']:.0%}",
             format_seconds(row["seconds"], 4),
             f"{row['extra_time']:.1%}",
@@ -112,7 +112,7 @@ def node_table(rows: Sequence[dict[str, Any]], world: int) -> Table:
         drawn.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         of_all = (sum(row[name]) for name in ("parameters_bytes", "optimizer_bytes"))
-        drawn.add_row(row["held"], *map(_mebibytes, (*of_all, max(row["peak_bytes"]), row["bytes"])))
+        drawn.add_row(row["held"], *map(mebibytes, (*of_all, max(row["peak_bytes"]), row["bytes"])))
     return drawn
 
 
@@ -135,8 +135,8 @@ def curve_table(curve: Sequence[CurvePoint]) -> Table:
     once = curve[-1].seconds
     for point in curve:
         drawn.add_row(
-            _mebibytes(point.budget),
-            _mebibytes(point.peak),
+            mebibytes(point.budget),
+            mebibytes(point.peak),
             format_seconds(point.seconds, 4),
             f"{point.seconds / once - 1:.1%}" if once else "",
             format_seconds(point.bound, 4),
@@ -146,6 +146,6 @@ def curve_table(curve: Sequence[CurvePoint]) -> Table:
     return drawn
 
 
-def _mebibytes(nbytes: int) -> str:
-    """In one unit, so that a column can be compared."""
-    return f"{nbytes / 2**20:,.1f} MiB"
+def mebibytes(nbytes: int) -> str:
+    """In one unit, so that a column can be compared; written as `format_size` does."""
+    return f"{nbytes / 2**20:.1f} MiB"

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
+from _plan_drawing import mebibytes
 
 from checkpointing.curve import CurvePoint
 from checkpointing.explanation import Explanation, format_seconds
@@ -130,7 +131,7 @@ def _table(policies: Sequence[dict[str, Any]]) -> str:
         for n, name in enumerate(("policy", "peak", "a step", "extra time", "gap to the bound"))
     )
     rows = "".join(
-        f"<tr><td class=left>{escape(row['policy'])}</td><td>{row['peak_bytes'] / _MIB:.1f} MiB</td><td>{format_seconds(row['seconds'], 4)}</td>"
+        f"<tr><td class=left>{escape(row['policy'])}</td><td>{mebibytes(row['peak_bytes'])}</td><td>{format_seconds(row['seconds'], 4)}</td>"
         f"<td>{row['extra_time']:.1%}</td><td>{row['gap']:.1%}</td></tr>"
         for row in policies
     )

@@ -115,9 +115,12 @@ def drawn(state: RunState, width: int) -> RenderableType:
         rows.add_row(
             "snapshots", ", ".join(f"step {s.step} {told_seconds(s.age_seconds)} ago" for s in state.snapshots)
         )
+    place = max(len(str(cell)) for cell in rows.columns[0].cells) + 2
     parts: list[RenderableType] = [rows]
-    if state.over:
-        parts += [Text(f"{name}  {value}") for name, value in ending(state)]
+    for name, value in ending(state) if state.over else ():
+        # A command or a file is copied whole: where it has no room beside its name, it has a line to itself.
+        gap = "  " if place + len(value) < width else "\n"
+        parts.append(Text(f"{name:>{place - 2}}{gap}{value}"))
     return Group(*parts)
 
 

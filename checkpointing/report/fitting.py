@@ -1,20 +1,59 @@
-"""Tables for a terminal of any width: what does not fit is left out whole and named, and no number is cut."""
+"""Tables for a terminal of any width: what does not fit is left out whole and named, no number is cut, and names go on where they have joints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 #: Characters that a column whose words may go on in the next line keeps, where it has as many.
 _WORDS = 22
 #: As wide as any table is.
 _ENDLESS = 10_000
+#: Words, and their parts where one is longer than a line: policies are joined by colons and commas, layers by dots.
+_WORD, _PART = re.compile(r"\S+\s*|\s+"), re.compile(r".+?(?:[,:]|\.(?=[^\W\d])|$)\s*")
+
+
+class Folded:
+    """A text whose words go on in the next line behind a comma, a colon or the dot of a path, if they are longer than a line."""
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self.text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = self.text.divide(_breaks(self.text.plain, options.max_width))
+        for line in lines:
+            line.rstrip()
+        yield Text("\n", overflow="fold").join(lines)
+
+
+def _breaks(text: str, width: int) -> list[int]:
+    """Where lines of so many characters begin, but the first one."""
+    found, line = [], 0
+    for start, end in _parts(text, width):
+        if start > line and cell_len(text[line:end].rstrip()) > width:
+            found.append(start)
+            line = start
+    return found
+
+
+def _parts(text: str, width: int) -> Iterator[tuple[int, int]]:
+    for word in _WORD.finditer(text):
+        if cell_len(word[0].rstrip()) <= width:
+            yield word.span()
+        else:
+            yield from ((word.start() + part.start(), word.start() + part.end()) for part in _PART.finditer(word[0]))
 
 
 class FittingTable(Table):
@@ -33,6 +72,11 @@ class FittingTable(Table):
         super().__init__(**options)
         self.spare = spare
 
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Adds a row, strings as they are: brackets in them are no markup."""
+        columns = [*self.columns, *(Column() for _ in cells[len(self.columns) :])]
+        super().add_row(*(_cell(cell, column) for cell, column in zip(cells, columns, strict=False)), **options)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         left, out = list(self.columns), []
         for name in self.spare:
@@ -50,6 +94,11 @@ class FittingTable(Table):
             told = f"left out in lines this short: {', '.join(out)}"
             drawn.caption = f"{self.caption}\n{told}" if self.caption else told
         return drawn
+
+
+def _cell(cell: RenderableType | None, column: Column) -> RenderableType | None:
+    text = Text(cell) if isinstance(cell, str) else cell
+    return Folded(text) if isinstance(text, Text) and not column.no_wrap else text
 
 
 def _least(table: Table, columns: list[Column], console: Console, options: ConsoleOptions) -> int:

@@ -45,6 +45,7 @@ def test_less_than_a_byte_is_an_error(text: str | int) -> None:
         (1024, "1.0 KiB"),
         (1536, "1.5 KiB"),
         (-2048, "-2.0 KiB"),
+        (2**20 - 51, "1.0 MiB"),  # 1023.95 KiB
         (64 * 2**20, "64.0 MiB"),
         (3 * 2**30, "3.0 GiB"),
         (5000 * 2**40, "5000.0 TiB"),

@@ -66,7 +66,7 @@ def test_the_report_and_its_json(tmp_path: Path) -> None:
     assert len(data["frontier"]) == 5
     assert [point["budget"] for point in data["frontier"]] == sorted(point["budget"] for point in data["frontier"])
     # What the person reads has the same figures.
-    assert f"{plan.peak / 2**20:,.1f} MiB" in done.stdout
+    assert f"{plan.peak / 2**20:.1f} MiB" in done.stdout
     assert format_size(data["budget_bytes"]) in done.stdout
     assert "the memory-time curve" in done.stdout
     assert data["plan"]["words"]["costs"].split(";")[0] in " ".join(done.stdout.split())
@@ -175,7 +175,7 @@ def test_what_a_node_takes_is_what_the_workers_of_a_run_take_however_they_hold_w
             assert held == plan.simulation.timeline[-1].categories["optimizer"]
         for held, plan in zip(row["parameters_bytes"], trainer.plans.train, strict=True):
             assert held == plan.simulation.timeline[-1].categories.get("parameters", 0)
-        assert f"{row['bytes'] / 2**20:,.1f} MiB" in done.stdout
+        assert f"{row['bytes'] / 2**20:.1f} MiB" in done.stdout
     replicated, shared_out, shared = data["node"]
     assert sum(shared_out["optimizer_bytes"]) * 3 == sum(replicated["optimizer_bytes"])
     assert shared_out["optimizer_bytes"] == shared["optimizer_bytes"]

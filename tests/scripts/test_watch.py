@@ -77,6 +77,17 @@ def test_what_is_drawn_is_the_state(drawing: Any) -> None:
     assert "its process is no more" in gone and "train.py --resume runs/2026" in gone
 
 
+def test_how_a_run_ended_stands_below_the_rest_and_can_be_copied(drawing: Any) -> None:
+    for long, width in (("runs/short", 80), ("runs/" + "long" * 15, 80), ("runs/" + "long" * 15, 120)):
+        report = f"{long}/report.html"
+        ended = some_state(status="finished", report=report, eta_seconds=None)
+        lines = [line.rstrip() for line in text(drawing, ended, width).splitlines()]
+        place = next(line for line in lines if "snapshots" in line).index("step 20")
+        name = f"{'report':>{place - 2}}"
+        expected = [f"{name}  {report}"] if place + len(report) < width else [name, report]
+        assert lines[-len(expected) :] == expected
+
+
 def test_a_sparkline_has_the_shape_of_its_values(drawing: Any) -> None:
     assert drawing.sparkline([1.0] * 3, 8) == "▁▁▁"
     assert drawing.sparkline([0.0, 7.0, 3.0], 8) == "▁█▄"

@@ -43,7 +43,25 @@ def test_a_name_is_whole_where_it_has_room_and_goes_on_below_where_not() -> None
     assert any(NAME in line for line in lines(80))
     narrow = lines(62)
     assert not any(NAME in line for line in narrow)
-    assert "".join(line.split()[0] for line in narrow[3:5]) == NAME
+    assert [line.split()[0] for line in narrow[3:5]] == ["selective:Linear,", "CausalAttention"]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "shown"),
+    [
+        ("every-k:2, budget 110.0 MiB", 20, ["every-k:2, budget", "110.0 MiB"]),
+        ("block10.attention.out", 16, ["block10.", "attention.out"]),
+        ("a 1.25", 3, ["a", "1.2", "5"]),  # no joint
+        ("[b]:names", 9, ["[b]:names"]),  # no markup
+        ("層の名前:注意", 9, ["層の名前:", "注意"]),  # two columns a letter
+        ("", 9, [""]),
+    ],
+)
+def test_names_go_on_at_their_joints_alone_where_they_have_some(name: str, width: int, shown: list[str]) -> None:
+    drawn = FittingTable(box=None, padding=0, show_header=False)
+    drawn.add_column(overflow="fold")
+    drawn.add_row(name)
+    assert plain([drawn], width).splitlines() == shown
 
 
 def test_short_names_take_no_room_from_numbers() -> None:
