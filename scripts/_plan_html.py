@@ -13,6 +13,7 @@ from checkpointing.curve import CurvePoint
 from checkpointing.explanation import Explanation, format_seconds
 from checkpointing.holdings import Holdings
 from checkpointing.report.page.shell import html_page
+from checkpointing.report.page.tables import name
 
 _MIB = 2**20
 _BLUE, _ORANGE, _GREY = "#3987e5", "#e07b39", "#8a8f98"
@@ -127,11 +128,11 @@ def _policies(
 
 def _table(policies: Sequence[dict[str, Any]]) -> str:
     head = "".join(
-        f"<th{' class=left' * (not n)}>{name}</th>"
-        for n, name in enumerate(("policy", "peak", "a step", "extra time", "gap to the bound"))
+        f"<th{' class=left' * (not n)}>{heading}</th>"
+        for n, heading in enumerate(("policy", "peak", "a step", "extra time", "gap to the bound"))
     )
     rows = "".join(
-        f"<tr><td class=left>{escape(row['policy'])}</td><td>{mebibytes(row['peak_bytes'])}</td><td>{format_seconds(row['seconds'], 4)}</td>"
+        f"<tr><td class=left>{name(row['policy'])}</td><td>{mebibytes(row['peak_bytes'])}</td><td>{format_seconds(row['seconds'], 4)}</td>"
         f"<td>{row['extra_time']:.1%}</td><td>{row['gap']:.1%}</td></tr>"
         for row in policies
     )

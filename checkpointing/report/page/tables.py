@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+#: Where long names may go on in the next line: policies behind colons and commas, layers behind the dots of their paths.
+_JOINT = re.compile(r"[.,:](?=[^\W\d])")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ def pairs(caption: str, rows: Sequence[tuple[str, str]]) -> str:
     return f'<table class="pairs"><caption><span>{escape(caption)}</span></caption><tbody>{body}</tbody></table>'
 
 
+def name(text: str, before: str = "") -> str:
+    """Returns a name in the first column, which goes on in the next line where a screen is narrow; before it markup."""
+    return f"<span>{before}" + _JOINT.sub(r"\g<0><wbr>", escape(text)) + "</span>"
+
+
 def _head(column: Column, sortable: bool) -> str:
     kind = ' class="left"' if column.text else ""
     title = f' title="{escape(column.title)}"' if column.title else ""
@@ -86,4 +95,5 @@ def _cell(column: Column, cell: Cell, first: bool) -> str:
     value = "" if cell.value is None else f' data-v="{cell.value:.12g}"'
     share = "" if cell.share is None else f' style="--s:{cell.share:.1%}"'
     mark = f'<i class="{escape(cell.mark)}"></i>' if cell.mark else ""
-    return f"<{tag}{kind}{value}{share}>{mark}{escape(cell.text)}</{tag[:2]}>"
+    text = name(cell.text, mark) if first else mark + escape(cell.text)
+    return f"<{tag}{kind}{value}{share}>{text}</{tag[:2]}>"

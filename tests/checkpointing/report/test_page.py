@@ -16,7 +16,7 @@ from framework import format_size
 from tests.checkpointing.report.reports import HOSTILE, made_report
 
 #: Elements without an end.
-_VOID = {"meta", "br", "input", "link", "img"}
+_VOID = {"meta", "br", "input", "link", "img", "wbr"}
 
 
 class Reader(HTMLParser):

@@ -165,6 +165,27 @@ def test_tables_are_sorted_by_their_headers_by_mouse_and_by_keyboard(
 
 
 @pytest.mark.browser
+def test_on_a_phone_names_stay_where_a_table_scrolls_and_leave_room(browser: Browser, tmp_path: Path) -> None:
+    with opened(browser, made_report(layers=12, hostile=True), tmp_path, 400) as found:
+        for table in ("#layers", "#policies"):
+            area = found.page.locator(f"{table} .scroll").first
+            places = [area.locator("thead th").first, *area.locator("tbody tr > :first-child").all()]
+            before = [each.bounding_box() for each in places]
+            scrolled = area.evaluate("each => { each.scrollLeft = 10_000; return each.scrollLeft; }")
+            assert scrolled > 100
+            after = [each.bounding_box() for each in places]
+            assert [each["x"] for each in after] == [each["x"] for each in before]
+            assert all(each["width"] < 190 for each in after)
+            area.scroll_into_view_if_needed()
+            for each in places[:2]:  # and nothing lies over them
+                at = each.bounding_box()
+                on_top = (
+                    "(each, at) => each.contains(document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2))"
+                )
+                assert each.evaluate(on_top, at)
+
+
+@pytest.mark.browser
 def test_the_cursor_moves_by_keyboard_and_says_where_it_is(browser: Browser, tmp_path: Path) -> None:
     report = made_report(layers=5)
     timeline = report.ranks[0].predicted
