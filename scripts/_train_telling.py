@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from checkpointing import Bounds
 from checkpointing.curve import gap
 from checkpointing.offload import default_folder, lies_in_memory
+from checkpointing.report.advice import is_dear
 from distributed import Trainer
 from framework import MeanSquaredError, format_size
 
@@ -59,6 +60,7 @@ def introduce(trainer: Trainer, name: str) -> None:
             "activations",
             f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",
         ),
+        *told_price(trainer),
         *told_disk(trainer),
         *told_resumption(trainer),
     ):
@@ -88,15 +90,34 @@ def told_resumption(trainer: Trainer) -> list[tuple[str, str]]:
 
 def told_time(trainer: Trainer) -> str:
     """Says what less memory costs in time, by the plan of the rank that takes longest; nothing where it costs none."""
+    longer, above = _longer(trainer)
+    return f" (takes {longer:.1%} longer than store-all, {above:.1%} above the lower bound)" if longer > 1e-9 else ""
+
+
+def told_price(trainer: Trainer) -> list[tuple[str, str]]:
+    """Advises against a plan that costs much time for little memory."""
+    plans, (longer, _) = trainer.plans, _longer(trainer)
+    more = plans.store_all_activation_nbytes - plans.activation_nbytes
+    if not is_dear(longer, more / (plans.peak + more)):
+        return []
+    whole = f"{format_size(more)} more ({more / plans.peak:.1%})"
+    return [
+        (
+            "advice",
+            f"that is dear: if {whole} fit, --policy store-all takes {1 - 1 / (1 + longer):.0%} less time a step",
+        )
+    ]
+
+
+def _longer(trainer: Trainer) -> tuple[float, float]:
+    """By which part a step is longer than store-all's, and than the lower bound."""
     plan = trainer.plans.train[0]
     once, bound = (
         Bounds(plan.costs, plan.shards, plan.world, plan.rank, disk).seconds(trainer.budget or plan.peak)
         for disk in (True, plan.simulation.file_nbytes > 0)
     )
     seconds = plan.simulation.seconds
-    if not gap(seconds, once) > 1e-9:
-        return ""
-    return f" (takes {gap(seconds, once):.1%} longer than store-all, {gap(seconds, bound):.1%} above the lower bound)"
+    return gap(seconds, once), gap(seconds, bound)
 
 
 def told_disk(trainer: Trainer) -> list[tuple[str, str]]:

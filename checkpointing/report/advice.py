@@ -17,6 +17,8 @@ LASTING = ("parameters", "gradients", "optimizer", "data", "communication")
 _SAME = 0.005
 #: Another policy is worth naming where it saves at least so much memory, for at most so much more time.
 _WORTH_SAVING, _WORTH_TIME = 0.1, 0.15
+#: A plan is dear that costs more time than that, and more than so many times the part of memory that it saves.
+_DEAR = 3.0
 
 
 def advice(report: Report) -> tuple[str, ...]:
@@ -34,6 +36,16 @@ def seconds_of(row: PolicyRow, rows: Sequence[PolicyRow]) -> float:
     """A policy's time: measured where all of some policies are, so that they can be compared, else as planned."""
     measured = all(each.step_seconds is not None for each in rows)
     return row.step_seconds if measured and row.step_seconds is not None else row.predicted_seconds
+
+
+def is_dear(longer: float, saved: float) -> bool:
+    """Whether a plan costs so much time for so little memory that storing everything is better advice, if it fits.
+
+    Args:
+        longer: By which part of store-all's time a step is longer.
+        saved: Which part of store-all's peak it saves.
+    """
+    return longer > _WORTH_TIME and longer > _DEAR * saved
 
 
 def _failure(report: Report) -> Iterator[str]:
@@ -75,6 +87,10 @@ def _choice(report: Report) -> Iterator[str]:
         return
     if plain is not None and chosen is not plain:
         yield f"{_name(chosen)} {_trade(plain, chosen)} against store-all ({_sizes(chosen, plain)})."
+        if is_dear(*_price(plain, chosen)):
+            more = peak_of(plain) - peak_of(chosen)
+            unless = f"unless {format_size(more)} more do not fit, " if more > 0 else ""
+            yield f"That is dear: {unless}take policy store-all, which {_trade(chosen, plain)}."
     others = [row for row in rows if row is not chosen]
     if better := [row for row in others if _dominates(row, chosen)]:
         best = min(better, key=peak_of)
@@ -101,10 +117,7 @@ def _is_worth(row: PolicyRow, other: PolicyRow) -> bool:
 
 def _trade(before: PolicyRow, after: PolicyRow) -> str:
     """What a step costs, and saves, if one takes a policy instead of another."""
-    pair = (before, after)
-    once, now = (seconds_of(row, pair) for row in pair)
-    time = now / once - 1 if once else 0.0
-    memory = 1 - peak_of(after) / max(1, peak_of(before))
+    time, memory = _price(before, after)
     costs = (
         "takes as long"
         if abs(time) < _SAME
@@ -120,6 +133,13 @@ def _trade(before: PolicyRow, after: PolicyRow) -> str:
         else f"holds {_part(-memory)} more"
     )
     return f"{costs} and {saves}"
+
+
+def _price(before: PolicyRow, after: PolicyRow) -> tuple[float, float]:
+    """By which part the time grows, and which part of the peak is saved."""
+    pair = (before, after)
+    once, now = (seconds_of(row, pair) for row in pair)
+    return now / once - 1 if once else 0.0, 1 - peak_of(after) / max(1, peak_of(before))
 
 
 def _sizes(chosen: PolicyRow, plain: PolicyRow) -> str:

@@ -179,7 +179,7 @@ def _notes(rank: DrawnRank) -> str:
         stride = rank.predicted.stride
         told += (
             f'<p class="note reduced">Reduced ({"; ".join(reduced)}). Of {stride:,} operations that follow each other the one with the most bytes during it '
-            "is drawn, so no peak is lost; what is less in between does not show.</p>"
+            "is drawn, so no peak is lost; what is less in between does not show, nor when the reader zooms in. The report as .json or .trace.json has all.</p>"
         )
     return told
 

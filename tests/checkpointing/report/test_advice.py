@@ -51,10 +51,26 @@ def row(policy: str, peak: int, seconds: float, chosen: bool = False, budget: in
             (row("store-all", 100, 1.0), row("every-k:1", 60, 1.5, True), row("every-k:2", 50, 1.2)),
             "Take policy every-k:2 instead: it takes 20% less time and saves 17% of the peak.",
         ),
+        (
+            (row("store-all", 100 * MIB, 1.0), row("budget", 93 * MIB, 1.48, True, 94 * MIB)),
+            "That is dear: unless 7.0 MiB more do not fit, take policy store-all, which takes 32% less time and holds 8% more.",
+        ),
+        (
+            (row("store-all", 100, 1.0), row("recompute-all", 100, 1.5, True)),
+            "That is dear: take policy store-all, which takes 33% less time and saves no memory.",
+        ),
     ],
 )  # fmt: skip
 def test_the_choice_is_told_by_what_it_costs_and_saves(rows: tuple[PolicyRow, ...], sentence: str) -> None:
     assert sentence in advice(replace(plain(), policies=rows))
+
+
+@pytest.mark.parametrize(("longer", "saved", "dear"), [(0.48, 0.07, True), (0.48, 0.17, False), (0.14, 0.0, False)])
+def test_what_costs_much_more_time_than_it_saves_memory_is_advised_against(
+    longer: float, saved: float, dear: bool
+) -> None:
+    rows = (row("store-all", 1000, 1.0), row("every-k:1", round(1000 * (1 - saved)), 1 + longer, True))
+    assert any("That is dear" in each for each in advice(replace(plain(), policies=rows))) == dear
 
 
 def test_measured_numbers_are_told_where_both_are_measured() -> None:

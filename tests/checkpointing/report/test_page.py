@@ -165,4 +165,5 @@ def test_a_long_step_is_reduced_and_says_how() -> None:
     told = " ".join(Reader(page(report)).text)
     assert f"predicted: {len(report.ranks[0].predicted.labels):,} operations, of which" in told
     assert "the one with the most bytes during it is drawn, so no peak is lost" in told
+    assert "nor when the reader zooms in. The report as .json or .trace.json has all." in told
     assert "3 operations share a column and 3 layers a row" in told
