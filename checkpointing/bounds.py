@@ -6,11 +6,12 @@ What a plan holds on disk it neither holds in memory nor computes again, so ther
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from checkpointing.bound_items import Items, in_buffer, nbytes_of
 from checkpointing.costs import Costs
 from checkpointing.operations import Value, output
 from checkpointing.reduction_tree import added_by_layer, shards_of
@@ -36,10 +37,11 @@ class _Cut:
     nbytes: int
 
     @classmethod
-    def of(cls, taken: int, items: list[tuple[int, float]]) -> _Cut:
-        ordered = sorted(items, key=lambda item: item[1] / item[0])
-        sums = np.cumsum([(0.0, 0.0), *ordered], axis=0)
-        return cls(taken, sums[:, 0], sums[:, 1], sum(nbytes for nbytes, _ in items))
+    def of(cls, taken: int, items: Items) -> _Cut:
+        nbytes, seconds = items.arrays()
+        order = np.argsort(seconds / nbytes, kind="stable")
+        over, again = (np.concatenate(([0.0], np.cumsum(each[order], dtype=np.float64))) for each in (nbytes, seconds))
+        return cls(taken, over, again, int(nbytes.sum()))
 
     def again(self, room: int) -> float:
         """The least seconds of forwards that must run again where so many bytes have room, all that is held included."""
@@ -93,13 +95,17 @@ class Bounds:
         self._cuts: dict[bool, list[_Cut]] = {False: [], True: []}
         if disk:
             return
-        last = steps[-1]
-        after_loss = _Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), _items(costs, trained, []))
-        items = [_items(costs, trained[:place], backward_needs(costs, step)) for place, step in enumerate(trained)]
+        last, items, cuts = steps[-1], Items(costs), []
+        for number in trained:
+            items.hold(backward_needs(costs, number))
+            cuts.append(_Cut.of(0, items))
+            items.read(number)
+        items.hold(())
+        after_loss = _Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), items)
         for by_layer in {by_layer for _, by_layer in self._gradients}:
             taken = backwards[by_layer]
             self._cuts[by_layer] = [
-                *(_Cut.of(taken[step], each) for step, each in zip(trained, items, strict=True)),
+                *(replace(cut, taken=taken[step]) for step, cut in zip(trained, cuts, strict=True)),
                 after_loss,
             ]
 
@@ -112,41 +118,6 @@ class Bounds:
             room = budget - self._lasting - gradients
             total += [*self._once, max((cut.again(room) for cut in self._cuts[by_layer]), default=0.0)]
         return math.fsum(total)
-
-
-def _items(costs: Costs, readers: Sequence[int], held: Sequence[Value]) -> list[tuple[int, float]]:
-    """The bytes of what some backwards read, by the step that makes it, and the seconds to make that once more.
-
-    Args:
-        costs: The chain.
-        readers: The steps whose backwards read it.
-        held: Values that are held in any case.
-    """
-    surely = {in_buffer(costs, value) for value in held}
-    owned: dict[int, set[Value]] = {}
-    for step in readers:
-        for value in backward_needs(costs, step):
-            if (found := in_buffer(costs, value)) not in surely and found.at != BATCH:
-                owned.setdefault(found.at, set()).add(found)
-    items = []
-    charged: set[int] = set()
-    for step, values in owned.items():
-        nbytes = sum(_nbytes(costs, value) for value in values)
-        if not nbytes:
-            continue
-        again = [step]
-        # To run it again, its inputs must be there. Those that no backward reads are made again as well, or held: where that
-        # takes as many bytes as what it is for, holding the latter would have been no worse.
-        for made in again:
-            for source in costs.steps[made].inputs:
-                aliases = source == BATCH or costs.steps[source].footprint.output_aliases_input
-                if aliases or source in owned or source in charged or output(source) in surely:
-                    continue
-                if costs.output(source).nbytes >= nbytes:
-                    charged.add(source)
-                    again.append(source)
-        items.append((nbytes, math.fsum(costs.seconds(each).forward for each in again)))
-    return items
 
 
 def _forward(costs: Costs, step: int, disk: bool) -> int:
@@ -183,22 +154,10 @@ def _held(costs: Costs, values: Iterable[Value], step: int, disk: bool) -> int:
     """Bytes of the buffers of some values, and of the batch where a backward up to a step reads it and it cannot be on disk."""
     buffers = {in_buffer(costs, value) for value in values}
     more = 0 if disk or output(BATCH) in buffers else _batch_if_read(costs, step)
-    return more + sum(_nbytes(costs, value) for value in buffers)
+    return more + sum(nbytes_of(costs, value) for value in buffers)
 
 
 def _batch_if_read(costs: Costs, last: int) -> int:
     """The bytes of the batch if a backward of steps 0..last reads it: no operation but Load makes it."""
     read = (value for step in range(last + 1) if costs.steps[step].trains for value in backward_needs(costs, step))
     return costs.batch.nbytes if any(in_buffer(costs, value) == output(BATCH) for value in read) else 0
-
-
-def in_buffer(costs: Costs, value: Value) -> Value:
-    """Returns the value by which a buffer is called: of an output that is a view, that of which it is one."""
-    step = value.at
-    while value.kind == "a" and step != BATCH and costs.steps[step].footprint.output_aliases_input:
-        step = costs.steps[step].inputs[0]
-    return value._replace(at=step)
-
-
-def _nbytes(costs: Costs, value: Value) -> int:
-    return costs.steps[value.at].footprint.own_nbytes if value.kind == "r" else costs.output(value.at).nbytes

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from checkpointing.bounds import Bounds, in_buffer
+from checkpointing.bound_items import in_buffer
+from checkpointing.bounds import Bounds
 from checkpointing.choices import Choices, Setting, choices
 from checkpointing.costs import Costs
 from checkpointing.curve import gap

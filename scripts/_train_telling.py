@@ -27,6 +27,7 @@ _DRIFT = 2 * _MIB
 def introduce(trainer: Trainer, name: str) -> None:
     """Says what is about to run."""
     plans, data, chosen = trainer.plans, trainer.data.describe(), trainer.options
+    longer, above = _longer(trainer)
     where = f"{chosen.workers} Ray workers" if chosen.workers else "in process"
     if "train_bytes" in data:
         source = f"{data['files']:,} files of {', '.join(data['source'])}"
@@ -53,14 +54,14 @@ def introduce(trainer: Trainer, name: str) -> None:
         ("budget", budget),
         (
             "policy",
-            f"{plans.policy.name}{told_time(trainer)}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)",
+            f"{plans.policy.name}{told_time(longer, above)}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)",
         ),
         *([("costs", plans.train[0].costs.source)] if chosen.measured_costs else []),
         (
             "activations",
             f"{format_size(plans.activation_nbytes)}, {part:.0%} of store-all's {format_size(plans.store_all_activation_nbytes)}",
         ),
-        *told_price(trainer),
+        *told_price(trainer, longer),
         *told_disk(trainer),
         *told_resumption(trainer),
     ):
@@ -88,15 +89,14 @@ def told_resumption(trainer: Trainer) -> list[tuple[str, str]]:
     return [("resumed", f"{resumed.folder.path} from {where}{'; ' + ', '.join(changed) if changed else ''}")]
 
 
-def told_time(trainer: Trainer) -> str:
-    """Says what less memory costs in time, by the plan of the rank that takes longest; nothing where it costs none."""
-    longer, above = _longer(trainer)
+def told_time(longer: float, above: float) -> str:
+    """Says what less memory costs in time; nothing where it costs none."""
     return f" (takes {longer:.1%} longer than store-all, {above:.1%} above the lower bound)" if longer > 1e-9 else ""
 
 
-def told_price(trainer: Trainer) -> list[tuple[str, str]]:
+def told_price(trainer: Trainer, longer: float) -> list[tuple[str, str]]:
     """Advises against a plan that costs much time for little memory."""
-    plans, (longer, _) = trainer.plans, _longer(trainer)
+    plans = trainer.plans
     more = plans.store_all_activation_nbytes - plans.activation_nbytes
     if not is_dear(longer, more / (plans.peak + more)):
         return []
@@ -110,7 +110,7 @@ def told_price(trainer: Trainer) -> list[tuple[str, str]]:
 
 
 def _longer(trainer: Trainer) -> tuple[float, float]:
-    """By which part a step is longer than store-all's, and than the lower bound."""
+    """By which part a step is longer than store-all's, and than the lower bound, by the plan of the rank that takes longest."""
     plan = trainer.plans.train[0]
     once, bound = (
         Bounds(plan.costs, plan.shards, plan.world, plan.rank, disk).seconds(trainer.budget or plan.peak)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from checkpointing import Costs, costs_of, parse_policy, plan_run
+from checkpointing.bound_items import Items, in_buffer, nbytes_of
 from checkpointing.bounds import Bounds
 from checkpointing.costs import Seconds, Times
+from checkpointing.operations import Value, output
 from checkpointing.schedules import make_plan
-from framework import AdamW, Chain, Embedding, Linear, MeanSquaredError, Residual, Spec, Tanh, build
+from checkpointing.simulation import backward_needs
+from framework import AdamW, Chain, Embedding, LayerNorm, Linear, MeanSquaredError, Residual, Spec, Tanh, build
+from framework.layers import BATCH
 from tests.checkpointing.cases import POLICIES, Case, all_cases
 from tests.checkpointing.test_random_plans import random_case, random_schedule
 
@@ -69,6 +74,68 @@ def test_the_bound_is_store_alls_time_where_it_fits_and_rises_as_the_budget_fall
     assert all(a <= b for a, b in itertools.pairwise(times))
     assert times[-1] > 1.03 * times[0]
     assert bounds.seconds(least - 1) == math.inf
+
+
+def items_by_definition(costs: Costs, readers: Sequence[int], held: Sequence[Value]) -> list[tuple[int, float]]:
+    """What `Items` gives, worked out for one moment alone."""
+    surely = {in_buffer(costs, value) for value in held}
+    read: dict[int, set[Value]] = {}
+    for reader in readers:
+        for value in (in_buffer(costs, value) for value in backward_needs(costs, reader)):
+            if value not in surely and value.at != BATCH:
+                read.setdefault(value.at, set()).add(value)
+    items, charged = [], set()
+    for step, values in read.items():
+        again, nbytes = [step], sum(nbytes_of(costs, value) for value in values)
+        for made in again if nbytes else ():
+            for source in costs.steps[made].inputs:
+                aliases = source == BATCH or costs.steps[source].footprint.output_aliases_input
+                if aliases or source in read or source in charged or output(source) in surely:
+                    continue
+                if costs.output(source).nbytes >= nbytes:
+                    charged.add(source)
+                    again.append(source)
+        if nbytes:
+            items.append((nbytes, math.fsum(costs.seconds(each).forward for each in again)))
+    return items
+
+
+def drawn_costs() -> Iterator[Costs]:
+    for name, case in CASES.items():
+        yield drawn_times(costs_of(case.chain, case.loss, *case.specs(1)), random.Random(name))
+    for seed in range(60):
+        case = random_case(seed)
+        yield drawn_times(costs_of(case.chain, case.loss, *case.specs(1)), random.Random(seed))
+
+
+def test_what_goes_on_from_moment_to_moment_is_what_each_moment_is_by_itself() -> None:
+    charged = 0
+    for costs in drawn_costs():
+        trained = [number for number, step in enumerate(costs.steps) if step.trains]
+        found = Items(costs)
+        for place, step in enumerate([*trained, None]):
+            held = [] if step is None else backward_needs(costs, step)
+            found.hold(held)
+            expected = items_by_definition(costs, trained[:place], held)
+            assert list(zip(*(array.tolist() for array in found.arrays()), strict=True)) == expected
+            single = {costs.seconds(number).forward for number in range(len(costs.steps))}
+            charged += sum(seconds not in single for _, seconds in expected)
+            if step is not None:
+                found.read(step)
+    assert charged > 100  # what runs again with others is among them
+
+
+def test_deep_chains_are_worked_out_in_little_more_than_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, targets = np.zeros((2, 6), np.uint8), np.zeros((2, 6, 8), np.float32)
+    worked_out = []
+    plainly = Items._work_out
+    monkeypatch.setattr(Items, "_work_out", lambda items, *entry: worked_out.append(entry) or plainly(items, *entry))
+    for blocks in (10, 40):
+        made = [Residual(Chain(LayerNorm(), Linear(16), Tanh(), Linear(8))) for _ in range(blocks)]
+        case = Case("deep", Chain(Embedding(5, 6, 8), *made, Linear(8)), MeanSquaredError(), x, targets)
+        costs, before = costs_of(case.chain, case.loss, *case.specs(1)), len(worked_out)
+        Bounds(costs)
+        assert len(worked_out) - before < 8 * len(costs.steps)
 
 
 def equal_stages(count: int, seconds: Seconds) -> Costs:
