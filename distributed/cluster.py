@@ -63,17 +63,29 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_NBYTES,
         }
+    failures: tuple[type[Exception], ...] = (ConnectionError, RuntimeError, ValueError, *_token_errors(ray))
     try:
         with _own_sigterm(), _shipped(address, own) as environment:
             ray.init(**options, runtime_env=environment)
-    except getattr(ray.exceptions, "AuthenticationError", ()) as error:  # older ones know no tokens
-        raise ClusterError(
-            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the "
-            "cluster's (or put it into ~/.ray/auth_token)"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except failures as error:
+        if _wants_token(ray, error):
+            raise ClusterError(
+                f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the "
+                "cluster's (or put it into ~/.ray/auth_token)"
+            ) from error
         raise ClusterError(f"cannot start or join Ray (address {address}): {error}") from error
     return True
+
+
+def _token_errors(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises about tokens; nothing, where it is so old that it knows none."""
+    found = getattr(ray.exceptions, "AuthenticationError", None)
+    return () if found is None else (found,)
+
+
+def _wants_token(ray: Any, error: BaseException) -> bool:
+    """Whether a head takes only who has its token. Where this process was told of none, Ray says so as the words of a cause alone."""
+    return isinstance(error, _token_errors(ray)) or "AuthenticationError" in str(error.__cause__)
 
 
 @contextmanager

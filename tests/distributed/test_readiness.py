@@ -106,9 +106,16 @@ def test_the_address_of_a_client_is_told() -> None:
         probe("ray://head:10001")
 
 
-def test_a_token_that_is_missing_is_told() -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_a_token_that_is_missing_is_told(told: bool) -> None:
+    """Also where RAY_AUTH_MODE is not set, and Ray says no more than that it cannot connect, and why in a cause."""
+
     def init(**options: Any) -> None:
-        raise ray.exceptions.AuthenticationError("no")
+        if told:
+            raise ray.exceptions.AuthenticationError("no")
+        raise ConnectionError("Failed to connect") from RuntimeError(
+            "Last connection error: ...\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"
+        )
 
     fake = SimpleNamespace(is_initialized=lambda: False, init=init, exceptions=ray.exceptions)
     with pytest.raises(ClusterError, match=r"cluster at auto wants a token: set RAY_AUTH_MODE=token"):
