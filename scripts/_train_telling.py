@@ -28,7 +28,9 @@ def introduce(trainer: Trainer, name: str) -> None:
     """Says what is about to run."""
     plans, data, chosen = trainer.plans, trainer.data.describe(), trainer.options
     longer, above = _longer(trainer)
-    where = f"{chosen.workers} Ray workers" if chosen.workers else "in process"
+    spread = trainer.planning.spread
+    apart = f" on {len(spread.nodes)} nodes ({spread})" if len(spread.nodes) > 1 else ""
+    where = f"{chosen.workers} Ray workers{apart}" if chosen.workers else "in process"
     if "train_bytes" in data:
         source = f"{data['files']:,} files of {', '.join(data['source'])}"
         text = f"{data['train_bytes']:,} bytes in {source}; {data['validation_bytes']:,} for validation"

@@ -111,6 +111,9 @@ def main(options: Train) -> dict[str, Any] | _console.Ended:
         if trainer.process_budget is not None:
             with console.status("starting the workers and measuring what their processes take"):
                 trainer.start()
+        elif options.address is not None:  # plan and budget take in how the workers are spread over nodes
+            with console.status("starting the workers on the cluster"):
+                trainer.start()
         introduce(trainer, options.model)
         with warnings_in_words(), progress(trainer) as callbacks, stopped_by_sigterm(trainer):
             result = trainer.fit(*callbacks)
