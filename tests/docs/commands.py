@@ -7,7 +7,7 @@ A page's commands are run in their order, as a reader would. What may be smaller
 - `benchmark.py` is asked for its help after its options were read, since its suites take up to half an hour and need PyTorch.
 - A run folder that is named by a moment stands for the last one that there is.
 - `make train` is train.py; other targets of make are only looked up. `pip`, `git`, `source` and `ray` are not run;
-  tests/scripts/test_cluster.py runs a job.
+  tests/scripts/test_cluster.py runs a job, and makes two hosts.
 
 Outputs that a page shows in a block of console are compared line by line, numbers left out, since steps and machines differ.
 """
@@ -45,7 +45,7 @@ GREW = 3
 #: Resumed runs have the steps that they were started with, and more of them than others, so that there is time to stop them.
 STEPS_OF_RESUMED = "40"
 _RUN = re.compile(r"runs/\d{8}-\d{6}-[\w-]+")
-_NOT_RUN = ("pip", "git", "source", "cd", "sudo", "ray", "try_job.sh")
+_NOT_RUN = ("pip", "git", "source", "cd", "sudo", "ray", "try_job.sh", "try_two_hosts.sh")
 
 
 @dataclass(frozen=True)
