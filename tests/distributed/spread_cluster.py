@@ -1,10 +1,13 @@
-"""Trains a small model on a cluster of two nodes, both on this machine, and prints what came of it: a program for `test_spread.py`.
+"""Trains on a cluster of two nodes, both on this machine, and prints what came of it: a program for `test_spread.py`.
 
-Its arguments are the CPUs of the nodes. Workers have one each, and no node has room for all.
+Its arguments are a folder and the CPUs of the nodes. Workers have one each, and no node has room for all. A small model is trained from here, and
+byte-gpt-tiny as docs/cluster.md says.
 """
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +17,8 @@ from distributed import Trainer
 from framework import Chain, CrossEntropy, Dropout, Linear, ReLU
 from framework.data import clusters
 
+ROOT = Path(__file__).parents[2]
+
 
 def train(workers: int, **options: Any) -> dict[str, Any]:
     chain = Chain(Linear(300), ReLU(), Dropout(0.1), Linear(200), ReLU(), Linear(10))
@@ -22,19 +27,31 @@ def train(workers: int, **options: Any) -> dict[str, Any]:
     return Trainer(chain, CrossEntropy(), data=data, workers=workers, timeout=60.0, **run, **options).fit().summary
 
 
-def main(here: int, there: int) -> None:
-    told = []
+def commanded(folder: Path, *options: str) -> dict[str, Any]:
+    """Returns the summary of a run of scripts/train.py."""
+    quick = ("--steps", "3", "--validation-examples", "16", "--warmup-steps", "1", "--json", "--quiet")
+    words = [sys.executable, "scripts/train.py", "--model", "byte-gpt-tiny", *quick, "--run-dir", str(folder), *options]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def main(folder: Path, here: int, there: int) -> None:
+    told, workers = [], here + there
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": here})
     cluster.add_node(num_cpus=there)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         for options in ({}, {"bucket_size": "64KiB", "chunk_size": "10KB"}, {"memory_budget": "engine:100%"}):
-            told.append(train(here + there, address=cluster.address, **options))
+            told.append(train(workers, address=cluster.address, **options))
+        ray.shutdown()
+        command = commanded(folder / "spread", "--workers", str(workers), "--address", cluster.address)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    print(json.dumps([train(0), *told]))
+    alone = commanded(folder / "alone", "--workers", "0")
+    print(json.dumps({"alone": train(0), "spread": told, "command": {"alone": alone, "spread": [command]}}))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,19 +102,27 @@ def test_more_ways_across_nodes_change_no_bit(ray_cluster: None, workers: int, o
     require_as_predicted(summary)
 
 
-@pytest.mark.memory
-@pytest.mark.parametrize("cpus", [(1, 1), (2, 1)])
-def test_a_cluster_of_two_nodes_gives_the_bits_of_one_process(cpus: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "cpus",
+    [
+        pytest.param((1, 1), marks=pytest.mark.memory),
+        pytest.param((2, 1), marks=pytest.mark.memory),
+        pytest.param((2, 2), marks=pytest.mark.soak),
+        pytest.param((3, 1), marks=pytest.mark.soak),
+    ],
+)
+def test_a_cluster_of_two_nodes_gives_the_bits_of_one_process(cpus: tuple[int, int], tmp_path: Path) -> None:
     """In a process of its own, which is connected to no other cluster."""
-    words = [sys.executable, "-m", "tests.distributed.spread_cluster", *map(str, cpus)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    words = [sys.executable, "-m", "tests.distributed.spread_cluster", str(tmp_path), *map(str, cpus)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
-    alone, *others = json.loads(done.stdout.splitlines()[-1])
-    assert len(others) == 3
-    for summary in others:
-        assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
-        assert summary["nodes"] == "+".join(map(str, cpus))
-        require_as_predicted(summary)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["spread"]) == 3
+    for alone, others in ((each["alone"], each["spread"]) for each in (found, found["command"])):
+        for summary in others:
+            assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
+            assert summary["nodes"] == "+".join(map(str, cpus))
+            require_as_predicted(summary)
 
 
 def test_a_leader_that_is_killed_ends_the_run_with_its_name(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
