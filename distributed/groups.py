@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from distributed.collectives.ray_transport import ACTOR_OPTIONS
 from distributed.collectives.spread import Spread
 from distributed.interrupts import deferred_interrupts, ignored_interrupts
 from distributed.logs import log_file
-from distributed.nodes import alive, choose, resolve
+from distributed.nodes import Node, alive, choose, resolve
 from distributed.placement import Placement, PlacementKind, Room
 from distributed.sources import own_modules
 from distributed.worker import Worker, WorkerTask
@@ -101,7 +102,7 @@ class RayGroup:
         threads: BLAS threads of each.
         timeout: Seconds that a worker may lag behind the others.
         address: A running cluster to join; None starts Ray on this machine for the time of the run.
-        budget: Of each worker's process, which Ray sets aside for it, on one node; None for none.
+        budget: Of each worker's process, which Ray sets aside for it; None for none.
         spread: How they are taken to be spread over nodes; None for how they are.
         placement: Whether they are packed on few nodes of a cluster, or spread over many.
         placement_timeout: Seconds to wait until a cluster has room for them.
@@ -110,7 +111,7 @@ class RayGroup:
         joined: Whether the workers are on a cluster that was named.
         own: A person's own modules that were sent there, by their outermost names.
         spread: Of the workers over nodes.
-        budget: In terms of the node that the workers are on: `auto` has a size.
+        budgets: Of each worker, in terms of the node that it is on, so that `auto` has a size; empty where there is none.
 
     Raises:
         ClusterError: Ray cannot be reached, or no node has room for the workers.
@@ -137,24 +138,31 @@ class RayGroup:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
                 self._started = connect(ray, address, workers * threads, self.own)
-                self.budget, memory, pin = budget, None, None
-                if budget is not None:
+                room, by_node = Room(workers, threads, budget.nbytes or 0 if budget else 0), dict[str, ProcessBudget]()
+                shared = (
+                    not self._started or self.joined
+                )  # a Ray of one's own has one node, with room for all in any case
+                several = shared and spread is None and (placement == "spread" or room.takes_several(alive(ray)))
+                if budget is not None and not several:
                     node = choose(ray, workers, threads, budget.nbytes or 0)
-                    self.budget, pin = resolve(ray, budget, workers, node, joined=self.joined), node.pin
+                    by_node[node.id] = found = resolve(ray, budget, workers, node, joined=self.joined)
                     # On this machine alone Ray may have less to set aside than is free.
-                    memory = min(self.budget.nbytes or 0, node.memory // workers)
-                together = budget is not None or spread is not None
-                if not self._started or self.joined:  # a Ray of one's own has room for them in any case
+                    room = replace(room, memory=min(found.nbytes or 0, node.memory // workers), pin=node.pin)
+                if shared:
+                    together = not several and (budget is not None or spread is not None)
                     self._placement = Placement(
-                        ray, Room(workers, threads, memory or 0, together, pin), "pack" if together else placement
+                        ray, replace(room, together=together), "pack" if together else placement
                     )
             if self._placement is not None:
                 self._placement.wait(placement_timeout)
+                if budget is not None and several:
+                    by_node = self._resolve_by_node(budget, self._placement)
             with deferred_interrupts():
                 options = self._placement.options if self._placement is not None else {}
                 apart = self._placement is not None and self._placement.strategy != "STRICT_PACK"
                 if apart or (spread and len(spread.nodes) > 1):
                     options |= ACTOR_OPTIONS
+                memory = room.memory or None
                 remote = ray.remote(num_cpus=threads, max_restarts=0, memory=memory, **options)(WorkerActor)
                 self._actors = [remote.remote() for _ in range(workers)]
             where = self._get([actor.where.remote() for actor in self._actors], START_SECONDS)
@@ -168,10 +176,22 @@ class RayGroup:
                 addresses = {node.id: node.address for node in alive(ray)}
                 self._hosts = [addresses.get(where[at], where[at]) for at in order]
             self.spread = spread or Spread.of([where[at] for at in order])
+            self.budgets = tuple(by_node[where[at]] for at in order) if by_node else ()
             self._running = True
         except BaseException:
             self.close()
             raise
+
+    def _resolve_by_node(self, budget: ProcessBudget, placement: Placement) -> dict[str, ProcessBudget]:
+        """Returns the budget of each worker of a node, by node; what `auto` comes to is set aside."""
+        found, memory = dict[str, ProcessBudget](), dict[Node, int]()
+        for node, workers in placement.workers_by_node():
+            there = resolve(self._ray, budget, workers, node, joined=self.joined)
+            found[node.id] = replace(there, reason=f"on {node.address}: {there.reason}" if there.reason else "")
+            memory[node] = min(node.memory, workers * (there.nbytes or 0))
+        if budget.nbytes is None:
+            placement.set_aside(memory)
+        return found
 
     def measure(self, *how: Any) -> list[int]:
         return self.call("measure", *how)

@@ -83,8 +83,10 @@ class DriverLog(Callback):
         self._log.info("model %s; options %s", trainer.model.name, json.dumps(trainer.options.to_json()))
         self._log.info(
             "policy %s; predicted peak %s bytes in each worker, limit %s",
-            plans.policy.name, f"{plans.peak:,}", "none" if limit is None else f"{limit:,} bytes",
+            trainer.planning.policy, f"{plans.peak:,}", "none" if limit is None else f"{limit:,} bytes",
         )  # fmt: skip
+        for share in trainer.planning.shares if len(trainer.planning.shares) > 1 else ():
+            self._log.info("of these %s: %s", share.told_ranks, json.dumps(share.to_json()))
         if (resumed := trainer.resumed) is not None:
             self._log.info("resumed after step %d, from %s", resumed.step, resumed.snapshot or "the beginning")
             for words in resumed.damaged:

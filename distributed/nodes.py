@@ -59,11 +59,6 @@ def alive(ray: Any) -> list[Node]:
     return found
 
 
-def fit_one(ray: Any, cpus: float) -> bool:
-    """Whether a node has so many free CPUs."""
-    return any(node.cpus >= cpus for node in alive(ray))
-
-
 def choose(ray: Any, workers: int, threads: int, memory: int) -> Node:
     """Returns the node for all workers of a run: the one with the most memory to set aside of those with CPUs for them.
 

@@ -78,7 +78,7 @@ class TrainingOptions:
     address: str | None = None
     """A running Ray cluster to join, as HOST:PORT or auto. Default: Ray is started on this machine."""
     placement: PlacementKind = "pack"
-    """With workers on a cluster: pack puts them on one node, if one has room for all, else on few; spread puts them on as many nodes as it can."""
+    """With workers on a cluster: pack puts them on one node, if one has room for all, else on few; spread puts them on as many nodes as it can. A budget of auto is then what is free on each node."""
     placement_timeout: float = 60.0
     """Seconds to wait until a cluster has room for the workers; then what is missing is told."""
     timeout: float = 300.0
@@ -196,11 +196,6 @@ class TrainingOptions:
             raise ValueError(
                 f"--cross-node {self.cross_node} only pretends that workers are on several nodes, and --placement spread puts them "
                 "there; leave one of them away"
-            )
-        if isinstance(self.parsed_budget(), ProcessBudget):
-            raise ValueError(
-                f"a budget of the whole process ({self.memory_budget}) keeps the workers on the node that it is set aside on, and "
-                f"--placement spread does not; write engine:SIZE for a budget of the engine's arrays"
             )
 
     @property

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from distributed.cluster import ClusterError
-from distributed.nodes import Node, alive, fit_one
+from distributed.nodes import Node, alive
 from framework.sizes import format_size
 
 #: How workers are put on nodes: as few as will do, or as many as there are.
 PlacementKind = Literal["pack", "spread"]
 #: Seconds between looks at the placement group, in which Ctrl-C is noticed.
 _LOOK_SECONDS = 0.2
+#: Seconds in which Ray sets aside what is free.
+_SET_ASIDE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Room:
         by_memory = node.memory // self.memory if self.memory else self.workers
         return min(self.workers, by_memory, int(node.cpus // self.cpus))
 
+    def takes_several(self, nodes: Sequence[Node]) -> bool:
+        """Whether no node could ever have room for all of the workers, and several together could."""
+        ever = [self.fits(node.emptied) for node in nodes]
+        return max(ever, default=0) < self.workers <= sum(ever)
+
     def __str__(self) -> str:
         return _cpus(self.cpus) + (f" and {format_size(self.memory)} of memory" if self.memory else "")
 
@@ -56,21 +64,21 @@ class Placement:
     Args:
         ray: The module, connected.
         room: What the workers take.
-        kind: Whether they are packed, on one node if one has free CPUs for all now, or spread over as many as there are.
+        kind: Whether they are packed, on one node if one has room for all now, or spread over as many as there are.
     """
 
     def __init__(self, ray: Any, room: Room, kind: PlacementKind) -> None:
         self._ray, self._room = ray, room
-        one = room.together or (kind == "pack" and fit_one(ray, room.workers * room.cpus))
+        one = room.together or (kind == "pack" and any(room.fits(node) == room.workers for node in alive(ray)))
         self.strategy = "SPREAD" if kind == "spread" else "STRICT_PACK" if one else "PACK"
-        self._group: Any = ray.util.placement_group([room.bundle] * room.workers, strategy=self.strategy)
+        self._groups: list[Any] = [ray.util.placement_group([room.bundle] * room.workers, strategy=self.strategy)]
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of actors that go there."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group)}
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[0])}
 
     def wait(self, seconds: float) -> None:
         """Waits until there is room; an interrupt ends the waiting.
@@ -79,15 +87,38 @@ class Placement:
             ClusterError: There is none within so many seconds; the message says what is missing on which node.
         """
         deadline = time.monotonic() + seconds
-        while not self._group.wait(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
+        while not self._groups[0].wait(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 raise ClusterError(missing(self._room, alive(self._ray), seconds))
 
+    def workers_by_node(self) -> list[tuple[Node, int]]:
+        """Returns how many workers have room on which node, once there is room."""
+        places = self._ray.util.placement_group_table(self._groups[0])["bundles_to_node_id"].values()
+        counts = Counter(places)
+        return [(node, counts[node.id]) for node in alive(self._ray) if node.id in counts]
+
+    def set_aside(self, memory: Mapping[Node, int]) -> None:
+        """Sets memory aside on nodes besides, as where its size was not known before it was known which nodes they are.
+
+        Args:
+            memory: Bytes by node.
+
+        Raises:
+            ClusterError: Others have set it aside meanwhile.
+        """
+        bundles = [{"memory": float(nbytes), node.pin: 0.001} for node, nbytes in memory.items()]
+        self._groups.append(self._ray.util.placement_group(bundles, strategy="SPREAD"))
+        if not self._groups[-1].wait(_SET_ASIDE_SECONDS):
+            told = ", ".join(f"{format_size(nbytes)} on {node.address}" for node, nbytes in memory.items())
+            raise ClusterError(
+                f"others have taken of the memory that was free for the workers a moment ago: {told}; start again"
+            )
+
     def remove(self) -> None:
-        """Removes the group; what it holds is free again."""
-        if self._group is not None:
-            self._ray.util.remove_placement_group(self._group)
-            self._group = None
+        """Removes the groups; what they hold is free again."""
+        for group in self._groups:
+            self._ray.util.remove_placement_group(group)
+        self._groups = []
 
 
 def missing(room: Room, nodes: Sequence[Node], seconds: float) -> str:

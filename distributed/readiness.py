@@ -89,13 +89,15 @@ def marked(folder: Path) -> Iterator[Path]:
         mark.unlink(missing_ok=True)
 
 
-def require_ready(here: State, ranks: Sequence[State], planned: int, folder: Path | None, mixed: bool) -> None:
+def require_ready(
+    here: State, ranks: Sequence[State], planned: Sequence[int], folder: Path | None, mixed: bool
+) -> None:
     """Raises unless all nodes are ready.
 
     Args:
         here: What the driver sees.
         ranks: What each rank sees.
-        planned: Bytes that a rank will take at most, besides what its process has.
+        planned: Bytes that each rank will take at most, besides what its process has.
         folder: The run's folder, if rank 0 writes snapshots there.
         mixed: Whether versions may differ.
 
@@ -134,13 +136,14 @@ def _require_code(here: State, there: State, who: str) -> None:
         )
 
 
-def _require_memory(ranks: Sequence[State], planned: int) -> None:
+def _require_memory(ranks: Sequence[State], planned: Sequence[int]) -> None:
     for node in dict.fromkeys(state.node for state in ranks):
         on_it = [rank for rank, state in enumerate(ranks) if state.node == node]
         free = max(ranks[rank].free for rank in on_it)
-        if planned * len(on_it) > free:
+        takes = [planned[rank] for rank in on_it]
+        if sum(takes) > free:
             raise ClusterError(
-                f"{ranks[on_it[0]].host} has {format_size(free)} of memory free, less than the {len(on_it)} x {format_size(planned)} that are "
+                f"{ranks[on_it[0]].host} has {format_size(free)} of memory free, less than the {' + '.join(map(format_size, takes))} that are "
                 f"planned for the workers there, of rank {', '.join(map(str, on_it))}: lower --memory-budget, use fewer workers a node "
                 "(--placement spread), or free memory there"
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, ProcessBudget, ProcessUse
+from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, MemoryBudget, ProcessBudget, ProcessUse
 from checkpointing.costs import Times, UpdateCost, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.offload import measure_disk
@@ -25,6 +27,56 @@ from framework.optimizers import Optimizer
 from framework.parameters import Layout
 
 
+@dataclass(frozen=True)
+class Share:
+    """What ranks of one budget have of a run's plans.
+
+    Attributes:
+        ranks: Which they are.
+        budget: Theirs; None for none.
+        limit: Of the engine's bytes in each of them, which follows from it; None for none.
+        plans: Of the whole run within it.
+    """
+
+    ranks: tuple[int, ...]
+    budget: MemoryBudget | None
+    limit: int | None
+    plans: RunPlans
+
+    @property
+    def peak(self) -> int:
+        """The predicted peak of the rank that holds the most of these, in bytes."""
+        return max(plan[rank].peak for plan in (self.plans.train, self.plans.evaluate) for rank in self.ranks)
+
+    @property
+    def told_ranks(self) -> str:
+        """The ranks in words."""
+        return f"rank{'s' if len(self.ranks) > 1 else ''} {', '.join(map(str, self.ranks))}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the share as JSON-ready data."""
+        budget = self.budget
+        return {
+            "ranks": list(self.ranks),
+            "budget_bytes": budget.nbytes if isinstance(budget, ProcessBudget) else self.limit,
+            "reason": budget.reason if isinstance(budget, ProcessBudget) else "",
+            "engine_budget_bytes": self.limit,
+            "policy": self.plans.policy.name,
+            "predicted_peak_bytes": self.peak,
+        }
+
+
+def together(shares: Sequence[Share]) -> RunPlans:
+    """Returns the plans of all ranks, each from its own share."""
+    if len(shares) == 1:
+        return shares[0].plans
+    by_rank = dict(sorted((rank, share.plans) for share in shares for rank in share.ranks))
+    train, evaluate = (
+        tuple(getattr(plans, what)[rank] for rank, plans in by_rank.items()) for what in ("train", "evaluate")
+    )
+    return replace(by_rank[0], train=train, evaluate=evaluate)
+
+
 class RunPlanning:
     """Plans a run within its budget.
 
@@ -40,8 +92,9 @@ class RunPlanning:
 
     Attributes:
         layout: Where each parameter lies.
-        plans: The plans of all ranks.
-        budget: The limit of the engine's bytes in each worker; None for no limit.
+        plans: The plans of all ranks. Where ranks have budgets of their own, the policy is rank 0's; see `shares`.
+        shares: The plans of ranks of equal budgets, for each of these; one where all have the same.
+        budget: The limit of the engine's bytes in each worker, the largest where they differ; None for no limit.
         process: What a worker's process takes besides, once it has been measured.
         baselines: What each rank's process had before its first array, in bytes, once it has been measured.
         measured_how: By which arguments of `measure_baseline`.
@@ -73,7 +126,8 @@ class RunPlanning:
         self.baselines: list[int] = []
         self.measured_how: tuple[Any, ...] = ()
         self.spread: Spread = options.spread or Spread.of([0] * options.world)
-        self._budget = options.parsed_budget()
+        self._budgets: tuple[MemoryBudget | None, ...] = (options.parsed_budget(),) * options.world
+        self.shares: tuple[Share, ...] = ()
         folder = options.offload_dir
         self._disk_bandwidth = None if folder is None or options.address else measure_disk(folder)
         self._times: Times | None = self._measured_times(on_measuring) if options.measured_costs else None
@@ -82,8 +136,9 @@ class RunPlanning:
 
     @property
     def process_budget(self) -> ProcessBudget | None:
-        """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
-        return self._budget if isinstance(self._budget, ProcessBudget) else None
+        """The budget, the largest where they differ, if it is one of the whole process; `auto` has its size once the workers have started."""
+        found = [budget for budget in self._budgets if isinstance(budget, ProcessBudget)]
+        return max(found, key=lambda budget: budget.nbytes or 0, default=None)
 
     def measure(self, group: Group) -> None:
         """Measures what the workers' processes take, and plans within a budget of the whole process.
@@ -92,13 +147,13 @@ class RunPlanning:
             InfeasibleBudget: What the processes take leaves too little for every plan.
         """
         if isinstance(group, RayGroup):
-            self._budget = group.budget or self._budget
+            self._budgets = group.budgets or self._budgets
             if group.spread != self.spread:
                 self.spread = group.spread
                 if self.process_budget is None:
                     self.plan()
         elif self.process_budget is not None:
-            self._budget = self.process_budget.on_this_node()
+            self._budgets = (self.process_budget.on_this_node(),) * self._options.world
         # A plan stays, and making it leaves gaps in the heap of this very process; so a first one is there when it is measured.
         rehearsal = self._planned(budget=2**62) if self.process_budget and not self._options.workers else None
         self.process = self._process_use(group)
@@ -107,21 +162,43 @@ class RunPlanning:
             self.plan()
 
     def plan(self) -> None:
-        """Makes `plans` within `budget`, the limit of the engine's bytes."""
-        budget = self._budget
+        """Makes `plans` within `budget`, the limit of the engine's bytes.
+
+        Ranks of one budget take the fastest plan that fits it, chosen as if each of them held what the rank with the most holds. Which one
+        changes no bit, so those of another budget may take another one.
+        """
+        self.shares = tuple(
+            self._share(budget, tuple(rank for rank, own in enumerate(self._budgets) if own == budget))
+            for budget in dict.fromkeys(self._budgets)
+        )
+        self.plans, self.budget = together(self.shares), max(share.limit or 0 for share in self.shares) or None
+
+    def _share(self, budget: MemoryBudget | None, ranks: tuple[int, ...]) -> Share:
+        """Plans for the ranks of a budget."""
         limit = budget.resolve(self._planned(StoreAll()), self.process) if budget is not None else None
         try:
             in_block = self.process_budget is not None and self._options.memory == "block"
-            self.plans = (
+            plans = (
                 self._plans_with_room(limit)
                 if in_block and limit is not None
                 else self._planned(self._options.parsed_policy(), limit)
             )
-            self.budget = limit
         except InfeasibleBudget as error:
-            if self.process_budget is not None and self.process is not None:
-                raise self.process_budget.explain(error, self.process) from error
+            if isinstance(budget, ProcessBudget) and self.process is not None:
+                raise budget.explain(error, self.process) from error
             raise
+        return Share(ranks, budget, limit, plans)
+
+    def limit_of(self, rank: int) -> int | None:
+        """The limit of the engine's bytes on a rank; None for no limit."""
+        return next(share.limit for share in self.shares if rank in share.ranks)
+
+    @property
+    def policy(self) -> str:
+        """The policy in words: its name, or each one's with its ranks, where ranks of different budgets have different ones."""
+        if len({share.plans.policy.name for share in self.shares}) == 1:
+            return self.plans.policy.name
+        return ", ".join(f"{share.plans.policy.name} on {share.told_ranks}" for share in self.shares)
 
     @property
     def reserved_nbytes(self) -> int:
@@ -130,16 +207,20 @@ class RunPlanning:
 
     @property
     def predicted_process_nbytes(self) -> int | None:
-        """The predicted peak of a worker's resident memory; None before the workers have started."""
-        if self.process is None:
-            return None
-        return self.process.baseline + self.process.outside + self.reserved_nbytes + USUAL_GROWTH_NBYTES
+        """The predicted peak of the resident memory of the worker with the most; None before the workers have started."""
+        return None if self.process is None else max(map(self.predicted_process_of, range(self._options.world)))
 
-    @property
-    def planned_growth_nbytes(self) -> int:
-        """Bytes that a worker will take at most besides what its process had before its first array; 0 before the workers have started."""
-        predicted = self.predicted_process_nbytes
-        return 0 if predicted is None or self.process is None else predicted - self.process.baseline
+    def predicted_process_of(self, rank: int) -> int:
+        """The predicted peak of a worker's resident memory, once the workers have started."""
+        assert self.process is not None
+        return self.process.baseline + self.planned_growth_of(rank)
+
+    def planned_growth_of(self, rank: int) -> int:
+        """Bytes that a worker will take at most besides what its process had before its first array, once the workers have started."""
+        assert self.process is not None
+        plans, block = self.plans, self._options.memory == "block"
+        reserved = reserved_nbytes(plans.train[rank], plans.evaluate[rank], block)
+        return self.process.outside + reserved + USUAL_GROWTH_NBYTES
 
     def store_all(self) -> RunPlans:
         """Returns the plans of the same run by store-all, to compare with."""

@@ -23,6 +23,7 @@ from distributed.logs import close_log, open_log
 from distributed.plain_process import measure_plain
 from distributed.records import config_of
 from distributed.run_folder import RunFolder
+from distributed.run_planning import Share
 from distributed.worker_sizes import outside_of, reserved_nbytes
 from framework.durable import write_all, written_aside
 from framework.sizes import format_size
@@ -176,16 +177,16 @@ def _process(trainer: Trainer, rank: int, plain: int | None) -> Process | None:
         ray=ray,
         unexplained=rss - engine - baseline,
         by_step=tuple(recording.peaks[rank]),
-        predicted=planning.predicted_process_nbytes,
+        predicted=planning.predicted_process_of(rank),
     )
 
 
 def _policies(trainer: Trainer) -> Iterator[PolicyRow]:
     """Store-all, to compare with, and what the run had, measured where it was recorded."""
     plans, recording = trainer.plans, trainer.recording
-    if plans.policy.name != "store-all":
+    if trainer.planning.policy != "store-all":
         yield policy_row(trainer.planning.store_all(), "store-all")
-    chosen = policy_row(plans, plans.policy.name, trainer.budget, chosen=True)
+    chosen = policy_row(plans, trainer.planning.policy, trainer.budget, chosen=True)
     peaks = [
         max(each.timeline.inside)
         for each, plan in zip(recording.steps, plans.train, strict=True)
@@ -218,7 +219,13 @@ def _configuration(trainer: Trainer) -> dict[str, Any]:
     about = {name: config[name] for name in ("model", "loss", "optimizer", "dtype")}
     request = trainer.run_folder.request if trainer.run_folder is not None else {}
     data = {"data": ", ".join(request["data"])} if request.get("data") else {}
-    return {**about, **data, **{name: value for name, value in config["options"].items() if value is not None}}
+    shares = trainer.planning.shares
+    more = {f"plan of {share.told_ranks}": _told_share(share) for share in shares} if len(shares) > 1 else {}
+    return {**about, **data, **more, **{name: value for name, value in config["options"].items() if value is not None}}
+
+
+def _told_share(share: Share) -> str:
+    return f"{share.plans.policy.name}, predicted peak {share.peak:,} of {share.limit or 0:,} bytes"
 
 
 def _versions(trainer: Trainer) -> dict[str, str]:

@@ -295,9 +295,8 @@ class Trainer:
         with marked(folder) if folder is not None else nullcontext() as mark:
             needs = Needs(group.own, tuple(files), mark)
             states = group.call("look", needs)
-            require_ready(
-                look("", needs), states, self.planning.planned_growth_nbytes, folder, options.allow_mixed_cpus
-            )
+            planned = [*map(self.planning.planned_growth_of, range(options.world))]
+            require_ready(look("", needs), states, planned, folder, options.allow_mixed_cpus)
 
     def _require_equal_fingerprints(self, group: Group) -> None:
         """Raises unless all workers, and the snapshot that they go on from, promise the same bits, or need not."""
@@ -331,12 +330,13 @@ class Trainer:
 
     @property
     def budget(self) -> int | None:
-        """The limit of the engine's bytes in each worker; None for no limit."""
+        """The limit of the engine's bytes in each worker, the largest where nodes have budgets of their own; None for no limit."""
         return self.planning.budget
 
     @property
     def process_budget(self) -> ProcessBudget | None:
-        """The budget, if it is one of the whole process; `auto` has its size once the workers have started."""
+        """The budget, the largest where nodes have their own, if it is one of the whole process; `auto` has its size once the workers have
+        started."""
         return self.planning.process_budget
 
     def _name_and_logs(self) -> tuple[str, Path | None]:
@@ -371,7 +371,7 @@ class Trainer:
             last_batch=options.last_batch,
             seed=options.seed,
             clip=options.clip_norm,
-            limit=self.budget,
+            limit=self.planning.limit_of(rank),
             threads=options.threads_per_worker,
             train=self.plans.train[rank],
             evaluate=self.plans.evaluate[rank],

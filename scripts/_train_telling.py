@@ -17,6 +17,7 @@ from checkpointing.curve import gap
 from checkpointing.offload import default_folder, lies_in_memory
 from checkpointing.report.advice import is_dear
 from distributed import Trainer
+from distributed.run_planning import Share
 from framework import MeanSquaredError, format_size
 
 _MIB = 2**20
@@ -38,7 +39,9 @@ def introduce(trainer: Trainer, name: str) -> None:
         text = f"{data['train_examples']:,} examples{told_examples(trainer, data)}; {data['validation_examples']:,} for validation"
     part = plans.activation_nbytes / plans.store_all_activation_nbytes
     budget = f"{format_size(trainer.budget)} of the engine's bytes in each worker" if trainer.budget else "none"
-    if (whole := trainer.process_budget) is not None and whole.nbytes and trainer.planning.process and trainer.budget:
+    if len(trainer.planning.shares) > 1:
+        budget = "; ".join(told_share(share) for share in trainer.planning.shares)
+    elif (whole := trainer.process_budget) is not None and whole.nbytes and trainer.planning.process and trainer.budget:
         budget = (
             f"{format_size(whole.nbytes)} for each worker's process{f' ({whole.reason})' if whole.reason else ''}: "
             f"{format_size(trainer.planning.process.baseline)} before the first array, {format_size(trainer.budget)} for the engine"
@@ -54,10 +57,7 @@ def introduce(trainer: Trainer, name: str) -> None:
             f"{where}, {chosen.threads_per_worker} thread each; batch {chosen.batch} in {chosen.shards} shards{told_sharding(trainer)}",
         ),
         ("budget", budget),
-        (
-            "policy",
-            f"{plans.policy.name}{told_time(longer, above)}, predicted peak {format_size(plans.peak)} ({plans.peak:,} bytes)",
-        ),
+        *told_policies(trainer, told_time(longer, above)),
         *([("costs", plans.train[0].costs.source)] if chosen.measured_costs else []),
         (
             "activations",
@@ -68,6 +68,33 @@ def introduce(trainer: Trainer, name: str) -> None:
         *told_resumption(trainer),
     ):
         fact(title, value)
+
+
+def told_policies(trainer: Trainer, time: str) -> list[tuple[str, str]]:
+    """Says what is kept and what is recomputed, and what that holds: for ranks on each node, where nodes have budgets of their own.
+
+    Args:
+        trainer: The run.
+        time: What less memory costs in time.
+    """
+    shares, plans = trainer.planning.shares, trainer.plans
+    if len(shares) == 1:
+        peak = f"{format_size(plans.peak)} ({plans.peak:,} bytes)"
+        return [("policy", f"{plans.policy.name}{time}, predicted peak {peak}")]
+    return [
+        (
+            "policy",
+            f"{share.plans.policy.name} on {share.told_ranks}, predicted peak {format_size(share.peak)} ({share.peak:,} bytes)",
+        )
+        for share in shares
+    ]
+
+
+def told_share(share: Share) -> str:
+    """Says what ranks of one budget have, and where it comes from."""
+    told = share.to_json()
+    reason = f" ({told['reason']})" if told["reason"] else ""
+    return f"{format_size(told['budget_bytes'])}{reason} on {share.told_ranks}, {format_size(share.limit or 0)} of it for the engine"
 
 
 def told_sharding(trainer: Trainer) -> str:
@@ -100,7 +127,7 @@ def told_price(trainer: Trainer, longer: float) -> list[tuple[str, str]]:
     """Advises against a plan that costs much time for little memory."""
     plans = trainer.plans
     more = plans.store_all_activation_nbytes - plans.activation_nbytes
-    if not is_dear(longer, more / (plans.peak + more)):
+    if len(trainer.planning.shares) > 1 or not is_dear(longer, more / (plans.peak + more)):
         return []
     whole = f"{format_size(more)} more ({more / plans.peak:.1%})"
     return [
@@ -115,7 +142,7 @@ def _longer(trainer: Trainer) -> tuple[float, float]:
     """By which part a step is longer than store-all's, and than the lower bound, by the plan of the rank that takes longest."""
     plan = trainer.plans.train[0]
     once, bound = (
-        Bounds(plan.costs, plan.shards, plan.world, plan.rank, disk).seconds(trainer.budget or plan.peak)
+        Bounds(plan.costs, plan.shards, plan.world, plan.rank, disk).seconds(trainer.planning.limit_of(0) or plan.peak)
         for disk in (True, plan.simulation.file_nbytes > 0)
     )
     seconds = plan.simulation.seconds

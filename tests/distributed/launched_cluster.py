@@ -95,10 +95,10 @@ def main(folder: Path) -> None:
         found["modules"] = [place for each in ray.get([places.remote() for _ in range(4)]) for place in each]
         found["spread"] = result(run.fit().summary)
         found["cpus"] = refused(trainer(**{**named, "workers": 4}, threads_per_worker=2, placement_timeout=1.0))
-        planned, marked = RunPlanning.planned_growth_nbytes, distributed.trainer.marked
-        RunPlanning.planned_growth_nbytes = property(lambda self: 2**60)  # type: ignore[assignment,method-assign]
+        planned, marked = RunPlanning.planned_growth_of, distributed.trainer.marked
+        RunPlanning.planned_growth_of = lambda self, rank: 2**60  # type: ignore[method-assign]
         found["memory"] = refused(trainer(**named))
-        RunPlanning.planned_growth_nbytes = planned  # type: ignore[method-assign]
+        RunPlanning.planned_growth_of = planned  # type: ignore[method-assign]
         distributed.trainer.marked = lambda path: nullcontext(folder / "elsewhere" / "mark")  # type: ignore[assignment]
         found["unseen"] = refused(trainer(**named, run_folder=RunFolder(folder / "unseen"), snapshot_every=2))
         assert not (folder / "unseen").exists()

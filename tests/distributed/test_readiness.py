@@ -29,7 +29,7 @@ RANKS = [
 
 
 def check(ranks: list[State], planned: int = GIB, mixed: bool = False) -> None:
-    require_ready(HERE, ranks, planned, Path("/runs/first"), mixed)
+    require_ready(HERE, ranks, [planned] * len(ranks), Path("/runs/first"), mixed)
 
 
 def test_nodes_that_have_all_are_ready() -> None:
@@ -54,7 +54,7 @@ def test_other_versions_are_named_and_may_be_allowed() -> None:
 def test_memory_is_counted_by_node() -> None:
     check(RANKS, 2 * GIB)
     with pytest.raises(
-        ClusterError, match=r"first has 4.0 GiB of memory free, less than the 2 x 2.1 GiB .*of rank 0, 1"
+        ClusterError, match=r"first has 4.0 GiB of memory free, less than the 2.1 GiB \+ 2.1 GiB .*of rank 0, 1"
     ):
         check(RANKS, int(2.1 * GIB))
     tight = [*RANKS[:2], replace(RANKS[2], free=GIB - 1)]

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -491,7 +491,7 @@ def test_verify_memory_agrees_after_weights_were_loaded_and_leaves_no_tracing_be
     (found,) = small(weights=tmp_path / "run", verify_memory=True).fit().summary["verified"]
     assert found["faults"] == []
     trainer = small(verify_memory=True)
-    trainer.planning.budget = 100
+    trainer.planning.shares = (replace(trainer.planning.shares[0], limit=100),)
     with pytest.raises(BudgetExceeded):
         trainer.fit()
     assert not tracemalloc.is_tracing()
