@@ -38,6 +38,7 @@ class ProcessMemory:
         file: Resident pages of mapped files: libraries, and data read through a memory map. The system may drop them at
             any time, and no container is ended for them.
         shared: Resident pages of shared memory (memfd, /dev/shm).
+        shared_part: The same with each page divided by the processes that map it, so that it adds up over processes.
         data: Private writable address space, resident or not: what RLIMIT_DATA limits.
         swap: Pages that were swapped out.
 
@@ -50,6 +51,7 @@ class ProcessMemory:
     anonymous: int
     file: int
     shared: int
+    shared_part: int
     data: int
     swap: int
 
@@ -81,6 +83,7 @@ class ProcessMemory:
             anonymous,
             file,
             shared,
+            _status(pid, proc, "smaps_rollup").get("Pss_Shmem", shared),
             status.get("VmData", 0),
             status.get("VmSwap", 0),
         )
@@ -161,11 +164,11 @@ def _outside_the_heap(shape: tuple[int, int], dtype: np.dtype[np.generic]) -> Ar
     return array
 
 
-def _status(pid: int | None, proc: Path) -> dict[str, int]:
-    """Returns the sizes of /proc/PID/status in bytes; none where there is no such file."""
+def _status(pid: int | None, proc: Path, file: str = "status") -> dict[str, int]:
+    """Returns the sizes of a file of /proc/PID in bytes; none where there is no such file."""
     sizes = {}
     with contextlib.suppress(OSError):
-        for line in (proc / str(pid or os.getpid()) / "status").read_text().splitlines():
+        for line in (proc / str(pid or os.getpid()) / file).read_text().splitlines():
             name, _, value = line.partition(":")
             words = value.split()
             if len(words) == 2 and words[1] == "kB":

@@ -3,7 +3,8 @@
 Suites:
   derivatives   gradients of plain NumPy code, with HIPS autograd: time and peak memory
   memory        what exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps;
-                and how far predictions are off, ours and those of MemTracker (PyTorch) and torchinfo
+                and how far predictions are off, ours and those of MemTracker (PyTorch) and torchinfo; and a node of four workers, however
+                they hold weights and optimizer state, beside PyTorch's DistributedDataParallel
   engine        a training step, with PyTorch: time and peak memory, on one thread and on two cores; it takes about half an hour
   planner       how long planning takes: the persistent program at two sizes, every named model, and tables of equal steps beside
                 checkpoint-schedules

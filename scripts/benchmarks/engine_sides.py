@@ -107,6 +107,19 @@ def plan_of_ours(model: Model, x: Array, targets: Array, how: Configuration, tin
 
 def _on_workers(case: Case, how: Configuration, steps: int) -> dict[str, Any]:
     """Our step on Ray workers of one thread, timed by the process that asks for it."""
+    trainer, rows, reports = trained_on_workers(case, how, steps)
+    assert trainer.planning.process is not None
+    return {
+        "seconds": [row["step_seconds"] for row in rows[UNTIMED:]],
+        "peak": sum(report["process"]["peak_rss"] - trainer.planning.process.baseline for report in reports),
+        "loss": rows[0]["loss"],
+    }
+
+
+def trained_on_workers(
+    case: Case, how: Configuration, steps: int, **options: Any
+) -> tuple[Trainer, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Trains on Ray workers with more options of the Trainer, and returns it, what it told of each step, and what each worker reports."""
     trainer = Trainer(
         case.model(),
         optimizer=OPTIMIZER,
@@ -120,15 +133,10 @@ def _on_workers(case: Case, how: Configuration, steps: int) -> dict[str, Any]:
         learning_rate=RATE,
         clip_norm=None,
         validation_examples=case.batch,
+        **options,
     )
     rows: list[dict[str, Any]] = []
-    reports = trainer.fit(rows.append).summary["ranks"]
-    assert trainer.planning.process is not None
-    return {
-        "seconds": [row["step_seconds"] for row in rows[UNTIMED:]],
-        "peak": sum(report["process"]["peak_rss"] - trainer.planning.process.baseline for report in reports),
-        "loss": rows[0]["loss"],
-    }
+    return trainer, rows, trainer.fit(rows.append).summary["ranks"]
 
 
 def _pytorch(case: Case, how: Configuration, steps: int) -> dict[str, Any]:

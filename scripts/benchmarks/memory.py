@@ -1,5 +1,5 @@
 """What exact memory costs: the ledger's part of a step, the block against the heap, packing, growth over steps; and what it gives:
-predictions, beside those of public estimators."""
+predictions, beside those of public estimators, and what a node's workers take however they hold weights and state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks import memory_estimates
+from benchmarks import memory_estimates, node_memory
 from benchmarks.measure import Row, in_fresh_process, times
 
 from checkpointing import Engine, RunPlans, parse_policy, run_plans
@@ -21,7 +21,7 @@ from checkpointing.process_memory import ProcessMemory
 from framework import AdamW, Ledger, Spec, build
 from framework.memory import Allocation, Allocator, Array, Heap
 
-PACKAGES = ("numpy", "torch", "torchinfo")
+PACKAGES = ("numpy", "torch", "torchinfo", "ray")
 MODEL, BATCH = "byte-gpt-tiny", 8
 #: Peers in words, where the other side is a bound.
 AIM = "the aim, at most"
@@ -55,6 +55,7 @@ def rows(runs: int) -> Iterator[Row]:
             1,
         )
     yield from memory_estimates.rows()
+    yield from node_memory.rows()
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import os
 import subprocess
 import sys
 import time
@@ -58,6 +59,27 @@ def test_another_process_is_read_by_its_id() -> None:
             child.communicate(b"\n")
     with pytest.raises(psutil.NoSuchProcess):
         ProcessMemory.read(child.pid)
+
+
+def test_shared_memory_is_divided_by_the_processes_that_map_it() -> None:
+    before = ProcessMemory.read()
+    descriptor = os.memfd_create("test")
+    try:
+        os.ftruncate(descriptor, 8 * MIB)
+        block = mmap.mmap(descriptor, 8 * MIB)
+        block.write(b"1" * (8 * MIB))
+        alone = ProcessMemory.read()
+        assert alone.shared - before.shared == alone.shared_part - before.shared_part == 8 * MIB
+        other = f"import mmap, os; m = mmap.mmap(os.open('/proc/{os.getpid()}/fd/{descriptor}', os.O_RDWR), 0); len(m[:]); print(1, flush=True); input()"
+        with subprocess.Popen([sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"1\n"
+            both = ProcessMemory.read()
+            child.communicate(b"\n")
+        assert both.shared == alone.shared
+        assert both.shared_part - before.shared_part == 4 * MIB
+    finally:
+        os.close(descriptor)
 
 
 def test_without_proc_the_resident_bytes_are_still_known(tmp_path: Path) -> None:

@@ -40,6 +40,16 @@ def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer
 
 
 @pytest.mark.memory
+def test_a_node_s_workers_take_less_the_more_they_share(suite: Any) -> None:
+    nodes = importlib.import_module("benchmarks.node_memory")
+    found = [suite.in_fresh_process(nodes.node_here, "mlp", options) for options in nodes.WAYS.values()]
+    for each in found:
+        assert each["ledgers"] == each["predicted"]
+        assert each["ledgers"] <= each["memory"] <= 1.5 * each["ledgers"]
+    assert found[0]["memory"] > found[1]["memory"] > found[2]["memory"]
+
+
+@pytest.mark.memory
 def test_the_suite_measures_a_small_model(tmp_path: Path) -> None:
     done = run("benchmark", "scaling", "--only", "mlp", "--steps", "2", "--rounds", "1", "--json", cwd=tmp_path)
     data = last_json(done)
