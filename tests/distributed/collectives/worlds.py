@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distributed.collectives.hierarchical import Hierarchical
 from distributed.collectives.shared_memory import SharedMemory
 from framework import Key
 
@@ -28,9 +29,24 @@ def opened(world: int, **options: Any) -> Iterator[list[SharedMemory]]:
 
 
 def in_parallel(ranks: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
-    """Returns what `work` gives for each rank, all running at once."""
+    """Returns what `work` gives for each rank, all running at once. Where one fails, the others wait for it no longer."""
+    errors: list[BaseException] = []
+
+    def told(rank: Any) -> Any:
+        try:
+            return work(rank)
+        except BaseException as error:
+            errors.append(error)
+            for other in ranks:
+                if isinstance(other, SharedMemory | Hierarchical):
+                    other.abort()
+            raise
+
     with ThreadPoolExecutor(len(ranks)) as pool:
-        return [future.result() for future in [pool.submit(work, rank) for rank in ranks]]
+        futures = [pool.submit(told, rank) for rank in ranks]
+    if errors:
+        raise errors[0]  # the others' are its consequences
+    return [future.result() for future in futures]
 
 
 def descriptors(name: str) -> int:
