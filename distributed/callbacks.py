@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 from distributed.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from distributed.recording import RunRecording
     from distributed.trainer import Trainer
 
 #: What `Callback.on_step` and `Callback.on_validation` are as functions; see `Trainer.fit`.
 OnStep = Callable[[dict[str, Any]], None]
 OnValidation = Callable[[int, int], None]
+
+#: What differs from rank to rank of the metrics of a step.
+_BY_RANK = ("targets", "step_seconds", "reduce_seconds", "live_bytes", "peak_bytes", "rss_peak_bytes")
 
 
 class Callback:
@@ -92,13 +96,23 @@ class Functions(Callback):
 
 
 class JsonLines(Callback):
-    """Writes the metrics of each step as a line of a run folder's ``metrics.jsonl``, at once readable."""
+    """Writes the metrics of each step as a line of a run folder's ``metrics.jsonl``, at once readable.
+
+    Where there are several ranks, what differs between them is in ``rank-metrics.jsonl``.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+        self._recording: RunRecording | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._recording = trainer.recording
 
     def on_step(self, row: dict[str, Any]) -> None:
         self._folder.add_metrics(row)
+        ranks = self._recording.rows if self._recording is not None else ()
+        if len(ranks) > 1:
+            self._folder.add_rank_metrics(row["step"], [{name: rank[name] for name in _BY_RANK} for rank in ranks])
 
 
 class TensorBoard(Callback):

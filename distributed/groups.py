@@ -50,7 +50,7 @@ class Group(Protocol):
         """Builds the workers, given what each rank is told."""
         ...
 
-    def begin(self, run: str, logs: Path | None) -> list[str | None]:
+    def begin(self, run: str, logs: Path | None, mark: str | None = None) -> list[str | None]:
         """Tells all workers that the run begins; see `Worker.begin`."""
         ...
 
@@ -76,8 +76,8 @@ class LocalGroup:
         (task,) = tasks
         self._worker = Worker(task)
 
-    def begin(self, run: str, logs: Path | None) -> list[str | None]:
-        return self.call("begin", run, logs)
+    def begin(self, run: str, logs: Path | None, mark: str | None = None) -> list[str | None]:
+        return self.call("begin", run, logs, mark)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return [self.call_first(method, *arguments)]
@@ -133,6 +133,7 @@ class RayGroup:
         self.own = own_modules() if self.joined else ()
         self._patience = timeout
         self._logs: list[Path | None] = [None] * workers
+        self._kept = [False] * workers  # whose logs get there when they are asked for them
         self._hosts: list[str] = []
         try:
             # An interrupt while Ray starts would leave half of it behind.
@@ -204,10 +205,11 @@ class RayGroup:
         if any(task.shard_optimizer for task in tasks):
             self.call("connect_state", self.call("state_address"), leaders if len(leaders) > 1 else None)
 
-    def begin(self, run: str, logs: Path | None) -> list[str | None]:
-        faults = self.call("begin", run, logs)
+    def begin(self, run: str, logs: Path | None, mark: str | None = None) -> list[str | None]:
+        faults = self.call("begin", run, logs, mark)
         if logs is not None:
-            self._logs = [None if fault else log_file(logs, rank) for rank, fault in enumerate(faults)]
+            self._logs = [log_file(logs, rank) for rank in range(len(faults))]
+            self._kept = [fault is not None for fault in faults]
         return faults
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -293,5 +295,5 @@ class RayGroup:
         unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
         gone = "its node has left the cluster: " if "node has died" in told or "node died" in told else ""
         gone = "its node cannot be reached any more: " if unreachable else gone
-        log = f"; its log is {self._logs[rank]}" if self._logs[rank] else ""
+        log = f"; its log is {self._logs[rank]}" if self._logs[rank] and not self._kept[rank] else ""
         return WorkerLost(f"worker {rank} of {len(self._actors)}{host} died: {gone}{told.splitlines()[0]}{log}")

@@ -1,4 +1,4 @@
-"""Logs of a run: a file for each rank, and one for the Trainer's process."""
+"""Logs of a run: a file for each rank, wherever it is, and one for the Trainer's process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import json
 import logging
 import os
 import platform
+import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from distributed.callbacks import Callback
+from distributed.interrupts import ignored_interrupts
+from distributed.readiness import marked
 from distributed.records import versions
 from distributed.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from distributed.groups import Group
     from distributed.trainer import Trainer
+
+#: A log that a rank keeps is in memory up to so many bytes, and beyond that in a file without a name.
+_KEPT_NBYTES = 64 * 2**10
 
 
 def log_file(folder: Path, rank: int) -> Path:
@@ -39,11 +46,100 @@ def open_log(path: Path) -> logging.Logger:
         OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    return _log(path.stem, logging.FileHandler(path, encoding="utf-8"))
+
+
+def _log(name: str, handler: logging.Handler) -> logging.Logger:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log = logging.Logger(path.stem)
+    log = logging.Logger(name)
     log.addHandler(handler)
     return log
+
+
+class RankLog:
+    """The log of a rank: a file in the run folder where the rank sees that, else kept where the rank is until the driver asks for it.
+
+    Args:
+        folder: Of the logs.
+        rank: Whose.
+        mark: A file of this moment in the folder, by which a rank knows it from another one of the same name; None asks for none.
+
+    Attributes:
+        log: Where to write.
+        fault: Why it is not in the run folder; None if it is there.
+    """
+
+    def __init__(self, folder: Path, rank: int, mark: str | None = None) -> None:
+        self._kept: IO[str] | None = None
+        self.fault: str | None = None
+        try:
+            if mark is not None and not (folder / mark).exists():
+                raise FileNotFoundError(f"{folder} on {platform.node()} is not the folder of the run")
+            self.log = open_log(log_file(folder, rank))
+        except OSError as error:
+            self.fault = str(error)
+            self._kept = tempfile.SpooledTemporaryFile(_KEPT_NBYTES, "w+", encoding="utf-8")  # noqa: SIM115  (`close` does)
+            self.log = _log(f"rank-{rank}", logging.StreamHandler(self._kept))
+
+    def kept(self) -> str:
+        """What has been written so far and is not in the run folder."""
+        if self._kept is None:
+            return ""
+        self._kept.seek(0)
+        return self._kept.read()
+
+    def close(self) -> None:
+        close_log(self.log)
+        if self._kept is not None:
+            self._kept.close()
+
+
+class RankLogs:
+    """The driver's side of the ranks' logs: all are in the run folder in the end, as far as their ranks can be asked.
+
+    Attributes:
+        faults: For each rank, why it does not write its log there; None if it does.
+        lost: The ranks whose logs are not there, since they did not answer or the files could not be written, with the reason.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self.faults: list[str | None] = []
+        self.lost: dict[int, str] = {}
+
+    def begin(self, group: Group, run: str, folder: Path | None) -> None:
+        """Tells all ranks that the run begins.
+
+        Args:
+            group: They.
+            run: What it is called.
+            folder: Of the logs, if there are any.
+        """
+        if folder is None:
+            group.begin(run, None)
+            return
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        with marked(folder / "rank-0.log") as mark:
+            self.faults = group.begin(run, folder, mark.name)
+
+    def gather(self, group: Group) -> None:
+        """Writes the logs that ranks have kept, before these end."""
+        apart = [rank for rank, fault in enumerate(self.faults) if fault is not None]
+        if not apart:
+            return
+        with ignored_interrupts():  # it is over in a moment, and the workers have still to be ended
+            kept = group.ask("kept_log")
+        for rank in apart:
+            if kept[rank] is None:
+                self.lost[rank] = "it did not answer"
+                continue
+            try:
+                with log_file(self._folder, rank).open("a", encoding="utf-8") as file:
+                    file.write(kept[rank])
+            except OSError as error:
+                self.lost[rank] = str(error)
+        self.faults = []
 
 
 def close_log(log: logging.Logger) -> None:
@@ -74,7 +170,7 @@ class DriverLog(Callback):
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._log = no_log()
+        self._log, self._ranks = no_log(), RankLogs()
 
     def on_start(self, trainer: Trainer) -> None:
         self._log = open_log(self._folder.logs / "driver.log")
@@ -91,9 +187,10 @@ class DriverLog(Callback):
             self._log.info("resumed after step %d, from %s", resumed.step, resumed.snapshot or "the beginning")
             for words in resumed.damaged:
                 self._log.warning("a snapshot was damaged: %s", words)
-        for rank, reason in enumerate(trainer.without_log):
+        self._ranks = trainer.rank_logs
+        for rank, reason in enumerate(self._ranks.faults):
             if reason is not None:
-                self._log.warning("rank %d has no log: %s", rank, reason)
+                self._log.warning("rank %d keeps its log until it is asked for it at the end: %s", rank, reason)
 
     def on_step(self, row: dict[str, Any]) -> None:
         if "validation_loss" in row:
@@ -103,6 +200,8 @@ class DriverLog(Callback):
         self._log.info("snapshot %s", path)
 
     def on_end(self, error: BaseException | None) -> None:
+        for rank, reason in self._ranks.lost.items():
+            self._log.warning("the log of rank %d is lost: %s", rank, reason)
         if error is None:
             self._log.info("end")
         else:

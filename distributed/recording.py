@@ -34,6 +34,7 @@ class RunRecording:
         steps: What each rank recorded, None for one that has not said.
         peaks: For each rank, the peak of its process's resident bytes after each step.
         seconds: How long each step took.
+        rows: What each rank said of the last step; see `Worker.step`.
     """
 
     def __init__(self, step: int | None, world: int) -> None:
@@ -41,6 +42,7 @@ class RunRecording:
         self.steps: list[RecordedStep | None] = [None] * world
         self.peaks = [array("q") for _ in range(world)]  # 8 bytes a step
         self.seconds = array("d")
+        self.rows: Sequence[dict[str, Any]] = ()
         self._ends: list[int] = []
 
     def add(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:
@@ -48,6 +50,7 @@ class RunRecording:
         for peaks, row in zip(self.peaks, rows, strict=True):
             peaks.append(row["rss_peak_bytes"])
         self.seconds.append(seconds)
+        self.rows = rows
 
     def finish(self, reports: Sequence[dict[str, Any]]) -> None:
         """Takes what the workers said at the end; see `Worker.finish`."""

@@ -17,15 +17,15 @@ from framework.durable import ASIDE, sync, write_all, written_aside
 
 #: The files of a run, as patterns: what an overwriting run removes.
 _FILES = (
-    "config.json", "config.toml", "plan.json", "metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors", "report.json",
-    "report.html", "logs/*.log", "tensorboard/events.*",
+    "config.json", "config.toml", "plan.json", "metrics.jsonl", "rank-metrics.jsonl", "resumes.jsonl", "summary.json", "weights.safetensors",
+    "report.json", "report.html", "logs/*.log", "tensorboard/events.*",
 )  # fmt: skip
 
 
 class RunFolder:
     """Writes the files of a run.
 
-    ``config.json``, a program's ``config.toml`` and ``plan.json`` come first, a line of ``metrics.jsonl`` after each step, ``summary.json`` and
+    ``config.json``, a program's ``config.toml`` and ``plan.json`` come first, a line of ``metrics.jsonl`` (and of several ranks one of ``rank-metrics.jsonl``) after each step, ``summary.json`` and
     ``weights.safetensors`` at the end, then ``report.json`` and ``report.html``, also of a run that failed; each file but the metrics appears
     whole or not at all. ``resumes.jsonl`` and ``snapshots/`` are there
     where the run was stopped and went on, and where it was saved. Of runs that begin at the same time one
@@ -49,6 +49,7 @@ class RunFolder:
         self._others: Iterator[Path] = iter(())
         self._lock: int | None = None
         self._metrics: TextIO | None = None
+        self._rank_metrics: TextIO | None = None
         self._continued = False
         self.request: dict[str, Any] = {}
         self.configuration = ""
@@ -76,7 +77,7 @@ class RunFolder:
             raise FileNotFoundError(f"there is no run to resume in {path}: it has no config.json")
         folder = cls.__new__(cls)
         folder.path, folder._force, folder._others = path, False, iter(())
-        folder._lock = folder._metrics = None
+        folder._lock = folder._metrics = folder._rank_metrics = None
         folder.configuration = ""
         folder._continued, folder.request = True, read_json(path / "config.json").get("request", {})
         folder._take()
@@ -188,7 +189,19 @@ class RunFolder:
             rows.append(row if row is not None and row.get("loss") == loss else {"step": step, "loss": loss})
         with written_aside(path) as descriptor:
             write_all(descriptor, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._cut_rank_metrics(len(losses))
         return rows
+
+    def _cut_rank_metrics(self, steps: int) -> None:
+        """Cuts rank-metrics.jsonl back to so many steps, as far as it has them."""
+        path = self.path / "rank-metrics.jsonl"
+        there: dict[int, bytes] = {}
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut or damaged
+                there[int(json.loads(line)["step"])] = line
+        if there:
+            with written_aside(path) as descriptor:
+                write_all(descriptor, b"".join(line + b"\n" for step, line in sorted(there.items()) if step < steps))
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl, at once readable."""
@@ -197,10 +210,18 @@ class RunFolder:
         self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
         self._metrics.flush()
 
+    def add_rank_metrics(self, step: int, ranks: Sequence[dict[str, Any]]) -> None:
+        """Adds a line with what each rank said of a step to rank-metrics.jsonl, at once readable."""
+        if self._rank_metrics is None:
+            self._rank_metrics = (self.path / "rank-metrics.jsonl").open("a" if self._continued else "w")
+        self._rank_metrics.write(json.dumps({"step": step, "ranks": ranks}, allow_nan=False) + "\n")
+        self._rank_metrics.flush()
+
     def close(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        for file in (self._metrics, self._rank_metrics):
+            if file is not None:
+                file.close()
+        self._metrics = self._rank_metrics = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -19,7 +19,7 @@ from distributed.fingerprint import Fingerprint, require_equal
 from distributed.fitting import Fitting, TrainingResult
 from distributed.groups import Group, LocalGroup, RayGroup, WorkerLost
 from distributed.interrupts import Stopped
-from distributed.logs import DriverLog
+from distributed.logs import DriverLog, RankLogs
 from distributed.options import options_of
 from distributed.readiness import Needs, look, marked, require_ready
 from distributed.recording import RunRecording
@@ -134,8 +134,7 @@ class Trainer:
         #: What the workers tell for the memory report, and its page once that is written.
         self.recording = RunRecording(self._recorded_step, self.options.world)
         self.report: Path | None = None
-        #: For each rank, why it has no log although there is a run folder.
-        self.without_log: list[str | None] = []
+        self.rank_logs = RankLogs()
         self.planning = RunPlanning(self.model, self.optimizer, self.data, self.options, self.batches, on_measuring)
         if self._starts_from_weights:
             weights.require_match(self._weights_file, self.layout)  # refused before any worker starts
@@ -171,7 +170,7 @@ class Trainer:
             history, config = self._open()
             if self.run_folder is not None:
                 saving = Saving(self, self.run_folder, config, told)
-            self.without_log = group.begin(*self._name_and_logs())
+            self.rank_logs.begin(group, *self._name_and_logs())
             told.on_start(self)
             self._fitting = Fitting(self, group, history, told, saving)
             result = self._fitting.run()
@@ -315,8 +314,11 @@ class Trainer:
     def end_workers(self) -> None:
         """Ends the workers."""
         if self._group is not None:
-            self._group.close()
-            self._group = None
+            try:
+                self.rank_logs.gather(self._group)
+            finally:
+                self._group.close()
+                self._group = None
 
     @property
     def layout(self) -> Layout:

@@ -22,7 +22,7 @@ from checkpointing.witness import Verification
 from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.transport import Transport
 from distributed.fingerprint import Fingerprint, fingerprint
-from distributed.logs import close_log, log_file, no_log, open_log, told_process
+from distributed.logs import RankLog, no_log, told_process
 from distributed.recording import RecordedStep
 from distributed.snapshots import SnapshotFailed
 from distributed.worker_parts import WorkerParts
@@ -57,6 +57,7 @@ class Worker:
         self._verification: Verification | None = None
         self._recorded: Timeline | None = None
         self._log = no_log()
+        self._own_log: RankLog | None = None
         # The limit lasts as long as this worker: products in another number of threads have other bits.
         self._threads = threadpool_limits(task.threads)
 
@@ -83,29 +84,32 @@ class Worker:
         if self._parts.weights:
             self._parts.weights.connect([each.weights for each in addresses])
 
-    def begin(self, run: str, logs: Path | None) -> str | None:
+    def begin(self, run: str, logs: Path | None, mark: str | None = None) -> str | None:
         """Is told that the run begins: writes its log from now on.
 
         Args:
             run: What the run is called.
             logs: The folder of the logs, if there are any.
+            mark: See `RankLog`.
 
         Returns:
-            Why there is no log although there should be one, as on a node that has not such a folder; else None.
+            Why the log is kept here and not in that folder, as on a node that does not see it; else None.
         """
         if logs is None:
             return None
         task = self._task
-        try:
-            self._log = open_log(log_file(logs, task.rank))
-        except OSError as error:
-            return str(error)
+        self._own_log = RankLog(logs, task.rank, mark)
+        self._log = self._own_log.log
         self._log.info("start: rank %d of %d, %s", task.rank, task.world, told_process())
         self._log.info(
             "run %s; policy %s; shards %s; predicted peak %s bytes",
             run, task.train.policy, [*self.shards], f"{max(task.train.peak, task.evaluate.peak):,}",
         )  # fmt: skip
-        return None
+        return self._own_log.fault
+
+    def kept_log(self) -> str:
+        """What this rank has logged so far, if it does not see the run's folder."""
+        return self._own_log.kept() if self._own_log is not None else ""
 
     @property
     def shards(self) -> range:
@@ -262,7 +266,8 @@ class Worker:
             self.finish_snapshot()
         self._threads.restore_original_limits()
         self._parts.close()
-        close_log(self._log)
+        if self._own_log is not None:
+            self._own_log.close()
 
     def _give_up(self, error: BaseException) -> None:
         if self._shared:

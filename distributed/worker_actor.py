@@ -90,11 +90,11 @@ class WorkerActor(Worker):
         """Builds the worker."""
         super().__init__(task)
 
-    def begin(self, run: str, logs: Path | None) -> str | None:
+    def begin(self, run: str, logs: Path | None, mark: str | None = None) -> str | None:
         """Also counts for Ray, and logs Python's warnings, which nobody would see else."""
         self._metrics = RayMetrics(run, self._task.rank)
-        fault = super().begin(run, logs)
-        if logs is not None and fault is None:
+        fault = super().begin(run, logs, mark)
+        if logs is not None:
             log_warnings(self._log)
         return fault
 

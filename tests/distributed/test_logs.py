@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import warnings
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from distributed import RunFolder, Trainer, WorkerLost
+from distributed.groups import RayGroup
 from distributed.worker import Worker
 from distributed.worker_actor import WorkerActor
 from framework import Chain, CrossEntropy, Linear
@@ -95,8 +98,81 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path) -> No
         reason = worker.begin("run", tmp_path)
         assert reason is not None and "Is a directory" in reason
         assert np.isfinite(worker.step(0)["loss"])
+        kept = worker.kept_log()
+        assert " INFO start: rank 0 of 1, process " in kept
+        sha256 = worker.finish()["parameters_sha256"]
+        assert worker.kept_log().startswith(kept) and worker.kept_log().endswith(f"parameters {sha256}\n")
     finally:
         worker.close()
+
+
+def test_a_folder_of_the_same_name_elsewhere_is_not_written_to(tmp_path: Path) -> None:
+    logs = tmp_path / "run" / "logs"
+    worker = Worker(small(0)._task(0))
+    try:
+        reason = worker.begin("run", logs, "mark")
+        assert reason is not None and f"{logs} on " in reason
+    finally:
+        worker.close()
+    assert not logs.exists()  # nor made where nobody would look for it
+
+
+@pytest.fixture
+def rank_1_cannot_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the run begins, rank 1's log cannot be made, as on a node that does not see the folder."""
+    begin = RayGroup.begin
+
+    def blocked(group: RayGroup, run: str, logs: Path | None, mark: str | None = None) -> list[str | None]:
+        assert logs is not None
+        (logs / "rank-1.log").mkdir()
+        faults = begin(group, run, logs, mark)
+        (logs / "rank-1.log").rmdir()
+        return faults
+
+    monkeypatch.setattr(RayGroup, "begin", blocked)
+
+
+def test_the_log_of_a_rank_that_does_not_see_the_folder_gets_there(
+    ray_cluster: None, tmp_path: Path, rank_1_cannot_write: None
+) -> None:
+    logs = tmp_path / "run" / "logs"
+    summary = small(2, run_folder=RunFolder(tmp_path / "run")).fit().summary
+    assert sorted(path.name for path in logs.iterdir()) == ["driver.log", "rank-0.log", "rank-1.log"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rank-metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for rank, report in enumerate(summary["ranks"]):
+        assert rows[-1]["ranks"][rank]["peak_bytes"] == report["ledger_peak_bytes"]
+        assert 0 < rows[-1]["ranks"][rank]["reduce_seconds"] <= rows[-1]["ranks"][rank]["step_seconds"]
+    start, _, end = (logs / "rank-1.log").read_text().splitlines()
+    assert " INFO start: rank 1 of 2, process " in start and end.endswith(summary["parameters_sha256"])
+    told = (logs / "driver.log").read_text()
+    assert "WARNING rank 1 keeps its log until it is asked for it at the end: " in told and "Is a directory" in told
+    assert "is lost" not in told
+
+
+@pytest.mark.memory
+def test_the_kept_log_of_a_rank_that_fails_gets_there_and_that_of_one_that_is_killed_is_missed(
+    ray_cluster: None, tmp_path: Path, rank_1_cannot_write: None
+) -> None:
+    with pytest.raises(ArithmeticError, match="I will not") as caught:
+        small(2, Chain(Complaining(10, fails=True)), run_folder=RunFolder(tmp_path / "failed")).fit()
+    logs = (tmp_path / "failed" / "logs").resolve()
+    told = (logs / "rank-1.log").read_text()
+    assert "ERROR failed: " in told and "UserWarning: I would rather not" in told
+    assert any(f"failed; its log is {logs / 'rank-'}" in note for note in caught.value.__notes__)
+    trainer = small(2, run_folder=RunFolder(tmp_path / "killed"), steps=500)
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] == 1:
+            assert isinstance(trainer._group, RayGroup)
+            os.kill(ray.get(trainer._group._actors[1].pid.remote()), signal.SIGKILL)
+
+    with pytest.raises(WorkerLost, match="worker 1 of 2 died") as lost:
+        trainer.fit(kill)
+    assert "its log is" not in str(lost.value)
+    logs = tmp_path / "killed" / "logs"
+    assert not (logs / "rank-1.log").exists() and "start: rank 0" in (logs / "rank-0.log").read_text()
+    assert "WARNING the log of rank 1 is lost: it did not answer" in (logs / "driver.log").read_text()
 
 
 def test_two_runs_in_one_process_write_into_their_own_logs_and_to_no_other(

@@ -112,3 +112,25 @@ def test_two_programs_at_the_same_time_do_not_disturb_each_other(tmp_path: Path,
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 30
         assert (folder / "weights.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]  # the files of offloaded values have no name
+
+
+def test_the_metrics_of_ranks_are_cut_back_and_go_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open()
+    folder.write("config.json", {})
+    path = tmp_path / "run" / "rank-metrics.jsonl"
+    for step in range(5):
+        folder.add_rank_metrics(step, [{"live_bytes": step}, {"live_bytes": 2 * step}])
+    assert json.loads(path.read_text().splitlines()[3]) == {"step": 3, "ranks": [{"live_bytes": 3}, {"live_bytes": 6}]}
+    folder.close()
+    path.write_text(path.read_text().rstrip() + '\n{"step": 5, "ra')  # killed while it wrote
+    again = RunFolder.of_stopped(tmp_path / "run")
+    again.open()
+    again.cut_metrics([0.5, 0.4, 0.3])
+    again.add_rank_metrics(3, [{"live_bytes": 7}])
+    again.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3] and rows[2]["ranks"][1] == {"live_bytes": 4}
+    assert rows[3]["ranks"] == [{"live_bytes": 7}]
+    RunFolder(tmp_path / "run", force=True).open()
+    assert not path.exists()

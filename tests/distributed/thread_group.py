@@ -31,8 +31,8 @@ class ThreadGroup:
         self.call("connect", self.call("address"))
         self.call("connect_state", self.call("state_address"))
 
-    def begin(self, run: str, logs: Path | None) -> list[str | None]:
-        return self.call("begin", run, logs)
+    def begin(self, run: str, logs: Path | None, mark: str | None = None) -> list[str | None]:
+        return self.call("begin", run, logs, mark)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         def work(worker: Worker) -> Any:
