@@ -1,13 +1,11 @@
-"""scripts/cluster: the manifest for KubeRay as far as it can be judged without Kubernetes, and for real a submitted job and two hosts."""
+"""scripts/cluster: a submitted job, and two hosts. The manifest for KubeRay is judged in `test_ray_job.py`."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -15,130 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import psutil
 import pytest
 import yaml
 
-from distributed import TrainingOptions
 from distributed.sources import EXCLUDED
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "scripts" / "cluster"
 #: The exit code by which try_two_hosts.sh says that the system lets it make none.
 NO_HOSTS = 77
-
-
-def closed(required: str, **properties: Any) -> dict[str, Any]:
-    """An object with these properties and no others, so that a name that is written wrongly is found."""
-    return {"type": "object", "required": required.split(), "properties": properties, "additionalProperties": False}
-
-
-TEXT, FLAG, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
-TEXTS = {"type": "object", "additionalProperties": TEXT}
-QUANTITIES = {
-    "type": "object",
-    "additionalProperties": {"type": ["string", "integer"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$"},
-}
-CONTAINER = closed(
-    "name image",
-    name={"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
-    image=TEXT,
-    resources=closed("", requests=QUANTITIES, limits=QUANTITIES),
-    ports={"type": "array", "items": closed("containerPort", containerPort=COUNT, name={**TEXT, "maxLength": 15})},
-    volumeMounts={"type": "array", "items": closed("mountPath name", mountPath=TEXT, name=TEXT)},
-    env={"type": "array"},
-)
-VOLUME = closed(
-    "name",
-    name=TEXT,
-    persistentVolumeClaim=closed("claimName", claimName=TEXT),
-    emptyDir=closed("", medium={"enum": ["", "Memory"]}, sizeLimit=TEXT),
-)
-TEMPLATE = closed(
-    "spec",
-    metadata={"type": "object"},
-    spec=closed(
-        "containers",
-        containers={"type": "array", "minItems": 1, "items": CONTAINER},
-        volumes={"type": "array", "items": VOLUME},
-    ),
-)
-#: What a RayJob of ray.io/v1 must and may have, of the parts that are used here: after KubeRay's RayJobSpec, RayClusterSpec, HeadGroupSpec and
-#: WorkerGroupSpec, and Kubernetes' PodSpec.
-RAY_JOB = closed(
-    "apiVersion kind metadata spec",
-    apiVersion={"const": "ray.io/v1"},
-    kind={"const": "RayJob"},
-    metadata=closed("name", name={"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}, namespace=TEXT),
-    spec=closed(
-        "entrypoint rayClusterSpec",
-        entrypoint=TEXT,
-        runtimeEnvYAML=TEXT,
-        activeDeadlineSeconds={"type": "integer", "minimum": 1},
-        backoffLimit=COUNT,
-        shutdownAfterJobFinishes=FLAG,
-        ttlSecondsAfterFinished=COUNT,
-        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
-        suspend=FLAG,
-        rayClusterSpec=closed(
-            "headGroupSpec",
-            rayVersion=TEXT,
-            enableInTreeAutoscaling=FLAG,
-            headGroupSpec=closed("rayStartParams template", rayStartParams=TEXTS, template=TEMPLATE, serviceType=TEXT),
-            workerGroupSpecs={
-                "type": "array",
-                "items": closed(
-                    "groupName minReplicas maxReplicas rayStartParams template",
-                    groupName=TEXT, replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, numOfHosts=COUNT,
-                    rayStartParams=TEXTS, template=TEMPLATE,
-                ),
-            },
-        ),
-    ),
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def manifest() -> dict[str, Any]:
-    return yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
-
-
-def test_the_manifest_is_a_ray_job(manifest: dict[str, Any]) -> None:
-    jsonschema.validate(manifest, RAY_JOB)
-    for path in (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams"), ("spec", "entrypoint"), ("kind",)):
-        broken = copy.deepcopy(manifest)
-        inner = broken
-        for name in path[:-1]:
-            inner = inner[name]
-        inner[path[-1] + "s"] = inner.pop(path[-1])  # the schema judges
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(broken, RAY_JOB)
-
-
-def test_the_pods_of_the_manifest_fit_each_other_and_the_command(manifest: dict[str, Any]) -> None:
-    cluster = manifest["spec"]["rayClusterSpec"]
-    (workers,) = cluster["workerGroupSpecs"]
-    pods = [cluster["headGroupSpec"]["template"]["spec"], workers["template"]["spec"]]
-    for pod in pods:
-        (container,) = pod["containers"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-    images = {pod["containers"][0]["image"] for pod in pods}
-    assert len(images) == 1  # one code on all nodes
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version and images.pop().endswith(f":{version[1]}")
-    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
-    words = shlex.split(manifest["spec"]["entrypoint"])
-    options = dict(zip(words[2::2], words[3::2], strict=True))
-    cpus = workers["replicas"] * int(pods[1]["containers"][0]["resources"]["limits"]["cpu"])
-    assert cpus >= int(options["--workers"])
-    shared = next(mount["mountPath"] for mount in pods[0]["containers"][0]["volumeMounts"] if mount["name"] == "runs")
-    assert options["--run-dir"].startswith(f"{shared}/")
-    known = {f"--{name.replace('_', '-')}" for name in TrainingOptions.__dataclass_fields__} | {"--run-dir"}
-    assert {*options} <= known
 
 
 def test_a_job_leaves_the_same_folders_behind_as_a_driver_that_joins() -> None:
