@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal
 
 import _console
 import tyro
-from _console import console, errors
+from _console import console, errors, waiting
 from benchmarks import engine_profile
 from benchmarks.engine_cases import chosen
 from benchmarks.measure import Row, installed, versions
@@ -125,7 +125,7 @@ def _progress(options: Benchmark) -> Iterator[Callable[[int, int | None, str], N
 def _profile(name: str, steps: int, threads: int) -> dict[str, Any]:
     """Profiles a step of a model, and draws the table."""
     chosen(name)  # refuses an unknown one
-    with console.status(f"profiling {name}"):
+    with waiting(f"profiling {name}"):
         found = engine_profile.profile(name, steps, threads)
     drawn = Table(title=f"{name}: where the time of a step goes", box=box.SIMPLE_HEAD)
     drawn.add_column("operation")

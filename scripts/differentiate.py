@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import _console
 import numpy as np
-from _console import console
+from _console import console, waiting
 from _differentiate_report import Chapter, Grid, chapters
 from rich import box
 from rich.table import Table
@@ -69,9 +69,9 @@ def main(options: Differentiate) -> dict[str, Any]:
     chosen = [name for name in SECTIONS if name in options.only or not options.only]
     settings = _settings(options)
     found: dict[str, Any] = {}
-    with threadpool_limits(options.threads), console.status("") as status:
+    with threadpool_limits(options.threads), waiting() as say:
         for number, name in enumerate(chosen):
-            status.update(f"computing {name} ({number + 1}/{len(chosen)})")
+            say(f"computing {name} ({number + 1}/{len(chosen)})")
             found[name] = SECTIONS[name](settings)
         trace = steps() if options.trace else ()
     told = chapters(found, trace)

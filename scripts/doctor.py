@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import _console
-from _console import console, errors
+from _console import console, errors, waiting
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -71,8 +71,8 @@ def main(options: Doctor) -> _console.Ended:
     )
     counts_as_error = ("error", "warning") if options.strict else ("error",)
     found: list[Finding] = []
-    with console.status("") as status:
-        for finding in examine(surroundings, tell=lambda words: status.update(f"looking at {words}")):
+    with waiting() as say:
+        for finding in examine(surroundings, tell=lambda words: say(f"looking at {words}")):
             if not found or finding.group != found[-1].group:
                 console.print(Text(finding.group, style="bold"))
             found.append(finding)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import _console
-from _console import console
+from _console import console, waiting
 from _plan_drawing import curve_table, drawing, node_table, paragraphs, table
 
 from checkpointing import (
@@ -110,7 +110,7 @@ def main(options: PlanOptions) -> dict[str, Any]:
     ways = held_ways(costs, layout, world) if layout is not None and world > 1 else {REPLICATED: (costs, ())}
     asked = WEIGHTS_TOO if options.share_weights else SHARED_OUT if options.shard_optimizer else REPLICATED
     costs, updates = ways.get(asked, ways[REPLICATED])
-    with console.status("planning"):
+    with waiting("planning"):
         plans, budget = chosen(options, costs, shards, world, updates)
         plan = max(plans.train, key=lambda plan: plan.peak)
         told = explain(plan, budget)
@@ -332,10 +332,10 @@ def _shown(policy: Policy) -> bool:
 
 def frontier(options: PlanOptions, setting: Setting) -> list[CurvePoint]:
     """Plans the memory-time curve."""
-    with console.status("planning") as status:
+    with waiting("planning") as say:
 
         def told(done: int, total: int) -> None:
-            status.update(f"planning for {done} of {total} budgets")
+            say(f"planning for {done} of {total} budgets")
 
         shards, world = setting.shards, setting.world
         return memory_time_curve(setting.costs, options.points, shards, world, told, updates=setting.updates)

@@ -147,7 +147,7 @@ def _report(options: ProfileMemory) -> Report:
     if options.measured_costs:
         with _console.measuring() as progress:
             times = subject.times(progress)
-    with _console.console.status("planning"):
+    with _console.waiting("planning"):
         costs = subject.costs(times)
         policies = options.policies or (("store-all",) if options.budgets else DEFAULT_POLICIES)
         asked = measuring.candidates(subject, costs, policies, options.budgets)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import _console
 from _configuration import written
-from _console import console
+from _console import waiting
 from _train_telling import conclude, introduce, progress, warnings_in_words
 from _watch import watch
 
@@ -102,17 +102,17 @@ def main(options: Train) -> dict[str, Any] | _console.Ended:
     model = build(options.model, options.dtype, options.dropout)
     folder = RunFolder(options.run_dir, options.force) if options.run_dir else RunFolder.new(model.name)
     folder.request = request_of(options)
-    with console.status("reading data and planning"):
+    with waiting("reading data and planning"):
         trainer = make_trainer(options, model, folder)
     folder.configuration = configuration_of(options, trainer)
     if trainer.resumed is not None:
         folder = trainer.resumed.folder
     try:
         if trainer.process_budget is not None:
-            with console.status("starting the workers and measuring what their processes take"):
+            with waiting("starting the workers and measuring what their processes take"):
                 trainer.start()
         elif options.address is not None:  # plan and budget take in how the workers are spread over nodes
-            with console.status("starting the workers on the cluster"):
+            with waiting("starting the workers on the cluster"):
                 trainer.start()
         introduce(trainer, options.model)
         with warnings_in_words(), progress(trainer) as callbacks, stopped_by_sigterm(trainer):
