@@ -236,19 +236,19 @@ class Costs:
             times = Times(read.source, tuple(Seconds(*pair) for pair in read.seconds), Seconds(*read.loss_seconds))
         return cls(steps, times=times, **read.whole)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes the costs as a JSON file."""
-        path.write_text(json.dumps(self.to_json()) + "\n")
+        Path(path).write_text(json.dumps(self.to_json()) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Costs:
+    def load(cls, path: Path | str) -> Costs:
         """Reads a JSON file of costs.
 
         Raises:
             ValueError: See `from_json`.
         """
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(Path(path).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no JSON file: {error}") from error
         try:

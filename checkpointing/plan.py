@@ -203,19 +203,19 @@ class Plan:
             raise PlanError(f"the plan is incomplete or malformed ({error}); make it again") from error
         return plan
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes the plan as a JSON file."""
-        path.write_text(json.dumps(self.to_json()) + "\n")
+        Path(path).write_text(json.dumps(self.to_json()) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: Path | str) -> Plan:
         """Reads a JSON file that `save` wrote.
 
         Raises:
             PlanError: See `from_json`.
         """
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(Path(path).read_text())
         except json.JSONDecodeError as error:
             raise PlanError(f"{path} is no JSON file: {error}") from error
         return cls.from_json(data)

@@ -28,7 +28,7 @@ class Planned(Policy):
     source: str = "the plan"
 
     @classmethod
-    def load(cls, path: Path) -> Planned:
+    def load(cls, path: Path | str) -> Planned:
         """Reads a plan that `Plan.save` wrote, for one, the plan.json of a run.
 
         Raises:

@@ -43,8 +43,8 @@ class RunFolder:
         FileExistsError: The folder exists, and `force` is not given or it is no run folder.
     """
 
-    def __init__(self, path: Path, force: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, force: bool = False) -> None:
+        self.path = Path(path)
         self._force = force
         self._others: Iterator[Path] = iter(())
         self._lock: int | None = None
@@ -53,7 +53,7 @@ class RunFolder:
         self._continued = False
         self.request: dict[str, Any] = {}
         self.configuration = ""
-        if path.exists():
+        if self.path.exists():
             self._require_own(force)
 
     @classmethod

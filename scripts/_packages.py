@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def homes() -> dict[str, Path | None]:
 def clash(found: Mapping[str, Path | None]) -> str | None:
     """Says what is wrong with the folders that own packages come from; None where nothing is."""
     if missing := [name for name, home in found.items() if home is None]:
-        return f"cannot import {', '.join(missing)}; install Retape in this environment: pip install -e ."
+        return f"cannot import {', '.join(missing)} with {sys.executable}; {_remedy('pip install -e .')}"
     if len(set(found.values())) > 1:
         where = "\n".join(f"  {name}: {home}" for name, home in found.items())
         return (
@@ -60,5 +61,14 @@ def fault() -> str | None:
     if (told := clash(homes())) is not None:
         return told
     if absent := missing():
-        return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed in this environment: pip install {' '.join(absent)}"
+        told = f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed for {sys.executable}"
+        return f"{told}; {_remedy(f'pip install {chr(32).join(absent)}')}"
     return None
+
+
+def _remedy(command: str) -> str:
+    """The environment that `make` has made, where another Python runs this; else how to install what is missing."""
+    made = ROOT / ".venv" / "bin" / "python"
+    if made.exists() and Path(sys.prefix).resolve() != made.parents[1].resolve():
+        return f"run this with {os.path.relpath(made)} instead, which has what it needs"
+    return f"install what it needs into this environment: {command}"

@@ -126,14 +126,17 @@ def paragraphs(told: Explanation) -> Table:
     return drawn
 
 
-def curve_table(curve: Sequence[CurvePoint]) -> Table:
-    """Draws the memory-time curve."""
+def curve_table(curve: Sequence[CurvePoint], rows: int | None = None) -> Table:
+    """Draws the memory-time curve, of many points every so many, so that there are at most so many rows."""
     drawn = _fitting("the memory-time curve", "lower bound")
     for name in ("budget", "peak", "a step", "extra time", "lower bound", "gap"):
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("policy", overflow="fold")
     once = curve[-1].seconds
-    for point in curve:
+    shown = curve if rows is None else curve[:: len(curve) // -rows][::-1]  # from the last one, which stores all
+    if len(shown) < len(curve):
+        drawn.caption = f"{len(shown)} of {len(curve)} points; a file or pipe, --html and --json have all"
+    for point in shown:
         drawn.add_row(
             mebibytes(point.budget),
             mebibytes(point.peak),

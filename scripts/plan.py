@@ -53,6 +53,8 @@ from framework import AdamW, build
 from framework.data import Batches, LastBatch
 from framework.parameters import Layout
 
+#: Of the curve in a terminal; more would push the plan out of sight.
+ROWS = 25
 DEFAULT_MODEL, DEFAULT_BATCH, DEFAULT_SHARDS, DEFAULT_BUDGET = "byte-gpt-tiny", 8, 4, "engine:60%"
 
 #: How workers may hold weights and optimizer state.
@@ -126,7 +128,7 @@ def main(options: PlanOptions) -> dict[str, Any]:
     console.print(f"\n[bold]{'what is held when' if shards == 1 else 'what is held when, in the first shard'}[/bold]")
     console.print(drawing(found, min(console.width, 110)))
     if curve is not None:
-        console.print(curve_table(curve))
+        console.print(curve_table(curve, ROWS if console.is_terminal else None))
     if options.out is not None:
         _console.write(options.out, plans.train[0].save)
         console.print(f"run it with train.py --plan {options.out}", markup=False)

@@ -90,13 +90,14 @@ def save(report: Report, path: Path) -> None:
         write_all(descriptor, dumps(report).encode())
 
 
-def load(path: Path) -> Report:
+def load(path: Path | str) -> Report:
     """Reads a JSON file that `save` wrote.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is no report of this version, or damaged.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no report {path}; scripts/profile_memory.py --out {path} makes one")
     try:

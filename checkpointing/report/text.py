@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from checkpointing.explanation import format_seconds
+from checkpointing.policies import Budget
 from checkpointing.report.advice import peak_of, seconds_of
-from checkpointing.report.data import PHASES, Process, Rank, Report, Timeline
+from checkpointing.report.data import PHASES, PolicyRow, Process, Rank, Report, Timeline
 from checkpointing.report.excess import Excess, excess
 from checkpointing.report.fitting import FittingTable
 from checkpointing.report.sums import at_peak, seconds_by_phase
@@ -78,7 +79,7 @@ def policies(report: Report) -> Table:
         pair = (first, row)
         once = seconds_of(first, pair)
         drawn.add_row(
-            Text(row.policy + (f", budget {format_size(row.budget)}" if row.budget is not None else "")),
+            Text(_policy(row)),
             format_size(row.predicted_peak),
             *seen,
             format_seconds(row.predicted_seconds),
@@ -96,6 +97,14 @@ def policies(report: Report) -> Table:
             style="bold" if row.chosen else "",
         )
     return drawn
+
+
+def _policy(row: PolicyRow) -> str:
+    """A policy, or the budget that it was found for; both, where the budget came out as a policy of another name."""
+    if row.budget is None:
+        return row.policy
+    budget = f"budget {format_size(row.budget)}"
+    return budget if row.policy == Budget.name else f"{row.policy}, {budget}"
 
 
 def _differs(counted: int | None, predicted: int) -> str:

@@ -43,7 +43,9 @@ def main(costs: Path | None = None, out: Path | None = None) -> None:
     if costs is None and importlib.util.find_spec("torch") is not None:
         chain = profiled()
     else:
-        chain = Costs.load(costs or HERE / "pytorch_mlp.json")
+        file = costs or HERE / "pytorch_mlp.json"
+        chain = Costs.load(file)
+        print(f"costs of {file.name}{'' if costs else ', since PyTorch is not installed here'}")
     print(f"{len(chain.steps)} layers, batch {chain.batch}; times: {chain.source}")
     everything = plan_run(chain, policy=StoreAll())
     lasting = everything.peak - everything.activation_nbytes

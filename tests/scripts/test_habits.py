@@ -309,6 +309,25 @@ def test_a_python_that_is_too_old_is_told(scripts: object, monkeypatch: pytest.M
     assert "is too old; make an environment with 3.11 or newer" in _packages.fault()
 
 
+def test_a_python_that_lacks_packages_is_told_which_one_has_them(
+    scripts: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import _packages
+
+    monkeypatch.setattr(_packages, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_packages, "NEEDED", {"of_nobody": "of-nobody"})
+    assert _packages.fault().endswith("; install what it needs into this environment: pip install of-nobody")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    told = f"of-nobody is not installed for {sys.executable}; run this with .venv/bin/python instead, which has what it needs"
+    assert _packages.fault() == told
+    without = dict.fromkeys(_packages.OWN)
+    assert "run this with .venv/bin/python instead" in _packages.clash(without)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert _packages.clash(without).endswith("; install what it needs into this environment: pip install -e .")
+
+
 def test_a_mistake_in_a_person_s_own_code_is_not_called_a_fault_and_no_character_is_one(tmp_path: Path) -> None:
     done = small(tmp_path, "_console.console.print('a → b'); {}['missing']", variables={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stdout, "fault of Retape" in done.stderr) == (1, "a ? b\n", False)
@@ -393,4 +412,5 @@ def test_a_package_that_is_not_installed_is_told_before_anything(tmp_path: Path)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run(command("plan"), capture_output=True, text=True, env=environment, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: tomli-w is not installed in this environment: pip install tomli-w\n"
+    assert done.stderr.startswith(f"error: tomli-w is not installed for {sys.executable}; ")
+    assert len(done.stderr.splitlines()) == 1

@@ -12,14 +12,16 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from checkpointing import Costs, Plan, costs_of, parse_policy, plan_run
+from checkpointing.curve import CurvePoint
 from checkpointing.holdings import ALL, COTANGENT, NOTHING, PART, holdings
 from checkpointing.operations import PlanError
 from checkpointing.planned import Planned
+from checkpointing.report.text import plain
 from distributed import Trainer
 from framework import AdamW, Spec, build, format_size
 from framework.layers import flatten
 from tests.checkpointing.cases import POLICIES, all_cases, mlp, tokens
-from tests.scripts.helpers import last_json, run
+from tests.scripts.helpers import ROOT, last_json, run
 from tests.scripts.programs import Runner
 
 #: Dtypes change sizes alone.
@@ -183,6 +185,19 @@ def test_what_a_node_takes_is_what_the_workers_of_a_run_take_however_they_hold_w
     assert shared["parameters_bytes"] == [model + 4096, model + 4096, 0]
     assert data["plan"]["peak"] == max(shared["peak_bytes"]) < max(replicated["peak_bytes"])
     assert shared["bytes"] < shared_out["bytes"] < replicated["bytes"]
+
+
+def test_in_a_terminal_a_long_curve_is_thinned_from_its_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import _plan_drawing  # type: ignore[import-not-found]
+
+    curve = [CurvePoint(n * 2**20, n * 2**20, 1.0 / n, 0.5 / n, f"policy-{n}.") for n in range(1, 101)]
+    drawn = plain([_plan_drawing.curve_table(curve, 25)], 132)
+    shown = [n for n in range(1, 101) if f"policy-{n}." in drawn]
+    assert shown == list(range(4, 101, 4))
+    assert "25 of 100 points" in drawn
+    every = plain([_plan_drawing.curve_table(curve)], 132)
+    assert all(f"policy-{n}." in every for n in range(1, 101)) and "points" not in every
 
 
 def test_a_chain_from_elsewhere_is_planned(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def test_text_is_plain_and_says_what_the_report_says() -> None:
     assert f"after steps  {4000 / 1024:.1f} KiB" in told
 
 
+def test_a_row_is_called_by_its_policy_and_its_budget_once_each() -> None:
+    report = full()
+    first = report.policies[0]
+    rows = (first, replace(first, policy="budget", budget=2**20), replace(first, policy="every-k:2", budget=2**20))
+    drawn = text.plain([text.policies(replace(report, policies=rows))])
+    named = [line.strip().partition("  ")[0] for line in drawn.splitlines()[-4:] if line]
+    assert named == [first.policy, "budget 1.0 MiB", "every-k:2, budget 1.0 MiB"]
+
+
 def test_the_chart_is_as_high_as_the_bytes() -> None:
     timeline = full().ranks[0].predicted
     lines = text.chart(timeline, width=60).plain.splitlines()
