@@ -78,10 +78,11 @@ def table(rows: Sequence[dict[str, Any]], budget: int | None) -> Table:
     drawn.add_column("policy", overflow="fold")
     for name in ("peak", "of store-all", "a step", "extra time", "gap", ""):
         drawn.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    peaks = in_one_unit([row["peak_bytes"] for row in rows])
+    for row, peak in zip(rows, peaks, strict=True):
         drawn.add_row(
             row["policy"],
-            mebibytes(row["peak_bytes"]),
+            peak,
             f"{row['peak_bytes'] / rows[0]['peak_bytes']:.0%}",
             format_seconds(row["seconds"], 4),
             f"{row['extra_time']:.1%}",
@@ -110,9 +111,12 @@ def node_table(rows: Sequence[dict[str, Any]], world: int) -> Table:
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("held", "weights", "optimizer", "a worker's peak", "the node's engines"):
         drawn.add_column(name, justify="right", no_wrap=True)
+    sizes: list[int] = []
     for row in rows:
-        of_all = (sum(row[name]) for name in ("parameters_bytes", "optimizer_bytes"))
-        drawn.add_row(row["held"], *map(mebibytes, (*of_all, max(row["peak_bytes"]), row["bytes"])))
+        sizes += [sum(row["parameters_bytes"]), sum(row["optimizer_bytes"]), max(row["peak_bytes"]), row["bytes"]]
+    told = in_one_unit(sizes)
+    for place, row in enumerate(rows):
+        drawn.add_row(row["held"], *told[4 * place : 4 * place + 4])
     return drawn
 
 
@@ -136,10 +140,11 @@ def curve_table(curve: Sequence[CurvePoint], rows: int | None = None) -> Table:
     shown = curve if rows is None else curve[:: len(curve) // -rows][::-1]  # from the last one, which stores all
     if len(shown) < len(curve):
         drawn.caption = f"{len(shown)} of {len(curve)} points; a file or pipe, --html and --json have all"
-    for point in shown:
+    sizes = in_one_unit([nbytes for point in shown for nbytes in (point.budget, point.peak)])
+    for point, budget, peak in zip(shown, sizes[::2], sizes[1::2], strict=True):
         drawn.add_row(
-            mebibytes(point.budget),
-            mebibytes(point.peak),
+            budget,
+            peak,
             format_seconds(point.seconds, 4),
             f"{point.seconds / once - 1:.1%}" if once else "",
             format_seconds(point.bound, 4),
@@ -149,6 +154,12 @@ def curve_table(curve: Sequence[CurvePoint], rows: int | None = None) -> Table:
     return drawn
 
 
-def mebibytes(nbytes: int) -> str:
-    """In one unit, so that a column can be compared; written as `format_size` does."""
-    return f"{nbytes / 2**20:.1f} MiB"
+def in_one_unit(sizes: Sequence[int]) -> list[str]:
+    """Writes sizes in bytes in one unit, so that a column can be compared: the largest of which the largest size has ten.
+
+    >>> in_one_unit([1071644672, 838860800]), in_one_unit([172726, 51200])
+    (['1022.0 MiB', '800.0 MiB'], ['168.7 KiB', '50.0 KiB'])
+    """
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = max((place for place in range(1, 5) if max(sizes, default=0) >= 10 * 1024**place), default=1)
+    return [f"{nbytes / 1024**power:.1f} {units[power - 1]}" for nbytes in sizes]

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
-from _plan_drawing import mebibytes
+from _plan_drawing import in_one_unit
 
 from checkpointing.curve import CurvePoint
 from checkpointing.explanation import Explanation, format_seconds
@@ -132,9 +132,9 @@ def _table(policies: Sequence[dict[str, Any]]) -> str:
         for n, heading in enumerate(("policy", "peak", "a step", "extra time", "gap to the bound"))
     )
     rows = "".join(
-        f"<tr><td class=left>{name(row['policy'])}</td><td>{mebibytes(row['peak_bytes'])}</td><td>{format_seconds(row['seconds'], 4)}</td>"
+        f"<tr><td class=left>{name(row['policy'])}</td><td>{peak}</td><td>{format_seconds(row['seconds'], 4)}</td>"
         f"<td>{row['extra_time']:.1%}</td><td>{row['gap']:.1%}</td></tr>"
-        for row in policies
+        for row, peak in zip(policies, in_one_unit([row["peak_bytes"] for row in policies]), strict=True)
     )
     return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
 

@@ -187,6 +187,17 @@ def test_what_a_node_takes_is_what_the_workers_of_a_run_take_however_they_hold_w
     assert shared["bytes"] < shared_out["bytes"] < replicated["bytes"]
 
 
+def test_sizes_of_a_column_have_one_unit_in_which_they_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from _plan_drawing import in_one_unit  # type: ignore[import-not-found]
+
+    assert in_one_unit([1022 * 2**20, 2**19]) == ["1022.0 MiB", "0.5 MiB"]
+    assert in_one_unit([172_726, 166_400]) == ["168.7 KiB", "162.5 KiB"]
+    assert in_one_unit([9 * 2**20, 2**20]) == ["9216.0 KiB", "1024.0 KiB"]
+    assert in_one_unit([10 * 2**40, 2**40, 0]) == ["10.0 TiB", "1.0 TiB", "0.0 TiB"]
+    assert in_one_unit([5]) == ["0.0 KiB"] and in_one_unit([]) == []
+
+
 def test_in_a_terminal_a_long_curve_is_thinned_from_its_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import _plan_drawing  # type: ignore[import-not-found]
