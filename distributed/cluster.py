@@ -63,16 +63,15 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_NBYTES,
         }
+    if address not in (None, "auto"):
+        _require_token(ray, str(address))
     failures: tuple[type[Exception], ...] = (ConnectionError, RuntimeError, ValueError, *_token_errors(ray))
     try:
         with _own_sigterm(), _shipped(address, own) as environment:
             ray.init(**options, runtime_env=environment)
     except failures as error:
         if _wants_token(ray, error):
-            raise ClusterError(
-                f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the "
-                "cluster's (or put it into ~/.ray/auth_token)"
-            ) from error
+            raise ClusterError(_told_token(str(address))) from error
         raise ClusterError(f"cannot start or join Ray (address {address}): {error}") from error
     return True
 
@@ -86,6 +85,50 @@ def _token_errors(ray: Any) -> tuple[type[Exception], ...]:
 def _wants_token(ray: Any, error: BaseException) -> bool:
     """Whether a head takes only who has its token. Where this process was told of none, Ray says so as the words of a cause alone."""
     return isinstance(error, _token_errors(ray)) or "AuthenticationError" in str(error.__cause__)
+
+
+def _require_token(ray: Any, address: str) -> None:
+    """Raises at once where the head does not take this process's token; `ray.init` would ask for 20 seconds, with a warning each."""
+    if os.environ.get("RAY_AUTH_MODE") == "token" and _token_place() is None:
+        raise ClusterError(_told_token(address))  # Ray's client would end the process
+    # What Ray's own programs ask a head by; all that is public begins with ray.init.
+    client = getattr(getattr(ray, "_raylet", None), "GcsClient", None)
+    if client is None:
+        return
+    try:
+        client(address=address)
+    except _token_errors(ray) as error:
+        raise ClusterError(_told_token(address)) from error
+    except ray.exceptions.RayError:
+        return  # ray.init says what else is wrong
+
+
+def _token_place() -> str | None:
+    """Where Ray takes this process's token from, in its order; None where it has none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return str(path) if path.read_text().strip() else None
+    except OSError:
+        return None
+
+
+def _told_token(address: str) -> str:
+    """Says what is wrong with the token of this process for a head that wants one."""
+    place = _token_place()
+    if os.environ.get("RAY_AUTH_MODE") == "token" and place is not None:
+        return (
+            f"the Ray cluster at {address} does not take the token that is in {place}; put the cluster's own there, which its nodes have "
+            "in ~/.ray/auth_token or where their RAY_AUTH_TOKEN_PATH says"
+        )
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    lack = f"; {named} has none" if named and place is None else ""
+    return (
+        f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the "
+        f"cluster's (or put it into ~/.ray/auth_token){lack}"
+    )
 
 
 @contextmanager
