@@ -140,9 +140,7 @@ class RayGroup:
             with deferred_interrupts():
                 self._started = connect(ray, address, workers * threads, self.own)
                 room, by_node = Room(workers, threads, budget.nbytes or 0 if budget else 0), dict[str, ProcessBudget]()
-                shared = (
-                    not self._started or self.joined
-                )  # a Ray of one's own has one node, with room for all in any case
+                shared = not self._started or self.joined  # else it has one node, with room for all in any case
                 several = shared and spread is None and (placement == "spread" or room.takes_several(alive(ray)))
                 if budget is not None and not several:
                     node = choose(ray, workers, threads, budget.nbytes or 0)

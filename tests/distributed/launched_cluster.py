@@ -18,6 +18,7 @@ from distributed import Callback, RunFolder, Trainer
 from distributed.run_planning import RunPlanning
 from framework import CrossEntropy
 from framework.data import clusters
+from tests.distributed.leftovers import Leftovers
 
 #: A model of a person's own, in a folder that is on the path of this process alone.
 MODEL = """
@@ -107,11 +108,12 @@ def main(folder: Path) -> None:
         found["other code"] = refused(trainer(**named))
         ray.shutdown()
         lost = RunFolder(folder / "lost")
-        found["left"] = refused(trainer(**named, run_folder=lost, snapshot_every=2, callbacks=[Leaves(whole, second)]))
+        left = Leftovers()
+        callbacks = [left, Leaves(whole, second)]
+        found["left"] = refused(trainer(**named, run_folder=lost, snapshot_every=2, callbacks=callbacks))
         found["resumed"] = result(trainer(workers=2, address=whole.address, resume=folder / "lost").fit().summary)
         ray.init(address=whole.address, log_to_driver=False)
-        table = ray.util.placement_group_table().values()
-        found["set aside"] = [group["state"] for group in table if group["state"] != "REMOVED"]
+        found |= {"seen": left.most, "left behind": left.found()}
     finally:
         ray.shutdown()
         whole.shutdown()

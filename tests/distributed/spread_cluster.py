@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from distributed import Trainer
 from framework import Chain, CrossEntropy, Dropout, Linear, ReLU
 from framework.data import clusters
+from tests.distributed.leftovers import Leftovers
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,20 +38,24 @@ def commanded(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def main(folder: Path, here: int, there: int) -> None:
-    told, workers = [], here + there
+    told, workers, left = [], here + there, Leftovers()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": here})
     cluster.add_node(num_cpus=there)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         for options in ({}, {"bucket_size": "64KiB", "chunk_size": "10KB"}, {"memory_budget": "engine:100%"}):
-            told.append(train(workers, address=cluster.address, **options))
+            told.append(train(workers, address=cluster.address, callbacks=[left], **options))
+        found = left.found()
         ray.shutdown()
         command = commanded(folder / "spread", "--workers", str(workers), "--address", cluster.address)
     finally:
         ray.shutdown()
         cluster.shutdown()
     alone = commanded(folder / "alone", "--workers", "0")
-    print(json.dumps({"alone": train(0), "spread": told, "command": {"alone": alone, "spread": [command]}}))
+    told_left = {"left": found, "seen": left.most}
+    print(
+        json.dumps({"alone": train(0), "spread": told, "command": {"alone": alone, "spread": [command]}, **told_left})
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from distributed import ClusterError, cluster
 from distributed.cluster import probe
 from distributed.readiness import Needs, State, look, marked, require_ready
 from tests.distributed.answering import SETTINGS, answering
+from tests.distributed.leftovers import NOTHING, with_own_temporary_files
 
 GIB = 2**30
 HERE = State("", "head", {"python": "3.12.1"}, {"distributed/trainer.py": "1"}, 4 * GIB)
@@ -126,9 +125,7 @@ def test_a_token_that_is_missing_is_told(told: bool) -> None:
 def test_launched_on_a_cluster(tmp_path: Path) -> None:
     """In a process of its own, which is connected to no other cluster."""
     words = [sys.executable, "-m", "tests.distributed.launched_cluster", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = with_own_temporary_files(words, tmp_path / "temporary")
     alone = found["alone"]
     assert found["spread"] == {**alone, "nodes": "1+1"}
     assert found["resumed"] == {**alone, "nodes": "2"}
@@ -139,4 +136,5 @@ def test_launched_on_a_cluster(tmp_path: Path) -> None:
     assert "with nobody else it has room for" in found["cpus"]
     assert re.search(r"its node (has left|cannot be reached)|rank 1 died", found["left"])
     assert "the last snapshot is" in found["left"]
-    assert found["set aside"] == []
+    assert found["seen"] > 0 and found["left behind"] == NOTHING
+    assert not [*tmp_path.rglob(".retape*")]  # by which a folder is known

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +17,7 @@ from distributed.collectives.communicator import CollectiveError
 from distributed.groups import RayGroup
 from framework import Chain, CrossEntropy, Dropout, Linear, ReLU
 from framework.data import clusters
+from tests.distributed.leftovers import NOTHING, with_own_temporary_files
 from tests.pairwise import pairwise, require_all_pairs
 
 RUN: dict[str, Any] = {"batch": 16, "shards": 4, "steps": 6, "clip_norm": 0.5, "validation_examples": 32, "seed": 7}
@@ -114,9 +113,8 @@ def test_more_ways_across_nodes_change_no_bit(ray_cluster: None, workers: int, o
 def test_a_cluster_of_two_nodes_gives_the_bits_of_one_process(cpus: tuple[int, int], tmp_path: Path) -> None:
     """In a process of its own, which is connected to no other cluster."""
     words = [sys.executable, "-m", "tests.distributed.spread_cluster", str(tmp_path), *map(str, cpus)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = with_own_temporary_files(words, tmp_path / "temporary")
+    assert found["seen"] > 0 and found["left"] == NOTHING
     assert len(found["spread"]) == 3
     for alone, others in ((each["alone"], each["spread"]) for each in (found, found["command"])):
         for summary in others:

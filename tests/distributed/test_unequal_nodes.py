@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +84,22 @@ def test_what_differs_is_told_of_each() -> None:
     assert second["predicted_peak_bytes"] == trainer.plans.peak > first["predicted_peak_bytes"]
     assert told["budget_bytes"] == loose and told["engine_budget_bytes"] == second["engine_budget_bytes"]
     assert summary_of(planned(Placed([0, 1], *[loose] * 2)), [row], [report, report])["policy"] == "store-all"
+
+
+def test_the_program_tells_budget_and_policy_of_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    tight, loose = BASELINE + 14 * MIB, BASELINE + 60 * MIB
+    trainer = planned(Placed([0, 1], tight, loose))
+    importlib.import_module("_train_telling").introduce(trainer, "chain")
+    told = " ".join(capsys.readouterr().out.split())
+    for share, nbytes in zip(trainer.planning.shares, (tight, loose), strict=True):
+        (rank,) = share.ranks
+        assert f"114.0 MiB (on 10.0.0.0: {tight} are free) on rank 0," in told
+        assert f"(on 10.0.0.{rank}: {nbytes} are free) on rank {rank}," in told
+        assert f"policy {share.plans.policy.name} on rank {rank}, predicted peak" in told
+        assert f"({share.peak:,} bytes)" in told
 
 
 def test_a_node_that_is_too_small_is_named() -> None:
