@@ -49,9 +49,10 @@ def planned(group: Placed, **options: Any) -> Trainer:
     return trainer
 
 
-def test_each_node_is_planned_within_its_own_budget() -> None:
-    tight, loose = BASELINE + 14 * MIB, BASELINE + 60 * MIB
-    planning = planned(Placed([0, 0, 1], tight, tight, loose)).planning
+@pytest.mark.parametrize("options", [{}, {"share_weights": True}])
+def test_each_node_is_planned_within_its_own_budget(options: dict[str, Any]) -> None:
+    tight, loose = BASELINE + 16 * MIB, BASELINE + 60 * MIB
+    planning = planned(Placed([0, 0, 1], tight, tight, loose), **options).planning
     assert [share.ranks for share in planning.shares] == [(0, 1), (2,)]
     small, large = planning.shares
     assert small.limit is not None and large.limit is not None and small.limit < large.limit == planning.budget
@@ -65,7 +66,7 @@ def test_each_node_is_planned_within_its_own_budget() -> None:
     forwards = [sum(type(each).__name__ == "Forward" for each in plan.operations) for plan in planning.plans.train]
     assert large.plans.policy.name == "store-all" and small.plans.policy.name != "store-all"
     assert forwards[1] > forwards[2] and large.peak > small.limit
-    alike = planned(Placed([0, 0, 1], tight, tight, tight)).planning
+    alike = planned(Placed([0, 0, 1], tight, tight, tight), **options).planning
     assert alike.plans.train[:2] == planning.plans.train[:2]  # another node's budget changes nothing here
 
 
@@ -116,7 +117,7 @@ def test_a_cluster_of_unequal_nodes_gives_the_bits_of_one_process() -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for name in ("auto", "fixed"):
+    for name in ("auto", "fixed", "shared"):
         for key in ("parameters_sha256", "optimizer_sha256", "losses_sha256", "validation_loss"):
             assert found[name][key] == found["alone"][key], (name, key)
         assert found[name]["nodes"] == "1+1"
@@ -127,7 +128,9 @@ def test_a_cluster_of_unequal_nodes_gives_the_bits_of_one_process() -> None:
     assert large["policy"] == "store-all" != small["policy"]
     peaks = [rank["process"]["peak_rss"] for rank in found["auto"]["ranks"]]
     assert peaks[small["ranks"][0]] <= 250 * MIB < peaks[large["ranks"][0]]
+    assert len({share["policy"] for share in found["shared"]["shares"]}) == 2
     assert found["fixed"]["shares"] is None and found["fixed"]["policy"] == small["policy"]
     # What was set aside while the runs went on, by node, and after them.
-    assert found["set aside"] == {"auto": sorted([250 * MIB, large["budget_bytes"]]), "fixed": [250 * MIB] * 2}
+    unlike = sorted([250 * MIB, large["budget_bytes"]])
+    assert found["set aside"] == {"auto": unlike, "fixed": [250 * MIB] * 2, "shared": unlike}
     assert found["left"] == [0, 0]

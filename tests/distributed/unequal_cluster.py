@@ -48,10 +48,9 @@ def main() -> None:
         num_cpus=1, memory=250 * MIB, node_ip_address="127.0.0.2"
     )  # an address of its own, as on a machine of its own
     try:
-        for name, options in (
-            ("auto", {"memory_budget": "auto", "placement": "spread"}),
-            ("fixed", {"memory_budget": "250MiB"}),
-        ):
+        auto: dict[str, Any] = {"memory_budget": "auto", "placement": "spread"}
+        runs = {"auto": auto, "fixed": {"memory_budget": "250MiB"}, "shared": {**auto, "share_weights": True}}
+        for name, options in runs.items():
             watch = Watch()
             found[name] = train(2, address=cluster.address, callbacks=[watch], **options)
             found["set aside"][name] = watch.seen
