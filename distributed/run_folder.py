@@ -258,7 +258,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no such run or file.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}; name the folder of a run, as in runs/TIME-MODEL")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path.name} in {path.parent}; is it the folder of a finished run?")
+        raise FileNotFoundError(f"there is no {path.name} in {path.parent}, so it is not the folder of a run")
     data: dict[str, Any] = json.loads(path.read_text())
     return data

@@ -19,7 +19,8 @@ from tests.scripts.programs import Runner
     ("script", "arguments", "message"),
     [
         ("generate", (), "name the folder of a finished run"),
-        ("generate", ("nowhere",), "there is no config.json in nowhere"),
+        ("generate", ("nowhere",), "there is no folder nowhere; name the folder of a run"),
+        ("generate", (".",), "there is no config.json in ., so it is not the folder of a run"),
     ],
 )
 def test_bad_input_is_a_clear_error(program: Runner, script: str, arguments: tuple[str, ...], message: str) -> None:

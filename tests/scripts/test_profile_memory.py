@@ -137,7 +137,7 @@ def test_a_runs_folder_is_reported_by_its_plan_or_its_own_report(program: Runner
         (("--compare", "a", "b", "--from", "c.json"), "name one"),
         (("--fail-above", "5%"), "--fail-above is for --compare"),
         (("--compare", "a", "b", "--fail-above", "5"), "'5' is no percentage; write for example 5%"),
-        (("nowhere",), "there is no config.json in nowhere"),
+        (("nowhere",), "there is no folder nowhere; name the folder of a run"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_clear_error(program: Runner, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
