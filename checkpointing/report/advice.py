@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from checkpointing.report.data import PolicyRow, Process, Report, Timeline
 from checkpointing.report.excess import excess
@@ -87,7 +88,9 @@ def _choice(report: Report) -> Iterator[str]:
         return
     if plain is not None and chosen is not plain:
         yield f"{_name(chosen)} {_trade(plain, chosen)} against store-all ({_sizes(chosen, plain)})."
-        if is_dear(*_price(plain, chosen)):
+        # By the plan as well: what is measured while others use the machine may be anything.
+        planned = (replace(row, step_seconds=None) for row in (plain, chosen))
+        if is_dear(*_price(plain, chosen)) and is_dear(*_price(*planned)):
             more = peak_of(plain) - peak_of(chosen)
             unless = f"unless {format_size(more)} more do not fit, " if more > 0 else ""
             yield f"That is dear: {unless}take policy store-all, which {_trade(chosen, plain)}."

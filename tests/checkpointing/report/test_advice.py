@@ -73,6 +73,14 @@ def test_what_costs_much_more_time_than_it_saves_memory_is_advised_against(
     assert any("That is dear" in each for each in advice(replace(plain(), policies=rows))) == dear
 
 
+def test_a_time_that_was_measured_on_a_busy_machine_makes_no_plan_dear() -> None:
+    first, second = row("store-all", 100, 1.0), row("every-k:1", 70, 1.04, True)
+    measured = (replace(first, step_seconds=0.07), replace(second, step_seconds=0.15))
+    assert not any("That is dear" in each for each in advice(replace(plain(), policies=measured)))
+    dear = (replace(measured[0], predicted_seconds=0.5), measured[1])
+    assert any("That is dear" in each for each in advice(replace(plain(), policies=dear)))
+
+
 def test_measured_numbers_are_told_where_both_are_measured() -> None:
     first = replace(row("store-all", 100, 1.0), ledger_peak=200, step_seconds=2.0)
     second = replace(row("every-k:1", 50, 1.0, True), ledger_peak=50, step_seconds=3.0)
