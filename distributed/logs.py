@@ -128,8 +128,13 @@ class RankLogs:
         apart = [rank for rank, fault in enumerate(self.faults) if fault is not None]
         if not apart:
             return
-        with ignored_interrupts():  # it is over in a moment, and the workers have still to be ended
-            kept = group.ask("kept_log")
+        try:
+            with ignored_interrupts():  # it is over in a moment, and the workers have still to be ended
+                kept = group.ask("kept_log")
+        except Exception as error:  # what has ended the run is what counts
+            self.lost = dict.fromkeys(apart, f"asking for it failed: {error}")
+            self.faults = []
+            return
         for rank in apart:
             if kept[rank] is None:
                 self.lost[rank] = "it did not answer"

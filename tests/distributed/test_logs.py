@@ -8,6 +8,7 @@ import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import ray
 
 from distributed import RunFolder, Trainer, WorkerLost
 from distributed.groups import RayGroup
+from distributed.logs import RankLogs
 from distributed.worker import Worker
 from distributed.worker_actor import WorkerActor
 from framework import Chain, CrossEntropy, Linear
@@ -148,6 +150,18 @@ def test_the_log_of_a_rank_that_does_not_see_the_folder_gets_there(
     told = (logs / "driver.log").read_text()
     assert "WARNING rank 1 keeps its log until it is asked for it at the end: " in told and "Is a directory" in told
     assert "is lost" not in told
+
+
+def test_a_group_that_cannot_be_asked_is_no_reason_to_fail(tmp_path: Path) -> None:
+    def ask(method: str) -> list[str | None]:
+        raise ConnectionError("the head is gone")
+
+    logs, group = RankLogs(), SimpleNamespace(begin=lambda run, folder, mark: [None, "no such folder"], ask=ask)
+    logs.begin(group, "run", tmp_path / "logs")  # type: ignore[arg-type]
+    assert [*(tmp_path / "logs").iterdir()] == []  # the mark is gone
+    logs.gather(group)  # type: ignore[arg-type]
+    assert logs.lost == {1: "asking for it failed: the head is gone"}
+    logs.gather(group)  # type: ignore[arg-type]  # once is enough
 
 
 @pytest.mark.memory
