@@ -16,8 +16,8 @@ from framework.sizes import format_size
 PlacementKind = Literal["pack", "spread"]
 #: Seconds between looks at the placement group, in which Ctrl-C is noticed.
 _LOOK_SECONDS = 0.2
-#: Seconds in which Ray sets aside what is free.
-_SET_ASIDE_SECONDS = 10.0
+#: Seconds in which Ray sets aside what is free: at once, unless it is about to try another group again.
+_SET_ASIDE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Room:
 
 
 class Placement:
-    """A placement group for the workers of a run. Whoever makes one removes it, whatever happens.
+    """A placement group for the workers of a run, and one for memory that is set aside later. Whoever makes one removes it, whatever happens.
 
     Args:
         ray: The module, connected.
@@ -86,10 +86,8 @@ class Placement:
         Raises:
             ClusterError: There is none within so many seconds; the message says what is missing on which node.
         """
-        deadline = time.monotonic() + seconds
-        while not self._groups[0].wait(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                raise ClusterError(missing(self._room, alive(self._ray), seconds))
+        if not _there(self._groups[0], seconds):
+            raise ClusterError(missing(self._room, alive(self._ray), seconds))
 
     def workers_by_node(self) -> list[tuple[Node, int]]:
         """Returns how many workers have room on which node, once there is room."""
@@ -108,7 +106,7 @@ class Placement:
         """
         bundles = [{"memory": float(nbytes), node.pin: 0.001} for node, nbytes in memory.items()]
         self._groups.append(self._ray.util.placement_group(bundles, strategy="SPREAD"))
-        if not self._groups[-1].wait(_SET_ASIDE_SECONDS):
+        if not _there(self._groups[-1], _SET_ASIDE_SECONDS):
             told = ", ".join(f"{format_size(nbytes)} on {node.address}" for node, nbytes in memory.items())
             raise ClusterError(
                 f"others have taken of the memory that was free for the workers a moment ago: {told}; start again"
@@ -119,6 +117,15 @@ class Placement:
         for group in self._groups:
             self._ray.util.remove_placement_group(group)
         self._groups = []
+
+
+def _there(group: Any, seconds: float) -> bool:
+    """Whether a placement group has all it wants within so many seconds; an interrupt ends the waiting."""
+    deadline = time.monotonic() + seconds
+    while not group.wait(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+            return False
+    return True
 
 
 def missing(room: Room, nodes: Sequence[Node], seconds: float) -> str:

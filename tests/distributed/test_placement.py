@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from distributed import ClusterError, Trainer
+from distributed import ClusterError, Trainer, placement
 from distributed.nodes import Node
 from distributed.placement import Room, missing
 from framework import Chain, CrossEntropy, Linear
@@ -62,6 +62,24 @@ def test_workers_take_several_nodes_only_where_none_could_ever_have_all() -> Non
 def test_workers_without_room_are_an_error_in_time_and_nothing_stays_set_aside(ray_cluster: None) -> None:
     with pytest.raises(ClusterError, match=r"(?s)for 2 workers of 5 CPUs each .*8 of 8 CPUs.*add nodes"):
         trainer(workers=2, threads_per_worker=5, placement_timeout=0.5).fit()
+    assert set_aside() == []
+
+
+def test_memory_that_others_have_taken_meanwhile_is_told_and_nothing_stays_set_aside(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = placement.Placement(ray, Room(2, 1), "pack")
+    try:
+        places.wait(20.0)
+        ((where, workers),) = places.workers_by_node()
+        assert workers == 2
+        places.set_aside({where: MIB})
+        assert set_aside() == ["CREATED", "CREATED"]
+        monkeypatch.setattr(placement, "_SET_ASIDE_SECONDS", 0.5)
+        with pytest.raises(ClusterError, match=rf"others have taken .*: 1024\.0 TiB on {where.address}; start again"):
+            places.set_aside({where: 2**50})
+    finally:
+        places.remove()
     assert set_aside() == []
 
 
