@@ -106,8 +106,12 @@ def test_the_address_of_a_client_is_told() -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_token_that_is_missing_is_told(told: bool) -> None:
+def test_a_token_that_is_missing_is_told(told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where RAY_AUTH_MODE is not set, and Ray says no more than that it cannot connect, and why in a cause."""
+    # A Ray that a test before started sets some.
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
     def init(**options: Any) -> None:
         if told:
