@@ -18,6 +18,7 @@ from distributed.logs import log_warnings
 from distributed.ray_metrics import RayMetrics
 from distributed.readiness import Needs, State, look
 from distributed.worker import StateAddress, Worker, WorkerTask
+from framework.memory import Array
 
 
 class WorkerActor(Worker):
@@ -36,13 +37,13 @@ class WorkerActor(Worker):
         """What this process sees of its node."""
         return look(self.where(), needs)
 
-    def deliver(self, message: Message) -> list[int]:
+    def deliver(self, message: Message, *numbers: Array) -> list[int]:
         """Takes a message from another node; see `Inbox.deliver`. Ray calls it in a thread of its own."""
-        return self._take(message)
+        return self._take(message.with_numbers(numbers))
 
-    def deliver_state(self, message: Message) -> list[int]:
+    def deliver_state(self, message: Message, *numbers: Array) -> list[int]:
         """Takes a message with parameters or state, likewise."""
-        return self._take_state(message)
+        return self._take_state(message.with_numbers(numbers))
 
     def pid(self) -> int:
         """The process."""

@@ -52,7 +52,7 @@ def outside_of(rank: int, layout: Layout, shards: int, spread: Spread, chunk: in
     """Returns the bytes of memory shared with others that a rank touches, so that they are resident in its process, too.
 
     On its node it reads its slice of every root of other ranks, and all of the mean gradient, which lies in the leader's memory. What goes to
-    and comes from other nodes passes the object store: at most as much each way as there is room for where it arrives.
+    and comes from other nodes is Ray's meanwhile: at most as much each way as there is room for where it arrives.
     """
     world, nbytes, here = len(spread.node_of), layout.gradients.nbytes, spread.nodes[spread.node_of[rank]]
     roots = sum(len(roots_of(shards_of(shards, world, other))) for other in here if other != rank)

@@ -37,8 +37,8 @@ from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Inbox, Network, SlotSizes, Transport
 from framework.memory import Array
 
-#: Bytes of a rank's window.
-WINDOW = 4 << 20
+#: Bytes of a rank's window; between two pieces that pass it nothing is on its way.
+WINDOW = 16 << 20
 #: Bytes of a segment before the window.
 HEADER_NBYTES = round_up(CONTROL_NBYTES + CALLS_NBYTES, PAGE)
 #: Bytes of the largest number.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Message:
     @property
     def nbytes(self) -> int:
         return sum(self.apart) + sum(array.nbytes for array in self.arrays)
+
+    def with_numbers(self, numbers: Sequence[Array]) -> Message:
+        """Returns the message with numbers that came beside it: its arrays, or all their bytes in any pieces."""
+        return replace(self, arrays=numbers)
 
 
 class PeerLost(Exception):  # noqa: N818  (no error of its own: `CollectiveError` tells it)

@@ -54,9 +54,9 @@ class Node:
     def connect(self, addresses: list[SegmentAddress], nodes: list[Any]) -> None:
         self._ours.connect(addresses, RayTransport(nodes))
 
-    def deliver(self, message: Message) -> list[int]:
+    def deliver(self, message: Message, *numbers: Array) -> list[int]:
         assert self._ours.inbox is not None
-        return self._ours.inbox.deliver(message)
+        return self._ours.inbox.deliver(message.with_numbers(numbers))
 
     def prepare(self, size: int) -> None:
         """Makes an array of `size` numbers, and proves each side's result on it.

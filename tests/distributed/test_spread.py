@@ -6,17 +6,22 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 from distributed import Trainer
 from distributed.collectives.communicator import CollectiveError
+from distributed.collectives.ray_transport import ACTOR_OPTIONS, MOST, RayTransport
+from distributed.collectives.transport import Message
 from distributed.groups import RayGroup
 from framework import Chain, CrossEntropy, Dropout, Linear, ReLU
 from framework.data import clusters
+from framework.memory import Array
 from tests.distributed.leftovers import NOTHING, with_own_temporary_files
 from tests.pairwise import pairwise, require_all_pairs
 
@@ -121,6 +126,31 @@ def test_a_cluster_of_two_nodes_gives_the_bits_of_one_process(cpus: tuple[int, i
             assert [summary[name] for name in SAME] == [alone[name] for name in SAME]
             assert summary["nodes"] == "+".join(map(str, cpus))
             require_as_predicted(summary)
+
+
+class Taker:
+    """Takes messages, and tells how many arrays came with one, and how many of them lie in Ray's object store."""
+
+    def deliver(self, message: Message, *numbers: Array) -> list[int]:
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        stores = [[int(end, 16) for end in line[0].split("-")] for line in lines if "plasma" in line[-1] + line[-2]]
+        at = [each.__array_interface__["data"][0] for each in numbers]
+        return [len(at), sum(any(start <= place < stop for start, stop in stores) for place in at)]
+
+
+def test_only_messages_that_are_too_large_for_a_call_pass_the_object_store(ray_cluster: None) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know no module of tests
+    taker = ray.remote(num_cpus=0, **ACTOR_OPTIONS)(Taker).remote()
+    transport = RayTransport([taker])
+    small, large = np.zeros(512 * 1024, np.uint8), np.zeros(MOST // 2 + 8, np.uint8)
+    for arrays, found in (((small, small), [12, 0]), ((large, large), [2, 2])):
+        receipt = transport.post(0, Message(0, 0, "words", arrays))
+        deadline = time.monotonic() + 60
+        while (arrived := receipt.arrived()) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert arrived == found
+    ray.kill(taker)
 
 
 def test_a_leader_that_is_killed_ends_the_run_with_its_name(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from checkpointing.reduction_tree import additions_between, in_hierarchy
 from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.gradient_memory import message_sizes
 from distributed.collectives.gradients import GradientReduction
+from distributed.collectives.ray_transport import MOST, PIECE, RayTransport
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Faults, Inbox, Message, PeerLost, Receipt, SlotSizes, Transport
 from framework import Ledger
@@ -145,6 +147,29 @@ def test_an_inbox_takes_each_message_once_and_no_more_than_it_has_room_for() -> 
     assert inbox.look(1)[1].view(np.float64).tolist() == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="no room for message 2 of 72 bytes"):
         inbox.deliver(Message(1, 2, "three", [np.zeros(9)]))
+
+
+@pytest.mark.parametrize(
+    "sizes", [(), (0, 5), (PIECE // 8, PIECE // 8 + 1), (100_000, 3), (MOST // 8,), (MOST // 8, 1)]
+)
+def test_what_a_call_of_ray_brings_are_the_numbers_of_the_message(sizes: tuple[int, ...]) -> None:
+    """In arguments that Ray sends with the call, up to so many bytes in all, and else one for each array."""
+    calls: list[tuple[Any, ...]] = []
+    method = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda *given: calls.append(given)))
+    arrays = [np.random.default_rng(size).random(size) for size in sizes]
+    message = Message(1, 0, "words", arrays)
+    RayTransport([SimpleNamespace(deliver=method)]).post(0, message)
+    ((head, *numbers),) = calls
+    assert head.nbytes == 0
+    if message.nbytes <= MOST:
+        assert all(0 < each.nbytes <= PIECE for each in numbers)
+    else:
+        assert [each.nbytes for each in numbers] == [array.nbytes for array in arrays]
+    inbox = Inbox(SlotSizes(1, {1: message.nbytes}))
+    inbox.deliver(head.with_numbers(numbers))
+    words, data = inbox.look(1)
+    assert words == "words"
+    assert data.tobytes() == b"".join(array.tobytes() for array in arrays)
 
 
 @given(spread=spreads(), size=SIZES, chunk=st.sampled_from([100, 4096, 1 << 20]))
