@@ -2,6 +2,7 @@
 
 The nodes are Ray's own, two of them on this machine, with one worker each (`ray.cluster_utils.Cluster`), in a process of their own. Both sides take turns
 between the very same actors. Between such nodes there is no network, so this tells what the way through Ray costs, not what a network does.
+What a simulator of larger clusters needs of it are the rows "latency" and "bandwidth"; "largest error of the fit" says how far they are to be believed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 from benchmarks.measure import Row, in_fresh_process
 
+from distributed.cluster import OBJECT_STORE_NBYTES
 from distributed.collectives.hierarchical import Hierarchical
 from distributed.collectives.ray_transport import ACTOR_OPTIONS, RayTransport
 from distributed.collectives.segment import SegmentAddress
@@ -106,32 +109,53 @@ def rows(runs: int, megabytes: Sequence[float], gloo: bool) -> Iterator[Row]:
             ours, peer = (size / 1e3 / seconds[side][number] if side in seconds else None for side in ("ours", "gloo"))
             assert ours is not None
             yield Row(f"{where}, {size:g} MB", "GB/s", ours, peer, _GLOO, runs, "higher", "torch")
-    fits = {side: latency_and_bandwidth([size * 1e6 for size in sizes], times) for side, times in seconds.items()}
-    latency, bandwidth = fits["ours"]
-    of_gloo = fits.get("gloo", (None, None))
-    yield Row(f"{where}: latency", "s", latency, of_gloo[0], _GLOO, runs, "lower", "torch")
-    yield Row(f"{where}: bandwidth", "GB/s", bandwidth / 1e9, of_gloo[1] and of_gloo[1] / 1e9, _GLOO, runs, "higher", "torch")  # fmt: skip
+    fits = {side: fit([size * 1e6 for size in sizes], times) for side, times in seconds.items()}
+    ours, of_gloo = fits["ours"], fits.get("gloo")
+    for name, unit, better, value in (
+        ("latency", "s", "lower", lambda found: found.latency),
+        ("bandwidth", "GB/s", "higher", lambda found: found.bandwidth / 1e9),
+        ("largest error of the fit", "1", "lower", lambda found: found.error),
+    ):
+        yield Row(f"{where}: {name}", unit, value(ours), of_gloo and value(of_gloo), _GLOO, runs, better, "torch")
 
 
-def latency_and_bandwidth(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Fits t(n) = latency + n / bandwidth, so that the relative errors are least; neither is negative.
+@dataclass(frozen=True)
+class Fit:
+    """t(n) = latency + n / bandwidth, as measured times have it.
+
+    Attributes:
+        latency: Seconds.
+        bandwidth: Bytes a second.
+        error: The largest difference of a measured time from that, as a part of the measured one.
+    """
+
+    latency: float
+    bandwidth: float
+    error: float
+
+
+def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
+    """Fits t(n) = latency + n / bandwidth by least squares of relative errors, so that small sizes count as much as large ones. Neither is negative.
 
     Args:
         sizes: Bytes.
         seconds: How long they take.
 
-    Returns:
-        The latency in seconds, and the bandwidth in bytes a second.
+    Raises:
+        ValueError: Larger sizes take no longer, so there is no bandwidth to be found.
 
-    >>> latency_and_bandwidth([0.0, 1e6, 1e7], [0.001, 0.002, 0.011])
-    (0.001, 1000000000.0)
+    >>> fit([0.0, 1e6, 1e7], [0.001, 0.002, 0.011])
+    Fit(latency=0.001, bandwidth=1000000000.0, error=0.0)
     """
-    times = np.array(seconds)
-    columns = np.stack([np.ones_like(times), np.array(sizes)], axis=1) / times[:, None]
+    times, nbytes = np.array(seconds), np.array(sizes)
+    columns = np.stack([np.ones_like(times), nbytes], axis=1) / times[:, None]
     latency, inverse = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)[0]
     if latency < 0:
         latency, inverse = 0.0, np.linalg.lstsq(columns[:, 1:], np.ones_like(times), rcond=None)[0][0]
-    return float(round(latency, 12)), float(round(1 / inverse, 3))
+    if inverse <= 0:
+        raise ValueError(f"arrays of {[*sizes]} bytes took {[*seconds]} s: no bandwidth fits; measure larger ones")
+    error = np.max(np.abs((latency + nbytes * inverse) / times - 1))
+    return Fit(float(round(latency, 12)), float(round(1 / inverse, 3)), float(round(error, 9)))
 
 
 def measured(runs: int, megabytes: Sequence[float], gloo: bool) -> dict[str, list[float]]:
@@ -144,8 +168,9 @@ def measured(runs: int, megabytes: Sequence[float], gloo: bool) -> dict[str, lis
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no path to the scripts
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 500 * 2**20})
-    cluster.add_node(num_cpus=1, object_store_memory=500 * 2**20)
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_NBYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
         group = f"benchmark-{uuid.uuid4()}" if gloo else None  # a fresh name: Ray keeps what it knows of a used one

@@ -41,19 +41,25 @@ def test_a_wrong_sum_ends_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_nodes_are_measured_in_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     suite = importlib.import_module("benchmarks.cross_node")
-    rows = list(suite.rows(5, (0.01, 0.1), gloo=False))
-    names = ["across nodes, 2 workers" + end for end in (", 0.01 MB", ", 0.1 MB", ": latency", ": bandwidth")]
-    assert [row.name for row in rows] == names
-    assert [row.unit for row in rows] == ["GB/s", "GB/s", "s", "GB/s"]
+    rows = list(suite.rows(5, (0.1, 10.0), gloo=False))
+    ends = (", 0.1 MB", ", 10 MB", ": latency", ": bandwidth", ": largest error of the fit")
+    assert [row.name for row in rows] == ["across nodes, 2 workers" + end for end in ends]
+    assert [row.unit for row in rows] == ["GB/s", "GB/s", "s", "GB/s", "1"]
     assert all(row.ours >= 0 and row.peer is None for row in rows)
+    # The rows are what the fit is made of: it tells the time of 10 MB as exactly as it says.
+    times, (latency, bandwidth, error) = 0.01 / rows[1].ours, (row.ours for row in rows[2:])
+    assert abs((latency + 0.01 / bandwidth) / times - 1) <= error + 1e-6
 
 
 def test_latency_and_bandwidth_are_those_that_times_were_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    suite = importlib.import_module("benchmarks.cross_node")
+    fit = importlib.import_module("benchmarks.cross_node").fit
     sizes = [1e3, 1e6, 1e7, 1e8]
-    latency, bandwidth = suite.latency_and_bandwidth(sizes, [0.002 + size / 4e8 for size in sizes])
-    assert latency == pytest.approx(0.002)
-    assert bandwidth == pytest.approx(4e8)
-    assert suite.latency_and_bandwidth(sizes, [size / 4e8 for size in sizes])[0] == pytest.approx(0, abs=1e-9)
-    assert suite.latency_and_bandwidth([1e6, 2e6], [0.001, 0.003])[0] == 0.0
+    found = fit(sizes, [0.002 + size / 4e8 for size in sizes])
+    assert (found.latency, found.bandwidth, found.error) == pytest.approx((0.002, 4e8, 0.0))
+    assert fit(sizes, [size / 4e8 for size in sizes]).latency == pytest.approx(0, abs=1e-9)
+    assert fit([1e6, 2e6], [0.001, 0.003]).latency == 0.0
+    slow = fit(sizes, [0.002 + size / 4e8 * (1.5 if size == 1e7 else 1) for size in sizes])
+    assert 0.1 < slow.error < 0.5
+    with pytest.raises(ValueError, match="no bandwidth fits; measure larger ones"):
+        fit([1e3, 1e4], [0.002, 0.001])
