@@ -196,7 +196,7 @@ def across_nbytes(spread: Spread, rank: int) -> int:
 def others_nbytes(layout: Layout, spread: Spread) -> int:
     """Returns the most bytes of other ranks' shared memory, to the same end, that are resident in a rank's process, too.
 
-    What goes to other nodes and comes from them passes the object store: at most as much each way as there is room for where it arrives.
+    What goes to other nodes and comes from them is Ray's meanwhile: at most as much each way as there is room for where it arrives.
     """
     gathering = communication_nbytes(layout, spread)[f"communication/{_GATHERING}"]
     most = max(map(len, spread.nodes)) - 1

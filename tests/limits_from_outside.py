@@ -1,6 +1,7 @@
 """Puts each process that a program starts, such as a Ray worker, in a hard memory limit of its own, from outside.
 
-A thread looks for processes below the program's whose title has some words, every 10 ms, and limits each as soon as it is seen:
+A thread looks for processes below the program's whose title has some words, every 10 ms, limits each as soon as it is seen, and looks at
+those every millisecond:
 
 - by a control group of its own where one is set aside for tests (see `tests/limits.py`). Version 1 takes along the charges of the
   process's anonymous pages; its file and shared pages, and in version 2 all its pages, stay charged where they were, so
@@ -30,7 +31,9 @@ import psutil
 from checkpointing.process_memory import ProcessMemory
 from tests.limits import VARIABLE, after, limit_group, make_group, remove_group
 
-_SECONDS, _STACK_KIB = 0.01, 1024
+#: Seconds between searches for processes, and between looks at those that were found.
+_SEARCH_SECONDS, _LOOK_SECONDS = 0.01, 0.001
+_STACK_KIB = 1024
 _NUMBERS = itertools.count()
 
 
@@ -38,23 +41,28 @@ class Unlimited:
     """Limits nothing: measures what RLIMIT_DATA has to know of such processes.
 
     Attributes:
-        gaps: By process, its private address space that was not resident when most of it was, in bytes. (At other times it may
-            have taken memory that it has not touched yet.)
+        gaps: By process, the most private address space that it had, less the most of it that was resident, in bytes. (Not at one
+            moment: what is mapped for some milliseconds, as while a task is read, would be seen in one run and missed in the next.)
         shared: By process, the most bytes of shared memory that were resident.
     """
 
     def __init__(self) -> None:
         self.gaps: dict[int, int] = {}
         self.shared: dict[int, int] = {}
-        self._most: dict[int, int] = {}
+        self._most: dict[int, tuple[int, int]] = {}
 
     def see(self, pid: int) -> None:
         """Looks at a process again."""
-        memory = ProcessMemory.read(pid)
-        private = memory.rss - memory.shared
-        if private > self._most.get(pid, 0):
-            self._most[pid], self.gaps[pid] = private, memory.data - private
-        self.shared[pid] = max(self.shared.get(pid, 0), memory.shared)
+        held = _status(pid)
+        if "VmData" not in held:  # it has ended
+            return
+        data, private = self._most.get(pid, (0, 0))
+        data, private = self._most[pid] = (
+            max(data, held["VmData"]),
+            max(private, held["VmRSS"] - held["RssShmem"]),
+        )
+        self.gaps[pid] = data - private
+        self.shared[pid] = max(self.shared.get(pid, 0), held["RssShmem"])
 
     def close(self) -> None:
         pass
@@ -141,10 +149,16 @@ class LimitEach:
                 found.most = max(found.most, int((group / name).read_text()))
 
     def _read_process(self, pid: int) -> None:
-        found, memory = self.limited[pid], ProcessMemory.read(pid)
+        found, held = self.limited[pid], _status(pid)
         told = re.search(r"^Max data size +(\d+) ", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
         if told:
-            found.read_back, found.most = int(told[1]), max(found.most, memory.data)
+            found.read_back, found.most = int(told[1]), max(found.most, held.get("VmData", 0))
+
+
+def _status(pid: int) -> dict[str, int]:
+    """Returns the sizes that the system tells of a process, in bytes; that takes some microseconds."""
+    told = Path(f"/proc/{pid}/status").read_text()
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", told, re.MULTILINE)}
 
 
 def run_watched(
@@ -154,7 +168,7 @@ def run_watched(
     title: str = "ray::WorkerActor",
     timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command; a watcher sees each process below it whose title has some words, about every 10 ms.
+    """Runs a command; a watcher sees each process below it whose title has some words, about every millisecond.
 
     Raises:
         Exception: What the watcher raised, other than that a process has just ended.
@@ -172,18 +186,30 @@ def run_watched(
     return subprocess.CompletedProcess(words, program.returncode, stdout, stderr)
 
 
+def _below(program: int, title: str) -> Iterator[int]:
+    """Yields the processes below a program whose title has some words."""
+    with suppress(psutil.NoSuchProcess):  # the program has ended
+        for process in psutil.Process(program).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if title in " ".join(process.cmdline()):
+                    yield process.pid
+
+
 @contextmanager
 def _watching(program: int, watcher: Unlimited | LimitEach, title: str) -> Iterator[None]:
     over, errors = threading.Event(), list[BaseException]()
 
     def watch() -> None:
         try:
-            while not over.wait(_SECONDS):
-                with suppress(psutil.NoSuchProcess):  # the program has ended
-                    for process in psutil.Process(program).children(recursive=True):
-                        with suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
-                            if title in " ".join(process.cmdline()):
-                                watcher.see(process.pid)
+            found: list[int] = []
+            for turn in itertools.count():
+                if over.wait(_LOOK_SECONDS):
+                    break
+                if turn % round(_SEARCH_SECONDS / _LOOK_SECONDS) == 0:
+                    found = list(_below(program, title))
+                for pid in found:
+                    with suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
+                        watcher.see(pid)
         except BaseException as error:  # it is raised where the program is waited for
             errors.append(error)
 

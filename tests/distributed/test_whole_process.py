@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from tests.scripts.helpers import command, last_json, run
 OPTIONS = ("--steps", "4", "--validation-examples", "16", "--run-dir", "run", "--force", "--json", "--report")
 
 
-def check(tmp_path: Path, model: str, budget: str, workers: int, watcher: Unlimited | None = None) -> tuple[float, int]:
-    """Trains in fresh processes, and lets a watcher see the workers.
+def check(
+    tmp_path: Path, model: str, budget: str, workers: int, watcher: Unlimited | None = None, more: Sequence[str] = ()
+) -> tuple[float, int]:
+    """Trains in fresh processes, with more options, and lets a watcher see the workers.
 
     Returns:
         How far the prediction of the peak was off, as a part of it; and how much more address space than memory the process has,
         since libraries and BLAS map more than they use.
     """
-    options = (*OPTIONS, "--model", model, "--workers", str(workers), "--memory-budget", budget)
+    options = (*OPTIONS, "--model", model, "--workers", str(workers), "--memory-budget", budget, *more)
     if watcher is None:
         done = run("train", *options, cwd=tmp_path)
     else:
@@ -75,6 +78,14 @@ def test_the_peak_of_each_process_is_below_its_budget_and_as_predicted(
     tmp_path: Path, budget: str, workers: int
 ) -> None:
     assert abs(check(tmp_path, "byte-gpt-tiny", budget, workers)[0]) <= 0.10
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("budget", ["165MiB", "190MiB"])
+def test_a_budget_is_kept_by_leaders_of_several_nodes_too(tmp_path: Path, budget: str) -> None:
+    """Over so many steps, since Ray keeps more and more of what its calls take, up to some point."""
+    more = ("--cross-node", "forced", "--steps", "60")
+    assert abs(check(tmp_path, "byte-gpt-tiny", budget, 2, more=more)[0]) <= 0.10
 
 
 @pytest.mark.memory

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from checkpointing.budgets import HEAP_PERCENT, RESERVE_NBYTES
 from tests.scripts.helpers import ROOT, last_json, run
 
 
@@ -45,7 +46,9 @@ def test_a_node_s_workers_take_less_the_more_they_share(suite: Any) -> None:
     found = [suite.in_fresh_process(nodes.node_here, "mlp", options) for options in nodes.WAYS.values()]
     for each in found:
         assert each["ledgers"] == each["predicted"]
-        assert each["ledgers"] <= each["memory"] <= 1.5 * each["ledgers"]
+        # A budget keeps as much back of each process. Not all that is counted is touched.
+        most = each["ledgers"] * (1 + HEAP_PERCENT / 100) + nodes.WORKERS * RESERVE_NBYTES
+        assert 0.95 * each["ledgers"] <= each["memory"] <= most
     assert found[0]["memory"] > found[1]["memory"] > found[2]["memory"]
 
 

@@ -22,7 +22,7 @@ from distributed import RunFolder, Trainer
 from framework import build
 from tests.scripts.helpers import ROOT, command, last_json, run
 
-STEPS = 250
+STEPS = 600
 RUN = (
     "--model",
     "mlp-small",
