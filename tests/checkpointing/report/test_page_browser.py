@@ -177,6 +177,8 @@ def test_on_a_phone_names_stay_where_a_table_scrolls_and_leave_room(browser: Bro
             assert [each["x"] for each in after] == [each["x"] for each in before]
             assert all(each["width"] < 190 for each in after)
             area.scroll_into_view_if_needed()
+            # What lies at a point is known when what was scrolled has been drawn.
+            found.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
             for each in places[:2]:  # and nothing lies over them
                 at = each.bounding_box()
                 on_top = (
