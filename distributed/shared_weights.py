@@ -81,7 +81,7 @@ class SharedWeights(Parameters):
 
     @property
     def published(self) -> int:
-        """How many steps were done before this version was written, as all workers of the node are told; `UNFINISHED` while it is written."""
+        """The steps that were done when this version was written, as all workers of the node are told; 0 for what they begin with, read from a file or not."""
         return self._number(self.version)[0]
 
     def begin(self, part: slice) -> Array:

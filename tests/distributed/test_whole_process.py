@@ -81,11 +81,10 @@ def test_the_peak_of_each_process_is_below_its_budget_and_as_predicted(
 
 
 @pytest.mark.memory
-@pytest.mark.parametrize("budget", ["165MiB", "190MiB"])
-def test_a_budget_is_kept_by_leaders_of_several_nodes_too(tmp_path: Path, budget: str) -> None:
-    """Over so many steps, since Ray keeps more and more of what its calls take, up to some point."""
-    more = ("--cross-node", "forced", "--steps", "60")
-    assert abs(check(tmp_path, "byte-gpt-tiny", budget, 2, more=more)[0]) <= 0.10
+def test_a_budget_is_kept_by_leaders_of_several_nodes_too(tmp_path: Path) -> None:
+    """One that the plan fills. Over some steps, since Ray keeps more and more of what its calls take, up to some point."""
+    more = ("--cross-node", "forced", "--steps", "16")
+    assert abs(check(tmp_path, "byte-gpt-small", "230MiB", 2, more=more)[0]) <= 0.10
 
 
 @pytest.mark.memory
