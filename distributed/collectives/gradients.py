@@ -99,6 +99,7 @@ class GradientReduction:
             int, Array
         ] = {}  # while a step is reduced: the sums of this node's ranks, by their first shard
         self._totals: Totals | None = None
+        self._finishing = False  # whether the rank has nothing else to do than to wait for the reduction
         self._told = False  # whether other nodes have been told this node's totals
         self._rendezvous: Rendezvous | None = None
         if world == 1:
@@ -161,6 +162,7 @@ class GradientReduction:
             CollectiveError: Ranks did not come within the timeout, one died, or one gave up.
         """
         started = time.perf_counter()
+        self._finishing = True
         try:
             for bucket in self._waiting:
                 self._reduce(*bucket)
@@ -209,7 +211,7 @@ class GradientReduction:
         """Adds this rank's share of a bucket when all ranks have made it."""
         if not self._everyone:
             self._publish(sums, totals)
-        self._reducing.barrier("all-reduce")
+        self._reducing.barrier("all-reduce", calm=not self._finishing)
         if not self._everyone:
             self._everyone = self._sums_of_all(sums)
         if self._bandwidth is not None:
@@ -220,7 +222,7 @@ class GradientReduction:
             reduce_in_tree(self._everyone, mine, self._totals.divisor)
             return
         add_in_tree(self._everyone, mine, self._hierarchy.within[self._node])
-        self._reducing.barrier("all-reduce")
+        self._reducing.barrier("all-reduce", calm=not self._finishing)
         if self._cross is not None:
             self._reduce_across(self._cross, places)
 
@@ -312,7 +314,7 @@ class GradientReduction:
 
     def _forget(self) -> None:
         """Holds no gradient any more."""
-        self._everyone, self._totals, self._told = {}, None, False
+        self._everyone, self._totals, self._told, self._finishing = {}, None, False, False
         self._waiting.clear()
         self._begun.clear()
 
