@@ -1,7 +1,7 @@
 """A training step, compared with PyTorch's eager mode: forward, backward and AdamW on the same shapes in float32.
 
 Two comparisons of each model: one thread against one thread, and two cores, each side in the configuration that is fastest there:
-two threads, or two processes of one thread. PyTorch's AdamW is its default one or the fused one, whichever makes the faster step.
+two threads, or two processes of one thread, ours with weights of their own or shared. PyTorch's AdamW is its default one or the fused one, whichever makes the faster step.
 Ours keeps all (store-all) in the block, the Trainer's default; beside one thread there is a row within a budget.
 
 Every configuration runs in a fresh process, ours and PyTorch's in turn, and that in several rounds. A time is the median of all timed

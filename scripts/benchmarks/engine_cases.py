@@ -77,6 +77,7 @@ class Configuration:
         shards: V; ours only.
         budget: What `--memory-budget` would be; ours only.
         fused: Whether AdamW is one kernel (`fused=True`) instead of PyTorch's default; PyTorch only.
+        shares: Whether processes have the weights once and the optimizer's state shared out (`--share-weights`); ours only.
     """
 
     side: Literal["ours", "pytorch"]
@@ -85,6 +86,7 @@ class Configuration:
     shards: int = 1
     budget: str | None = None
     fused: bool = False
+    shares: bool = False
 
     @property
     def cores(self) -> int:
@@ -98,6 +100,8 @@ class Configuration:
             parts.append(f"V = {self.shards}")
             if self.budget is not None:
                 parts.append(self.budget)
+            if self.shares:
+                parts.append("weights shared")
         elif self.fused:
             parts.append("fused AdamW")
         return ", ".join(parts)
@@ -110,7 +114,8 @@ def ours(case: Case, cores: int, shards: int) -> list[Configuration]:
     """Returns our configurations on so many cores with V shards (with V = 1, two workers have a shard each)."""
     found = [Configuration("ours", threads=cores, shards=shards)]
     if cores > 1 and case.batch % max(shards, cores) == 0:
-        found.append(Configuration("ours", processes=cores, shards=max(shards, cores)))
+        for shares in (False, True):
+            found.append(Configuration("ours", processes=cores, shards=max(shards, cores), shares=shares))
     return found
 
 

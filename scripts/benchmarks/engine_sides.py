@@ -6,7 +6,7 @@ gradient, as all its plans do. Both sides start from the same parameters.
 **Memory** is the peak resident memory of the process (VmHWM) less the resident memory of that same process at its baseline: after all
 imports, a step of the same model on the least batch (which loads libraries: PyTorch's first step 90 MiB of them), and a matrix
 product of the run's size (which makes BLAS take its scratch), when what these took and freed is given back, and before the model, our
-plan, or any other array of the run. Of two processes it is the sum over both, pages that they share counted in each. Our workers
+plan, or any other array of the run. Of two processes it is the sum over both, pages that they share counted once. Our workers
 have no least step before their baseline, and the larger baseline counts for both. It is read after the steps on either side.
 """
 
@@ -107,13 +107,21 @@ def plan_of_ours(model: Model, x: Array, targets: Array, how: Configuration, tin
 
 def _on_workers(case: Case, how: Configuration, steps: int) -> dict[str, Any]:
     """Our step on Ray workers of one thread, timed by the process that asks for it."""
-    trainer, rows, reports = trained_on_workers(case, how, steps)
-    assert trainer.planning.process is not None
+    trainer, rows, reports = trained_on_workers(case, how, steps, share_weights=how.shares)
     return {
         "seconds": [row["step_seconds"] for row in rows[UNTIMED:]],
-        "peak": sum(report["process"]["peak_rss"] - trainer.planning.process.baseline for report in reports),
+        "peak": memory_of_workers(trainer, reports),
         "loss": rows[0]["loss"],
     }
+
+
+def memory_of_workers(trainer: Trainer, reports: list[dict[str, Any]]) -> int:
+    """Returns the bytes that workers of one machine took together at their peaks over their baselines, shared pages counted once."""
+    assert trainer.planning.process is not None
+    return sum(
+        each["peak_rss"] - trainer.planning.process.baseline - each["shared"] + each["shared_part"]
+        for each in (report["process"] for report in reports)
+    )
 
 
 def trained_on_workers(

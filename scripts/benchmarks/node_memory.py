@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.engine_cases import CASES, Configuration
-from benchmarks.engine_sides import run_here, trained_on_workers
+from benchmarks.engine_sides import memory_of_workers, run_here, trained_on_workers
 from benchmarks.measure import Row, in_fresh_process, installed
 from benchmarks.scaling import DDP
 
@@ -41,13 +41,8 @@ def node_here(case: str, options: dict[str, Any]) -> dict[str, int]:
     """Returns what workers of this machine take together: measured, as their ledgers count it, and as it was predicted."""
     how = Configuration("ours", processes=WORKERS, shards=SHARDS)
     trainer, _, reports = trained_on_workers(CASES[case], how, STEPS, **options)
-    assert trainer.planning.process is not None
-    processes = [report["process"] for report in reports]
     return {
-        "memory": sum(
-            each["peak_rss"] - trainer.planning.process.baseline - each["shared"] + each["shared_part"]
-            for each in processes
-        ),
+        "memory": memory_of_workers(trainer, reports),
         "ledgers": sum(report["ledger_peak_bytes"] for report in reports),
         "predicted": sum(report["predicted_peak_bytes"] for report in reports),
     }

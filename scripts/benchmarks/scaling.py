@@ -1,7 +1,8 @@
 """Two workers of one thread beside what they could be at best, beside PyTorch's DistributedDataParallel, and what a run costs besides.
 
 - **Two workers**, which share a global batch and add their gradients, beside two independent processes that each train on half of
-  the batch and never wait for each other: what is lost is communication, waiting, and Ray. V is the same: a process has half of the shards.
+  the batch and never wait for each other: what is lost is communication, waiting, and Ray. V is the same: a process has half of the shards. With
+  shared weights (`--share-weights`) each worker updates half of the parameters; an independent process has to update all of its own.
 - **DistributedDataParallel** over Gloo, two processes of one thread, with the AdamW that is the faster one there.
 - **The first step**: from the call of the Trainer's `fit`, planning included, to the end of the first step, when Ray is up.
 - **One worker** under the Trainer beside the plain loop of a process over the engine's steps.
@@ -36,6 +37,8 @@ from distributed.cluster import connect
 PACKAGES = ("numpy", "torch", "ray")
 WORKERS, SHARDS = 2, 8
 DDP = "PyTorch DistributedDataParallel over Gloo"
+#: Workers that have the weights once.
+SHARING = "workers, weights shared"
 AIM = "the aim, at most"
 #: Seconds from launch to the end of the first step.
 FIRST_STEP = 2.0
@@ -61,6 +64,7 @@ def rows(
     case = CASES[only or "byte-gpt-small"]
     runs: dict[str, Callable[[], Found]] = {
         "workers": lambda: in_fresh_process(workers_here, case.name, WORKERS, steps),
+        SHARING: lambda: in_fresh_process(workers_here, case.name, WORKERS, steps, True),
         "independent": lambda: in_fresh_process(independent_here, case.name, steps),
         "one worker": lambda: in_fresh_process(workers_here, case.name, 1, steps),
         "loop": lambda: in_fresh_process(loop_here, case.name, steps),
@@ -96,15 +100,16 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
     shape = case.inputs.shape if case.inputs.dtype.kind in "iu" else ()
     tokens = case.batch * (shape[0] if shape else 1)
     unit = "tokens" if shape else "examples"
-    title = f"{case.name}, {WORKERS} workers of one thread, V = {SHARDS}: {unit} per second"
     alone = f"{WORKERS} independent processes of one thread"
     for of, statistic in (("", median), (" of the shortest step", min)):
         step = {name: statistic(each["seconds"]) for name, each in found.items()}
-        ours, runs = tokens / step["workers"], len(found["workers"]["seconds"])
-        name = f"{title}{of} beside"
-        yield Row(f"{name} no communication", "1", ours, tokens / step["independent"], alone, runs, "higher")
         peers = [seconds for which, seconds in step.items() if which.startswith("ddp")]
-        yield Row(f"{name} PyTorch", "1", ours, tokens / min(peers) if peers else None, DDP, runs, "higher", "torch")
+        for which, told in (("workers", ""), (SHARING, ", weights shared")):
+            ours, runs = tokens / step[which], len(found[which]["seconds"])
+            name = f"{case.name}, {WORKERS} workers of one thread, V = {SHARDS}{told}: {unit} per second{of} beside"
+            yield Row(f"{name} no communication", "1", ours, tokens / step["independent"], alone, runs, "higher")
+            peer = tokens / min(peers) if peers else None
+            yield Row(f"{name} PyTorch", "1", ours, peer, DDP, runs, "higher", "torch")
         name = f"{case.name}, one worker under the Trainer: {'shortest step' if of else 'time of a step'}"
         alike = len(found["one worker"]["seconds"])
         yield Row(name, "s", step["one worker"], step["loop"], "a loop in process", alike)
@@ -113,8 +118,8 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
     yield Row(name, "s", median(first), FIRST_STEP, AIM, len(first))
 
 
-def workers_here(case: str, workers: int, steps: int) -> Found:
-    """Returns what a run on Ray workers takes, measured in this process, which is a fresh one."""
+def workers_here(case: str, workers: int, steps: int, shares: bool = False) -> Found:
+    """Returns what a run on Ray workers takes, with shared weights or not, measured in this process, which is a fresh one."""
     import ray
 
     chosen, ends = CASES[case], []
@@ -135,6 +140,7 @@ def workers_here(case: str, workers: int, steps: int) -> Found:
             learning_rate=RATE,
             clip_norm=None,
             validation_examples=chosen.batch,
+            share_weights=shares,
         ).fit(lambda row: ends.append(time.perf_counter()))
     finally:
         ray.shutdown()

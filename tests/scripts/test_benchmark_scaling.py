@@ -24,16 +24,21 @@ def found(**seconds: float) -> dict[str, dict[str, list[float]]]:
 
 def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer(suite: Any) -> None:
     case = suite.CASES["byte-gpt-small"]
-    runs = found(workers=0.5, independent=0.4, **{"one worker": 1.0, "loop": 0.8, "ddp": 0.7, "ddp, fused": 0.6})
-    alone, ddp, one, *shortest, first = suite.compared(case, runs)
+    others = {"workers, weights shared": 0.45, "one worker": 1.0, "loop": 0.8, "ddp": 0.7, "ddp, fused": 0.6}
+    runs = found(workers=0.5, independent=0.4, **others)
+    alone, ddp, sharing, sharing_ddp, one, *shortest, first = suite.compared(case, runs)
     tokens = 8 * 256
     assert (alone.ours, alone.peer, alone.better) == (tokens / 0.5, tokens / 0.4, "higher")
     assert (ddp.ours, ddp.peer, ddp.package) == (tokens / 0.5, tokens / 0.6, "torch")
+    assert (sharing.ours, sharing.peer) == (tokens / 0.45, tokens / 0.4)
+    assert (sharing_ddp.ours, sharing_ddp.peer) == (tokens / 0.45, tokens / 0.6)
     assert (first.ours, first.peer, first.better) == (1.5, 2.0, "lower")
     assert (one.ours, one.peer, one.unit) == (1.0, 0.8, "s")
     assert [(row.ours, row.peer) for row in shortest] == [
         (tokens / 0.25, tokens / 0.2),
         (tokens / 0.25, tokens / 0.3),
+        (tokens / 0.225, tokens / 0.2),
+        (tokens / 0.225, tokens / 0.3),
         (0.5, 0.4),
     ]
     del runs["ddp"], runs["ddp, fused"]
@@ -57,7 +62,7 @@ def test_the_suite_measures_a_small_model(tmp_path: Path) -> None:
     done = run("benchmark", "scaling", "--only", "mlp", "--steps", "2", "--rounds", "1", "--json", cwd=tmp_path)
     data = last_json(done)
     names = [row["name"] for row in data["rows"]]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 11
     assert all(row["ours"] > 0 for row in data["rows"])
     assert {"workers", "independent", "one worker", "loop"} <= {
         each["configuration"] for each in data["configurations"]
