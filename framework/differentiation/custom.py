@@ -9,7 +9,7 @@ import numpy as np
 
 from framework.differentiation.forward import transposed
 from framework.differentiation.structure import rebuild
-from framework.differentiation.table import RULES, Rule
+from framework.differentiation.table import RULES, Rule, as_dtype, dtype_of, likes
 from framework.differentiation.tracing import Traced, primitive, untraced
 
 
@@ -54,7 +54,8 @@ class CustomFunction:
         def back(places: list[int], g: Any, y: Any, args: Any, kwargs: Any) -> list[Any]:
             if self._vjp is None:
                 raise TypeError(f"{self.__name__} has a JVP but no VJP: give it one with @{self.__name__}.vjp")
-            cotangents = self._vjp(g, *args) if self._forward is not None else self._vjp(g, y, *args)
+            *saved, forms = args if self._forward is not None else (*args, args)
+            cotangents = self._vjp(g, *saved) if self._forward is not None else self._vjp(g, y, *saved)
             if not isinstance(cotangents, tuple) or len(cotangents) <= max(places):
                 raise TypeError(
                     f"the VJP of {self.__name__} must return a tuple with a cotangent for each argument, but returned "
@@ -63,16 +64,24 @@ class CustomFunction:
             for place in places:
                 if cotangents[place] is None:
                     raise TypeError(f"{self.__name__} is not differentiable in argument {place}: its VJP gives None")
-            return [cotangents[place] for place in places]
+            return [like("VJP", cotangents[place], forms[place], f"argument {place}") for place in places]
+
+        def like(mode: str, found: Any, of: Any, what: str) -> Any:
+            """Returns what a rule gave in the dtype of what it belongs to; raises if the shape is another."""
+            if np.shape(found) != np.shape(of):
+                raise TypeError(
+                    f"the {mode} of {self.__name__} must give {what} an array of its shape {np.shape(of)}, but gave {np.shape(found)}"
+                )
+            return as_dtype(found, dtype_of(of))
 
         def forth(places: list[int], tangents: list[Any], y: Any, args: Any, kwargs: Any) -> Any:
             assert self._jvp is not None
             moved = dict(zip(places, tangents, strict=True))
-            return self._jvp(tuple(moved.get(i) for i in range(len(args))), y, *args)
+            return like("JVP", self._jvp(tuple(moved.get(i) for i in range(len(args))), y, *args), y, "the result")
 
         def derived(places: list[int], tangents: list[Any], y: Any, args: Any, kwargs: Any) -> Any:
             """The transpose of the VJP, whose forward says what it reads."""
-            given = self._forward(*args)[1] if self._forward is not None else args
+            given = forward(*args)[1] if self._forward is not None else args
             rule = Rule(back, None, "custom", "rule", joint=True)
             total: Any = None
             for place, tangent in zip(places, tangents, strict=True):
@@ -83,7 +92,7 @@ class CustomFunction:
         def forward(*args: Any) -> Any:
             assert self._forward is not None
             y, saved = self._forward(*args)
-            return y, tuple(saved)
+            return y, (*saved, likes(args))
 
         RULES[self._call] = Rule(
             back, forth if self._jvp is not None else derived, "custom", "rule", joint=True,

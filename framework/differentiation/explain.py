@@ -10,9 +10,9 @@ import numpy as np
 
 from framework.differentiation.forward import tangent_of
 from framework.differentiation.reverse import Node, backward
-from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
+from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats, require_tuple
 from framework.differentiation.table import Rule, describe, dtype_of
-from framework.differentiation.tracing import DifferentiationError, Trace, Traced, single
+from framework.differentiation.tracing import DifferentiationError, Trace, Traced, called, single
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,15 @@ def trace_operations(function: Any, primals: Any, tangents: Any, cotangent: Any)
     v1 np.sin x 0.0 1.0 6.0
     v2 np.multiply v1 2 0.0 2.0 3.0
     """
-    primals = as_arrays(tuple(primals))
+    primals = as_arrays(require_tuple(primals, "primals"))
     require_floats(primals, "trace_operations")
-    tangents = matching(tuple(tangents), primals, "tangent")
+    tangents = matching(require_tuple(tangents, "tangents"), primals, "tangent")
     trace = _ListingTrace()
     names = iter(["x"] if len(list(leaves(primals))) == 1 else [f"x{i}" for i, _ in enumerate(leaves(primals))])
     traced = rebuild(primals, lambda x, t: Traced(x, trace, _Both(next(names), t, Node())), tangents)
-    result = as_arrays(function(*traced))
+    result = as_arrays(called(function, traced))
     results = list(leaves(result))
-    if not all(isinstance(y, Traced) and y.trace is trace for y in results):
+    if not all(isinstance(y, Traced) and y.owner is trace for y in results):
         raise DifferentiationError("a result does not depend on the primals, so there is nothing to list")
     weights = leaves(matching(cotangent, rebuild(result, lambda y: y.value), "cotangent"))
     cotangents: dict[Node, Any] = {}

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.structure import as_arrays, matching, rebuild, require_floats
+from framework.differentiation.structure import as_arrays, matching, rebuild, require_floats, require_tuple
 from framework.differentiation.table import Rule, dtype_of
-from framework.differentiation.tracing import Trace, Traced, single
+from framework.differentiation.tracing import Trace, Traced, called, single
 
 
 class ForwardTrace(Trace):
@@ -69,14 +69,14 @@ def jvp(function: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
     >>> np.round(y, 12).tolist(), np.round(t, 12).tolist()
     ([4.25, 3.0], [0.7, 0.3])
     """
-    primals = as_arrays(tuple(primals))
+    primals = as_arrays(require_tuple(primals, "primals"))
     require_floats(primals, "jvp")
-    tangents = matching(tuple(tangents), primals, "tangent")
+    tangents = matching(require_tuple(tangents, "tangents"), primals, "tangent")
     trace = ForwardTrace()
-    result = as_arrays(function(*rebuild(primals, lambda x, t: Traced(x, trace, t), tangents)))
+    result = as_arrays(called(function, rebuild(primals, lambda x, t: Traced(x, trace, t), tangents)))
 
     def is_mine(y: Any) -> bool:
-        return isinstance(y, Traced) and y.trace is trace
+        return isinstance(y, Traced) and y.owner is trace
 
     values = rebuild(result, lambda y: y.value if is_mine(y) else y)
     moved = rebuild(result, lambda y: y.derivative if is_mine(y) else np.zeros(np.shape(y), dtype_of(y)))

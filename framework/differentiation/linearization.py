@@ -12,7 +12,7 @@ from framework.differentiation.reverse import Node, in_order
 from framework.differentiation.saved import Keeper, Saved
 from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
 from framework.differentiation.table import Like, Rule, describe
-from framework.differentiation.tracing import Trace, Traced, single
+from framework.differentiation.tracing import Trace, Traced, called, single
 
 
 class _RecordingTrace(Trace):
@@ -54,11 +54,11 @@ def linearize(function: Any, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     trace = _RecordingTrace()
     traced = rebuild(primals, lambda x: Traced(x, trace, Node()))
     starts = [x.derivative for x in leaves(traced)]
-    result = as_arrays(function(*traced))
+    result = as_arrays(called(function, traced))
     del traced
 
     def is_mine(y: Any) -> bool:
-        return isinstance(y, Traced) and y.trace is trace
+        return isinstance(y, Traced) and y.owner is trace
 
     values = rebuild(result, lambda y: y.value if is_mine(y) else y)
     ends = rebuild(result, lambda y: y.derivative if is_mine(y) else Like(np.asarray(y)))

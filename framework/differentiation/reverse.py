@@ -12,7 +12,7 @@ import numpy as np
 from framework.differentiation.saved import Keeper, Saved, unlocked
 from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
 from framework.differentiation.table import Like, Rule, describe, dtype_of, likes
-from framework.differentiation.tracing import DifferentiationError, Trace, Traced, single
+from framework.differentiation.tracing import DifferentiationError, Trace, Traced, called, lift, single
 from framework.memory import Array, Ledger
 
 _order = itertools.count()
@@ -157,11 +157,11 @@ def vjp(function: Any, *primals: Any, ledger: Ledger | None = None, verify: bool
     trace = ReverseTrace(Keeper(ledger, verify, own))
     traced = rebuild(primals, lambda x: Traced(x, trace, Node()))
     nodes = rebuild(traced, lambda x: x.derivative)
-    result = as_arrays(function(*traced))
+    result = as_arrays(called(function, traced))
     del traced
 
     def is_mine(y: Any) -> bool:
-        return isinstance(y, Traced) and y.trace is trace
+        return isinstance(y, Traced) and y.owner is trace
 
     values = rebuild(result, lambda y: unlocked(y.value) if is_mine(y) else y)
     ends = [y.derivative if is_mine(y) else None for y in leaves(result)]
@@ -254,11 +254,12 @@ def value_and_grad(
     Args:
         function: f, whose result is a scalar, or with `has_aux` a pair of a scalar and anything else.
         argnums: The arguments to differentiate by: a number, or a tuple for a tuple of gradients.
-        has_aux: Whether f returns such a pair; the value is then the pair.
+        has_aux: Whether f returns such a pair; the value is then the pair, with arrays in place of traced ones.
         verify: Whether to check that no saved array is changed; see `vjp`.
 
     Raises:
-        DifferentiationError: When called: the result is no scalar, or the arguments are no floats.
+        DifferentiationError: When called: the result is no real scalar, the arguments are no floats, or there are fewer than
+            argnums says.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
@@ -271,21 +272,55 @@ def value_and_grad(
                 whole[number] = value
             result = function(*whole, **kwargs)
             if has_aux:
+                if not isinstance(result, list | tuple) or len(result) != 2:
+                    raise DifferentiationError(
+                        "with has_aux the function returns a pair of a scalar and anything else, but this one returned "
+                        f"{_form(result)}"
+                    )
                 result, rest = result
-                aux.append(rest)
+                aux.append(_without_trace(rest, next(leaves(some)).owner))
             return result
 
+        for number in numbers:
+            if not -len(args) <= number < len(args):
+                raise DifferentiationError(
+                    f"argnums is {argnums}, but the function was called with {len(args)} arguments by position, of which the first "
+                    "has the number 0"
+                )
         value, pullback = vjp(of_some, *(args[number] for number in numbers), verify=verify)
-        if isinstance(value, list | tuple | dict) or np.shape(value) != ():
-            form = type(value).__name__ if isinstance(value, list | tuple | dict) else f"shape {np.shape(value)}"
+        if not _is_real_scalar(value):
             raise DifferentiationError(
-                f"grad takes a function with a scalar result, but this one returned {form}; sum it, or use jacobian or vjp"
+                f"grad takes a function with a scalar result, but this one returned {_form(value)}; sum it, or use jacobian or vjp"
             )
         gradients = pullback(np.ones((), dtype_of(value)), last=True)
         found = gradients[0] if isinstance(argnums, int) else gradients
         return ((value, aux[0]) if has_aux else value), found
 
     return run
+
+
+def _is_real_scalar(value: Any) -> bool:
+    if value is None or isinstance(value, list | tuple | dict):
+        return False
+    return np.shape(value) == () and dtype_of(value).kind in "fiub"
+
+
+def _form(result: Any) -> str:
+    if result is None:
+        return "None (does a return lack?)"
+    if isinstance(result, list | tuple | dict):
+        return type(result).__name__
+    return f"shape {np.shape(result)}" if np.shape(result) else f"{dtype_of(result)}"
+
+
+def _without_trace(tree: Any, trace: Trace) -> Any:
+    """What a function returned beside its scalar, with the values of what a trace holds."""
+
+    def plain(leaf: Any) -> Any:
+        leaf = lift(leaf) if isinstance(leaf, np.ndarray) else leaf
+        return unlocked(leaf.value) if isinstance(leaf, Traced) and leaf.owner is trace else leaf
+
+    return rebuild(tree, plain)
 
 
 def grad(

@@ -9,6 +9,7 @@ import numpy as np
 
 from framework.differentiation.table import as_dtype, dtype_of
 from framework.differentiation.tracing import DifferentiationError, Traced, lift
+from framework.memory import Array
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -48,8 +49,47 @@ def rebuild(tree: Any, function: Callable[..., Any], *others: Any, path: str = "
 
 
 def as_arrays(tree: Any) -> Any:
-    """Turns numbers and object arrays of traced scalars into arrays."""
-    return rebuild(tree, lambda leaf: leaf if isinstance(leaf, Traced) else lift(np.asarray(leaf)))
+    """Turns numbers and object arrays of traced scalars into arrays, which have the machine's own order of bytes."""
+    return rebuild(tree, lambda leaf: leaf if isinstance(leaf, Traced) else lift(_native(np.asarray(leaf))))
+
+
+def _native(a: Array) -> Array:
+    return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+
+
+def require_tuple(arguments: Any, what: str) -> tuple[Any, ...]:
+    """Returns arguments as a tuple; an array is no tuple of its rows."""
+    if not isinstance(arguments, list | tuple):
+        raise DifferentiationError(
+            f"{what} is a tuple with one item for each argument of the function, but is a {type(arguments).__name__}: write (x,) "
+            "for the one argument x"
+        )
+    return tuple(arguments)
+
+
+def size_of(tree: Any) -> int:
+    """How many numbers a structure has."""
+    return sum(int(np.size(leaf)) for leaf in leaves(tree))
+
+
+def as_vector(tree: Any) -> Any:
+    """The numbers of a structure as one vector, in the structure's order."""
+    found = [np.ravel(leaf) for leaf in leaves(as_arrays(tree))]
+    if not found:
+        raise DifferentiationError("there is no array in the argument")
+    return np.concatenate(found)
+
+
+def from_vector(tree: Any, vector: Any) -> Any:
+    """A vector's numbers in the structure and the shapes of another."""
+    place = 0
+
+    def take(leaf: Any) -> Any:
+        nonlocal place
+        start, place = place, place + leaf.size
+        return np.reshape(vector[start:place], leaf.shape)
+
+    return rebuild(tree, take)
 
 
 def matching(tree: Any, like: Any, what: str) -> Any:
@@ -64,6 +104,10 @@ def matching(tree: Any, like: Any, what: str) -> Any:
         if np.shape(given) != np.shape(primal):
             raise DifferentiationError(
                 f"a {what} has the shape of the array it belongs to, {np.shape(primal)}, but this one has {np.shape(given)}"
+            )
+        if dtype_of(given).kind not in "fiub":
+            raise DifferentiationError(
+                f"a {what} holds real numbers, as the array that it belongs to, but this one has {dtype_of(given)}"
             )
         return as_dtype(given, dtype_of(primal))
 

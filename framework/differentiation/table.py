@@ -98,6 +98,8 @@ RULES: dict[Any, Rule] = {}
 DERIVED: dict[Any, Callable[..., Any]] = {}
 #: Functions whose result is constant or has no derivative: comparisons, rounding, indices.
 CONSTANT: set[Any] = set()
+#: Functions that write into an array.
+IN_PLACE: set[Any] = {np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal}
 
 
 def _ufunc_options(
@@ -256,6 +258,12 @@ def describe(function: Any) -> str:
     """Names a function for people: np.linalg.solve; functions of our own and of users by their names."""
     name = getattr(function, "__name__", repr(function))
     if isinstance(function, np.ufunc):
-        return f"np.{name}"
+        return f"np.{name}" if getattr(np, name, None) is function else str(name)
     module = getattr(function, "__module__", None) or "numpy"
-    return f"np.linalg.{name}" if "linalg" in module else f"np.{name}" if module.startswith("numpy") else str(name)
+    if not module.startswith("numpy"):
+        return str(name)
+    return next((f"{known}.{name}" for part, known in _MODULES.items() if part in module), f"np.{name}")
+
+
+#: Parts of the names of NumPy's modules, and by what name people know them.
+_MODULES = {"linalg": "np.linalg", "fft": "np.fft", "scimath": "np.emath", "stride_tricks": "np.lib.stride_tricks"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.table import CONSTANT, DERIVED, RULES, Rule, describe
+from framework.differentiation.table import CONSTANT, DERIVED, IN_PLACE, RULES, Rule, describe
 
 
 class DifferentiationError(TypeError):
@@ -82,25 +82,37 @@ def _no_out(ufunc: np.ufunc) -> DifferentiationError:
     )
 
 
+def _no_writing(what: str) -> DifferentiationError:
+    return DifferentiationError(
+        f"{what} writes into an array, where the derivative of what it was would be lost; build the new array with np.where, "
+        "np.stack or np.concatenate"
+    )
+
+
 class Traced:
     """An array in the eyes of NumPy code, with its derivative at one level.
 
     Attributes:
         value: The array (or an array traced at a lower level).
-        trace: The transform it belongs to.
+        owner: The trace it belongs to. (Arrays have a method of the name `trace`.)
         derivative: Its tangent (forward mode) or its node (reverse mode).
     """
 
-    __slots__ = ("derivative", "trace", "value")
+    __slots__ = ("derivative", "owner", "value")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, value: Any, trace: Trace, derivative: Any) -> None:
-        self.value, self.trace, self.derivative = value, trace, derivative
+        self.value, self.owner, self.derivative = value, trace, derivative
 
     # -- NumPy's protocols ----------------------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         function: Any = ufunc
+        if method == "at":
+            raise _no_writing(f"np.{ufunc.__name__}.at")
+        if method == "outer":
+            a, b = inputs
+            return ufunc(np.reshape(a, np.shape(a) + (1,) * np.ndim(b)), b, **kwargs)
         if method == "reduce":
             function = _REDUCTIONS.get(ufunc)
             kwargs.setdefault("axis", 0)
@@ -121,6 +133,8 @@ class Traced:
             raise DifferentiationError(
                 f"{describe(function)} cannot write into out= while it is differentiated: leave it away"
             )
+        if function in IN_PLACE:
+            raise _no_writing(describe(function))
         return bind(function, args, kwargs)
 
     # -- operators ------------------------------------------------------------------------------------------------------
@@ -147,6 +161,14 @@ class Traced:
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __round__(self, digits: int | None = None) -> Any:
+        if digits is None:
+            raise self._cut("int (round)")
+        return np.round(self, digits)
+
     # -- what an array knows of itself ----------------------------------------------------------------------------------
 
     @property
@@ -170,8 +192,24 @@ class Traced:
         return np.transpose(self)
 
     @property
+    def mT(self) -> Any:  # noqa: N802
+        return np.matrix_transpose(self)
+
+    @property
     def flat(self) -> Any:
-        return iter(np.ravel(self))
+        return np.ravel(self)
+
+    @property
+    def real(self) -> Traced:
+        return self
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
 
     def __len__(self) -> int:
         if not self.shape:
@@ -215,14 +253,16 @@ class Traced:
 
     def _cut(self, what: str, more: str = "") -> DifferentiationError:
         return DifferentiationError(
-            f"a traced array was to become {what}, which would cut the derivative (writing it into an array or math.sin does so, "
+            f"a traced array was to become {what}, which would cut the derivative (writing it into an array, np.asarray(x, float) or math.sin does so, "
             f"too); use NumPy functions and np.stack, say stop_gradient(x) to cut on purpose{more}"
         )
 
     def __getattr__(self, name: str) -> Any:
         """Methods of arrays (x.sum()) and of scalars in object arrays (np.sin of them asks for x.sin())."""
+        if name in _WRITING_METHODS:
+            return lambda *args, **kwargs: _write_elsewhere(name)
         function = _METHODS.get(name) or getattr(np, name, None)
-        known = name in _METHODS or (isinstance(function, np.ufunc) and function.nin == 1)
+        known = name in _METHODS or (isinstance(function, np.ufunc) and function.nout == 1)
         if name.startswith("_") or not known:
             raise AttributeError(f"a traced array has no attribute {name!r}")
         assert function is not None
@@ -230,6 +270,9 @@ class Traced:
 
     def __repr__(self) -> str:
         return f"Traced({self.value!r})"
+
+    def __format__(self, how: str) -> str:
+        return format(untraced(self), how) if how else repr(self)  # f"{loss:.4f}" tells a number and cuts nothing
 
     def __copy__(self) -> Traced:
         return self
@@ -249,10 +292,10 @@ def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             raise DifferentiationError(f"{describe(function)}: pass differentiated arrays by position, not by keyword")
     if rule.sequence:
         items = list(args[0])
-        top, places, traced, plain = _take_apart(items)
+        top, places, traced, plain = _take_apart(function, items)
         args = (plain, *args[1:])
     else:
-        top, places, traced, args = _take_apart(args)
+        top, places, traced, args = _take_apart(function, args)
     if top is None:
         return function(*args, **kwargs)
     if rule.options is not None and (kwargs or rule.kind != "elementwise"):
@@ -260,7 +303,7 @@ def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return top.call(function, rule, places, traced, args, kwargs)
 
 
-def _take_apart(args: Sequence[Any]) -> tuple[Trace | None, list[int], list[Traced], list[Any]]:
+def _take_apart(function: Any, args: Sequence[Any]) -> tuple[Trace | None, list[int], list[Traced], list[Any]]:
     """Returns the newest trace among arguments, where its arguments stand, these, and all with its values in their place."""
     plain = list(args)
     top: Trace | None = None
@@ -275,10 +318,12 @@ def _take_apart(args: Sequence[Any]) -> tuple[Trace | None, list[int], list[Trac
                 continue
             plain[place] = arg = lift(arg)
             if type(arg) is not Traced:
+                if isinstance(function, np.ufunc):  # x * [1, 2, 3]: rules read arrays
+                    plain[place] = np.asarray(arg)
                 continue
-        if top is None or arg.trace.level > top.level:
-            top, places = arg.trace, [place]
-        elif arg.trace is top:
+        if top is None or arg.owner.level > top.level:
+            top, places = arg.owner, [place]
+        elif arg.owner is top:
             places.append(place)
     traced = [plain[place] for place in places]
     for place, arg in zip(places, traced, strict=True):
@@ -317,10 +362,57 @@ def _require_options(written: Any, function: Any, count: int, kwargs: Any) -> No
 
 
 def single(function: Any, y: Any) -> Any:
-    """The result of a call, which must be one array."""
+    """The result of a call, which must be one array, of floats."""
     if isinstance(y, list | tuple):
         raise DifferentiationError(f"{describe(function)} gives several arrays, which its rule does not cover")
+    if hasattr(y, "dtype") and y.dtype.kind != "f":
+        raise _no_floats(describe(function), y.dtype)
     return y
+
+
+def _no_floats(what: str, dtype: np.dtype[Any]) -> DifferentiationError:
+    """The error for a result that has no derivative."""
+    what = "x.astype()" if what == "cast" else what
+    if dtype.kind == "c":
+        return DifferentiationError(
+            f"{what} gives {dtype} here, and complex numbers have no derivatives in Retape: write it with the real and the imaginary "
+            "part as two arrays of floats, or give a function of it a rule with custom_rule"
+        )
+    return DifferentiationError(
+        f"{what} gives {dtype} here, which would cut the derivative; compare (x > 0) or round (np.floor) first, or say "
+        "stop_gradient(x) to cut on purpose"
+    )
+
+
+def called(function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """Runs a user's function on traced arrays, and says what NumPy's own errors about these mean.
+
+    NumPy has errors of its own where it cannot write a traced number into an array, or meets an array of objects.
+    """
+    try:
+        return function(*args)
+    except DifferentiationError:
+        raise
+    except (TypeError, ValueError) as error:
+        told = _meaning(error)
+        if told is None:
+            raise
+        raise DifferentiationError(told) from error
+
+
+def _meaning(error: BaseException) -> str | None:
+    """What is to be said of an error that NumPy raised because of traced arrays; None for any other."""
+    cause = error.__cause__
+    if isinstance(cause, DifferentiationError):  # "setting an array element with a sequence"
+        return str(cause)
+    text = str(error)
+    of_ufuncs = "dtype('O')" in text or text.startswith(("ufunc ", "loop of ufunc "))
+    if isinstance(error, TypeError) and of_ufuncs:
+        return (
+            f"NumPy says: {text}. It does not hand us every function of an array of objects, which np.array makes of traced numbers; "
+            "make such an array with np.stack, as in np.stack([x[0] ** 2, x[1]])"
+        )
+    return None
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -400,11 +492,29 @@ _METHODS: dict[str, Any] = {
         name: getattr(np, name)
         for name in (
             "sum", "prod", "mean", "var", "std", "max", "min", "argmax", "argmin", "argsort", "all", "any", "cumsum", "cumprod",
-            "ravel", "squeeze", "swapaxes", "repeat", "take", "diagonal", "trace", "clip", "round", "dot", "sort", "copy",
+            "ravel", "squeeze", "swapaxes", "repeat", "take", "diagonal", "trace", "clip", "round", "dot", "copy", "nonzero",
+            "searchsorted", "argpartition",
         )
     },
     "reshape": _several(np.reshape),
     "transpose": _several(np.transpose),
     "flatten": np.ravel,
+    "compress": lambda x, condition, axis=None: np.compress(condition, x, axis),
     "astype": _cast,
 }  # fmt: skip
+
+#: Methods that write into their array, and what to say instead.
+_WRITING_METHODS = {
+    "sort": "x = np.sort(x)",
+    "partition": "x = np.partition(x, kth)",
+    "resize": "x = np.resize(x, shape)",
+    "fill": "x = np.full_like(x, value)",
+    "put": "x = np.where(…)",
+}
+
+
+def _write_elsewhere(name: str) -> None:
+    raise DifferentiationError(
+        f"x.{name}() writes into a traced array, where the derivative of what it was would be lost; write "
+        f"{_WRITING_METHODS[name]} instead"
+    )

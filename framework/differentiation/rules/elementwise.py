@@ -87,6 +87,7 @@ _TABLE = [
     (np.remainder, ONE, lambda _y, a, b: -np.floor_divide(a, b)),
     (np.fmod, ONE, lambda y, a, b: -np.rint((a - y) / b)),
     (np.copysign, lambda y, a, _b: np.sign(a) * np.sign(y), lambda _y, _a, _b: 0.0),
+    (np.heaviside, lambda _y, _x, _h: 0.0, lambda _y, x, _h: np.equal(x, 0)),
     (np.ldexp, lambda _y, _x, n: np.ldexp(np.ones((), dtype_of(_x)), n), None),
     (np.negative, MINUS_ONE),
     (np.positive, ONE),
@@ -121,14 +122,13 @@ _TABLE = [
     (np.rad2deg, lambda _y, _x: 180 / np.pi),
     (np.degrees, lambda _y, _x: 180 / np.pi),
     (np.sinc, _sinc),
-    (np.nan_to_num, lambda _y, x, *options, **named: np.isfinite(x)),
 ]
 for _function, *_factors in _TABLE:
     elementwise("elementwise", _function, *_factors)
 
 CONSTANT |= {
     np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal, np.isfinite, np.isinf, np.isnan, np.signbit,
-    np.sign, np.floor, np.ceil, np.trunc, np.rint, np.round, np.around, np.fix, np.floor_divide, np.heaviside, np.spacing,
+    np.sign, np.floor, np.ceil, np.trunc, np.rint, np.round, np.around, np.fix, np.floor_divide, np.spacing,
     np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.isclose, np.allclose, np.array_equal, np.array_equiv,
     np.isin, np.isposinf, np.isneginf, np.isreal, np.iscomplex,
 }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.table import DERIVED, as_dtype, dtype_of, linear
+from framework.differentiation.table import CONSTANT, DERIVED, as_dtype, dtype_of, linear
 from framework.differentiation.tracing import primitive, untraced
 
 
@@ -61,7 +61,7 @@ def take_along_axis(a: Any, indices: Any, axis: Any = -1) -> Any:
 
 
 def _repeat(a: Any, repeats: Any, axis: Any = None) -> Any:
-    flat = np.ravel(a) if axis is None else a
+    flat = np.ravel(a) if axis is None or np.ndim(a) == 0 else a
     along = 0 if axis is None else axis
     return _take(flat, np.repeat(np.arange(np.shape(flat)[along]), repeats), along)
 
@@ -128,3 +128,4 @@ DERIVED |= {
     np.linalg.diagonal: lambda x, *, offset=0: _diagonal(x, offset, -2, -1),
     np.linalg.trace: lambda x, *, offset=0, dtype=None: _trace(x, offset, -2, -1, dtype),
 }
+CONSTANT |= {np.diag_indices_from, np.tril_indices_from, np.triu_indices_from}

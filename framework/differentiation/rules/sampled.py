@@ -63,6 +63,7 @@ def _gradient_along(f: Any, axis: int, h: Any, edge_order: int) -> Any:
 
 
 def _trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
+    y = y if hasattr(y, "dtype") else np.asarray(y)
     if x is not None and np.ndim(x) == 1:
         dx = np.reshape(np.diff(x), (-1,) + (1,) * (np.ndim(y) - 1 - axis % np.ndim(y)))
     elif x is not None:
@@ -89,17 +90,22 @@ def _interp(x: Any, xp: Any, fp: Any, left: Any = None, right: Any = None, perio
 
 def _whole(g: Any, a: Any, b: Any, mode: Any) -> Any:
     """The cotangent of a full convolution, from that of the part of it that the mode gives."""
-    full, short = np.shape(a)[0] + np.shape(b)[0] - 1, min(np.shape(a)[0], np.shape(b)[0])
+    full, short = np.size(a) + np.size(b) - 1, min(np.size(a), np.size(b))
     start = {"f": 0, "s": short - 1 - short // 2, "v": short - 1}[str(mode)[0]]
     return np.pad(g, (start, full - start - np.shape(g)[0]))
 
 
 def _convolve_left(g: Any, _y: Any, _a: Any, v: Any, mode: Any = "full") -> Any:
-    return as_dtype(np.correlate(_whole(g, _a, v, mode), v, "valid"), dtype_of(_a))
+    return _transposed_by(v, _whole(g, _a, v, mode), _a)
 
 
 def _convolve_right(g: Any, _y: Any, a: Any, _v: Any, mode: Any = "full") -> Any:
-    return as_dtype(np.correlate(_whole(g, a, _v, mode), a, "valid"), dtype_of(_v))
+    return _transposed_by(a, _whole(g, a, _v, mode), _v)
+
+
+def _transposed_by(factor: Any, g: Any, like: Any) -> Any:
+    """The cotangent of one factor; NumPy lets a number be a factor, too."""
+    return as_dtype(np.reshape(np.correlate(g, np.atleast_1d(factor), "valid"), np.shape(like)), dtype_of(like))
 
 
 def _correlate(a: Any, v: Any, mode: Any = "valid") -> Any:

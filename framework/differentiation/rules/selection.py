@@ -11,6 +11,7 @@ import numpy as np
 
 from framework.differentiation.rules.indexing import put_items
 from framework.differentiation.table import DERIVED, as_dtype, dtype_of, elementwise, rule, unbroadcast
+from framework.differentiation.tracing import DifferentiationError, untraced
 
 
 def _where_vjp(first: bool) -> Any:
@@ -30,7 +31,14 @@ def _where_jvp(first: bool) -> Any:
     return jvp
 
 
-rule("selection", np.where, None, _where_vjp(True), _where_vjp(False), jvps=(None, _where_jvp(True), _where_jvp(False)))
+def _nothing(_t: Any, _y: Any, condition: Any, _a: Any, _b: Any) -> Any:
+    return np.zeros(np.shape(condition), dtype_of(condition))
+
+
+rule(
+    "selection", np.where, _nothing, _where_vjp(True), _where_vjp(False),
+    jvps=(lambda t, y, condition, a, b: np.zeros(np.shape(y), dtype_of(y)), _where_jvp(True), _where_jvp(False)),
+)  # fmt: skip
 
 
 # y is one of the element and the limits: the first of these that it equals has the derivative.
@@ -77,7 +85,16 @@ def _piecewise(x: Any, condlist: Any, funclist: Any, *args: Any, **kw: Any) -> A
     return y
 
 
+def _nan_to_num(x: Any, copy: bool = True, nan: Any = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
+    if not copy:
+        raise DifferentiationError(
+            "np.nan_to_num with copy=False writes into its argument, which would change what is differentiated; leave copy away"
+        )
+    return np.where(np.isfinite(x), x, np.nan_to_num(untraced(x), nan=nan, posinf=posinf, neginf=neginf))
+
+
 DERIVED |= {
+    np.nan_to_num: _nan_to_num,
     np.select: _select,
     np.choose: _choose,
     np.piecewise: _piecewise,

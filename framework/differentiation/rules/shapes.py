@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from framework.differentiation.rules.indexing import put_items
-from framework.differentiation.table import CONSTANT, DERIVED, dtype_of, linear, rule, unbroadcast
-from framework.differentiation.tracing import primitive
+from framework.differentiation.table import CONSTANT, DERIVED, as_dtype, dtype_of, linear, rule, unbroadcast
+from framework.differentiation.tracing import Traced, lift, primitive
 
 
 @primitive
@@ -157,7 +157,18 @@ def _vander(x: Any, N: Any = None, increasing: bool = False) -> Any:
     return np.power(x[:, None], powers if increasing else powers[::-1])
 
 
+def _full_like(
+    a: Any, fill_value: Any, dtype: Any = None, order: Any = "K", subok: bool = True, shape: Any = None, *, device: Any = None
+) -> Any:  # fmt: skip
+    """An array of one number, which may be differentiated; of a it reads shape and dtype."""
+    shape, dtype = np.shape(a) if shape is None else shape, np.dtype(dtype or dtype_of(a))
+    fill = lift(fill_value)
+    return np.broadcast_to(as_dtype(fill, dtype), shape) if isinstance(fill, Traced) else np.full(shape, fill, dtype)
+
+
 DERIVED |= {
+    np.full_like: _full_like,
+    np.real: lambda val: np.positive(val),
     np.atleast_1d: _atleast(lambda shape: shape or (1,)),
     np.atleast_2d: _atleast(lambda shape: (1,) * (2 - len(shape)) + shape),
     np.atleast_3d: _atleast(lambda s: s if len(s) > 2 else (*s, 1) if len(s) == 2 else (1, *(s or (1,)), 1)),
@@ -172,5 +183,6 @@ DERIVED |= {
     np.astype: lambda x, dtype, copy=True, device=None: cast(x, np.dtype(dtype)),
 }
 CONSTANT |= {
-    np.zeros_like, np.ones_like, np.empty_like, np.full_like, np.result_type, np.can_cast, np.iscomplexobj, np.isrealobj,
+    np.zeros_like, np.ones_like, np.empty_like, np.result_type, np.can_cast, np.iscomplexobj, np.isrealobj,
+    np.array_repr, np.array_str, np.array2string,
 }  # fmt: skip

@@ -17,10 +17,11 @@ from tests.framework.differentiation.drawing import (
     above_one,
     along,
     binary,
-    by_axis,
+    by_new_axis,
     chosen_key,
     dot_shapes,
     flat_or_by_axis,
+    indexable,
     joined,
     matmul_shapes,
     matrices,
@@ -38,12 +39,13 @@ from tests.framework.differentiation.drawing import (
 
 _UNARY = [
     np.absolute, np.fabs, np.negative, np.positive, np.conjugate, np.square, np.exp, np.exp2, np.expm1, np.sin, np.cos, np.arctan,
-    np.sinh, np.cosh, np.tanh, np.arcsinh, np.deg2rad, np.radians, np.rad2deg, np.degrees, np.sinc, np.nan_to_num,
+    np.sinh, np.cosh, np.tanh, np.arcsinh, np.deg2rad, np.radians, np.rad2deg, np.degrees, np.sinc,
 ]  # fmt: skip
 _POSITIVE = [np.sqrt, np.cbrt, np.reciprocal, np.log, np.log2, np.log10, np.log1p]
 _UNIT = [np.tan, np.arcsin, np.arccos, np.arctanh]
 _BINARY = [
     np.add, np.subtract, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin, np.arctan2, np.hypot, np.logaddexp, np.logaddexp2,
+    np.heaviside,
 ]  # fmt: skip
 _BINARY_POSITIVE = [np.divide, np.power, np.float_power, np.remainder, np.fmod]
 
@@ -60,22 +62,36 @@ def _ldexp(d: Draw) -> Call:
     return lambda x: np.ldexp(x, powers), d.array(shape)
 
 
+def _full_like(d: Draw) -> Call:
+    """Of the first array it reads shape and dtype alone."""
+    shape = d.shape()
+    options = d.of({}, {"shape": (2, 3)}, {"dtype": np.float64})
+    return lambda x, fill: np.full_like(x, fill, **options), d.array(shape), d.array(())
+
+
+def _nan_to_num(d: Draw) -> Call:
+    a = d.array(d.shape())
+    return lambda x: np.nan_to_num(x, nan=3.0), np.where(d.mask(a.shape), a, np.asarray(np.inf, a.dtype))
+
+
 def _index(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
+    shape = indexable(d)
     key = chosen_key(d, shape)
     return lambda x: x[key], d.array(shape)
 
 
 def _put(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
+    shape = indexable(d)
     key = chosen_key(d, shape)
     return lambda g: put_items(g, key, shape), d.array(np.zeros(shape)[key].shape)
 
 
 def _take(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
-    axis, mode = d.of(None, d.axis(shape)), d.of("raise", "wrap", "clip")
+    shape = d.of((), d.shape(1))
+    axis, mode = d.of(None, *range(-len(shape), len(shape))), d.of("raise", "wrap", "clip")
     n = int(np.prod(shape)) if axis is None else shape[axis]
+    if n == 0:
+        return lambda x: np.take(x, np.zeros(0, int), axis=axis, mode=mode), d.array(shape)
     index = d.random.integers(*((-n, n) if mode == "raise" else (-9, 9)), d.of((), (2,), (2, 1), (0,)))
     return lambda x: np.take(x, index, axis=axis, mode=mode), d.array(shape)
 
@@ -89,9 +105,9 @@ def _take_along_axis(d: Draw) -> Call:
 
 
 def _repeat(d: Draw) -> Call:
-    shape = d.shape(1)
-    axis = d.of(None, d.axis(shape))
-    n = int(np.prod(shape)) if axis is None else shape[axis]
+    shape = d.shape()
+    axis = d.of(None, *range(-len(shape), max(1, len(shape))))
+    n = int(np.prod(shape)) if axis is None or not shape else shape[axis]
     repeats = d.of(2, 0, d.random.integers(0, 3, n))
     return lambda x: np.repeat(x, repeats, axis=axis), d.array(shape)
 
@@ -409,7 +425,7 @@ def _interpolated(d: Draw) -> Call:
 def _convolved(function: Any) -> Callable[[Draw], Call]:
     def call(d: Draw) -> Call:
         mode = d.of("full", "same", "valid")
-        return lambda a, v: function(a, v, mode), d.array((d.integer(1, 5),)), d.array((d.integer(1, 5),))
+        return lambda a, v: function(a, v, mode), *(d.array(d.of((), (1,), (2,), (3,), (5,))) for _ in range(2))
 
     return call
 
@@ -496,8 +512,11 @@ def _solved(d: Draw) -> Call:
 
 def _norm(function: Any) -> Callable[[Draw], Call]:
     def call(d: Draw) -> Call:
-        shape = d.shape(1, 3, 1)
-        axis = d.of(None, d.axis(shape))
+        shape = d.shape(0, 3, d.integer(0, 1))
+        axis = d.of(None, *range(-len(shape), len(shape)))
+        if 0 in shape or not shape:  # of no elements there is no largest one, and a number has no axis
+            keepdims = bool(shape) and d.flag()
+            return lambda x: function(x, None, axis, keepdims), d.array(shape)
         matrix = len(shape) > 1 and d.flag()
         axis = d.of((0, 1), (-1, 0)) if matrix else axis
         ords = (
@@ -581,6 +600,9 @@ CALLS: dict[Any, Callable[[Draw], Call]] = {
     **{f: binary(f, positive) for f in _BINARY_POSITIVE},
     np.copysign: _copysign,
     np.ldexp: _ldexp,
+    np.nan_to_num: _nan_to_num,
+    np.real: unary(np.real),
+    np.full_like: _full_like,
     take_items: _index,
     put_items: _put,
     np.take: _take,
@@ -662,7 +684,7 @@ CALLS: dict[Any, Callable[[Draw], Call]] = {
     np.atleast_2d: _several(np.atleast_2d),
     np.atleast_3d: _several(np.atleast_3d),
     np.concatenate: joined(flat_or_by_axis, 1, equal=False),
-    np.stack: joined(by_axis(np.stack), 1),
+    np.stack: joined(by_new_axis, 0),
     np.vstack: joined(without_axis(np.vstack), 0),
     np.hstack: joined(without_axis(np.hstack), 0),
     np.dstack: joined(without_axis(np.dstack), 0),
@@ -686,7 +708,7 @@ CALLS: dict[Any, Callable[[Draw], Call]] = {
     np.trapezoid: _trapezoid,
     np.interp: _interpolated,
     np.convolve: _convolved(np.convolve),
-    np.correlate: _convolved(np.correlate),
+    np.correlate: _convolved(lambda a, v, mode: np.correlate(np.atleast_1d(a), np.atleast_1d(v), mode)),
     np.polyval: _polynomial,
     np.unwrap: shaped(_unwrapped, 1),
     np.apply_along_axis: shaped(_by_rows, 1, 3, 1),
@@ -695,7 +717,7 @@ CALLS: dict[Any, Callable[[Draw], Call]] = {
     np.einsum: lambda d: d.of(_einsum, _einsum_of_lists)(d),
     np.dot: product(np.dot, dot_shapes),
     np.inner: product(np.inner, vectors),
-    np.vdot: product(np.vdot, lambda d: (d.shape(1),) * 2),
+    np.vdot: product(np.vdot, lambda d: (d.shape(),) * 2),
     np.outer: product(np.outer, lambda d: (d.shape(0, 2), d.shape(0, 2))),
     np.linalg.outer: product(np.linalg.outer, lambda d: (d.shape(1, 1), d.shape(1, 1))),
     np.kron: product(np.kron, lambda d: (d.shape(0, 3), d.shape(0, 3))),

@@ -30,6 +30,19 @@ def above_one(u: np.ndarray) -> np.ndarray:
     return 1.2 + 2 * u
 
 
+def laid_out(a: np.ndarray, layout: str) -> np.ndarray:
+    """The array in a layout of memory; a number has but one."""
+    if not a.ndim:
+        return a
+    if layout == "F":
+        return np.asfortranarray(a)
+    if layout == "strided":
+        whole = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+        whole[..., ::2] = a
+        return whole[..., ::2]
+    return np.flip(np.flip(a).copy()) if layout == "reversed" else a
+
+
 class Draw:
     """Draws the parts of one call. Elements of an array are all different, so that no kink is near."""
 
@@ -64,18 +77,10 @@ class Draw:
     def laid_out(self, a: np.ndarray, *more: str) -> np.ndarray:
         """The array in any layout of memory."""
         layout = self.of("C", "F", "strided", "reversed", *more) if a.ndim else "C"
-        if layout == "F":
-            return np.asfortranarray(a)
-        if layout == "strided":
-            whole = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
-            whole[..., ::2] = a
-            return whole[..., ::2]
-        if layout == "reversed":
-            return np.flip(np.flip(a).copy())
         if layout == "broadcast" and a.size:  # strides of 0, so that some elements are equal
             axis = self.axis(a.shape)
             return np.broadcast_to(np.take(a, [0], axis), a.shape)
-        return a
+        return laid_out(a, layout)
 
     def mask(self, shape: Shape) -> np.ndarray:
         return np.asarray(self.random.uniform(size=shape) < 0.7)
@@ -191,6 +196,11 @@ def by_axis(function: Any) -> Any:
     return of
 
 
+def by_new_axis(d: Draw, shape: Shape) -> Any:
+    axis = d.integer(-len(shape) - 1, len(shape))
+    return None, lambda xs: np.stack(xs, axis=axis)
+
+
 def without_axis(function: Any, axis: int = 0) -> Any:
     return lambda d, shape: (axis, function)
 
@@ -242,8 +252,15 @@ def vectors(d: Draw) -> tuple[Shape, Shape]:
     return shape, d.of(shape, shape[-1:])
 
 
+def indexable(d: Draw) -> Shape:
+    """The shape of an array for `chosen_key`."""
+    return d.of((), (d.integer(1, 3), *d.shape(0, 2)))
+
+
 def chosen_key(d: Draw, shape: Shape) -> Any:
-    """Any kind of index into an array of at least one axis, whose first is not empty."""
+    """Any kind of index into an array whose first axis, if there is one, is not empty."""
+    if not shape:
+        return d.of((), ..., None, (..., None), True, d.mask(()))
     rows = np.asarray([d.integer(-shape[0], shape[0] - 1) for _ in range(d.integer(0, 3))], int)
     return d.of(
         d.integer(-shape[0], shape[0] - 1), slice(None, None, -1), slice(1, None, 2), (None, slice(0, 2)), (..., None), rows,

@@ -13,7 +13,7 @@ from framework.differentiation import jvp, vjp
 from framework.differentiation.structure import as_arrays, leaves, rebuild
 from framework.differentiation.table import CONSTANT, DERIVED, RULES, describe
 from tests.framework.differentiation.calls import CALLS
-from tests.framework.differentiation.drawing import Draw
+from tests.framework.differentiation.drawing import Draw, laid_out
 
 #: Relative errors: of the adjoint identity, and of values, which functions written with others round otherwise.
 ADJOINT = {"float32": 2e-4, "float64": 1e-10}
@@ -97,6 +97,8 @@ def test_every_rule_obeys_the_laws(function: Any) -> None:
         v, u = (rebuild(arrays, lambda a: np.asarray(random.standard_normal(a.shape), a.dtype)) for _ in range(2))
         w = rebuild(y, lambda a: np.asarray(random.standard_normal(a.shape), a.dtype))
         check_first_order(call, arrays, v, w, y, precision)
+        for layout in ("strided", "reversed"):  # drawn ones seldom lie so
+            check_first_order(call, tuple(laid_out(a, layout) for a in arrays), v, w, y, precision)
         if precision == "float64":
             check_second_order(call, arrays, v, w, u)
             if all(np.unique(a).size == a.size for a in arrays):  # no kink is near

@@ -40,6 +40,9 @@ CONVENTIONS: dict[str, tuple[Any, Any, Any]] = {
     "x**0.0 at 0, as arrays": (lambda x: np.power(x, np.array(0.0)), 0.0, 0),
     "x**2 at 0": (lambda x: x**2, 0.0, 0),
     "0**p": (lambda p: np.power(0.0, p), 2.0, 0),
+    "heaviside at 0, in the value there": (lambda h: np.heaviside(0.0, h), 2.0, 1),
+    "heaviside elsewhere": (lambda x: np.sum(np.heaviside(x, 0.5)), vector(0, 1, -1), [0, 0, 0]),
+    "where of numbers as conditions": (lambda x: np.sum(np.where(x, x * x, 7.0)), vector(3, 0, -1), [6, 0, -2]),
     "clip at its border": (lambda x: np.clip(x, 0.0, 1.0), 0.0, 1),
     "sort keeps the order of ties": (lambda x: np.sort(x)[0], vector(2, 2), [1, 0]),
     "logaddexp of zeros' logarithms": (lambda x: np.exp(np.logaddexp(x[0], x[1])), vector(-INF, -INF), [0, 0]),
@@ -117,6 +120,40 @@ def test_awkward_points_agree_with_differences(function: Any, x: np.ndarray) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.full_like(x, x[0]) * x, lambda x: np.full_like(x, x[1], shape=(2, 2)) ** 2,
+        lambda x: x @ [1.0, 2.0, 3.0] * x, lambda x: [[1, 2, 0], [0, 1, 3]] @ x, lambda x: np.divide(x, [1, 2, 4]),
+        lambda x: x ** [1, 2, 3], lambda x: np.float_power([1, 2, 3], x), lambda x: np.dot(x, [1.0, 2, 3]) * x,
+        lambda x: np.trapezoid([1.0, 2, 4], x**2), lambda x: np.linalg.multi_dot([[1.0, 2, 3], np.outer(x, x), x]),
+        lambda x: np.subtract.outer(x, x[:2]) ** 3, lambda x: np.power.outer(x, [1, 2]),
+        lambda x: np.repeat(x[0], 3, axis=0) ** 2, lambda x: np.convolve(x[0], x[1:]) ** 2, lambda x: np.convolve(x, x[1]),
+        lambda x: divmod(5.0, x)[1] * x, lambda x: x.flat[0] * x.flat[1:] + x[0], lambda x: x.compress([True, False, True]) ** 2,
+        lambda x: np.outer(x, x).trace() * x, lambda x: x[x.nonzero()] ** 2, lambda x: np.outer(x, x[:2]).mT ** 2,
+        lambda x: x.real * np.real(x), lambda x: np.outer(x, x)[np.triu_indices_from(np.outer(x, x), 1)] ** 2,
+        lambda x: np.hypot(np.array([x[0], x[1]]), 1.0) + np.arctan2(np.array([x[1], x[2]]), 2.0),
+        lambda x: np.nan_to_num(x, posinf=3.0) ** 2, lambda x: x.argpartition(1)[0] * x**2, lambda x: x.searchsorted(1.0) * x**2,
+        lambda x: round(x[0], 1) * 0 + x**2, lambda x: (x * x.itemsize * x.nbytes) ** 2,
+    ],
+)  # fmt: skip
+def test_what_people_write_besides_agrees_with_numpy_and_with_differences(function: Any) -> None:
+    x = vector(0.7, 1.1, 1.9)
+    np.testing.assert_allclose(vjp(function, x)[0], function(x), rtol=1e-14)
+    check_grads(function, (x,))
+
+
+def test_telling_a_number_cuts_nothing() -> None:
+    told: list[str] = []
+
+    def f(x: Any) -> Any:
+        told.extend((f"{x[0]:.2f}", f"{x}", str(np.array2string(x))))
+        return np.sum(x * x)
+
+    assert grad(f)(vector(1.5, 2)).tolist() == [3, 4]
+    assert told == ["1.50", "Traced(array([1.5, 2. ]))", "[1.5 2. ]"]
+
+
 @pytest.mark.parametrize("function", [np.median, np.max, np.mean, lambda x: np.quantile(x, 0.3), np.sum, np.std])
 def test_nan_is_not_lost(function: Any) -> None:
     x = vector(1, NAN, 3)
@@ -153,6 +190,22 @@ def test_mixed_dtypes_leave_gradients_in_that_of_the_argument(function: Any) -> 
         (lambda x: np.quantile(x, 0.3, method="hazen"), "method='hazen' has no derivative rule"),
         (lambda x: np.interp(x, [0.0, 1.0], [0.0, 1.0], period=1.0), "np.interp with a period has no derivative rule"),
         (lambda x: np.ldexp(1.0, x), "ldexp"),
+        (lambda x: x.astype(int), r"x.astype\(\) gives int64 here, which would cut the derivative.*stop_gradient"),
+        (lambda x: np.sum(x, dtype=bool), "np.sum gives bool here"),
+        (lambda x: np.abs(x * 1j), "np.multiply gives complex128 here, and complex numbers have no derivatives"),
+        (lambda x: x.astype(complex), r"x.astype\(\) gives complex128 here"),
+        (lambda x: np.concatenate([x, 1j * np.ones((2, 2))]), "np.concatenate gives complex128 here"),
+        (lambda x: np.fft.rfft(x), "np.fft.rfft has no derivative rule"),
+        (lambda x: np.emath.sqrt(x), "np.emath.sqrt has no derivative rule"),
+        (lambda x: x.sort(), r"x.sort\(\) writes into a traced array.*x = np.sort\(x\)"),
+        (lambda x: (x * 2).partition(1), "np.partition"),
+        (lambda x: x.fill(0), "np.full_like"),
+        (lambda x: np.fill_diagonal(x, 0), "np.fill_diagonal writes into an array.*np.where"),
+        (lambda x: np.copyto(np.zeros((2, 2)), x), "np.copyto writes into an array"),
+        (lambda x: np.add.at(np.zeros(2), [0], x[0]), "np.add.at writes into an array"),
+        (lambda x: np.nan_to_num(x, copy=False), "np.nan_to_num with copy=False writes into its argument"),
+        (lambda x: np.full_like(np.ones(2), x[0, 0]), "np.copyto writes into an array"),
+        (lambda x: np.full_like(x, x[0, 0], dtype=int), "gives int64 here"),
     ],
 )
 def test_options_without_a_rule_are_errors_in_both_modes(function: Any, message: str) -> None:
@@ -166,3 +219,16 @@ def test_options_without_a_rule_are_errors_in_both_modes(function: Any, message:
 
 def test_slogdet_is_numpys_named_pair() -> None:
     assert float(grad(lambda x: np.linalg.slogdet(x).logabsdet)(np.eye(2) * 2)[0, 0]) == 0.5
+
+
+def test_rules_leave_the_primal_as_it_is() -> None:
+    x = vector(1, NAN)
+    with pytest.raises(DifferentiationError, match="copy=False"):
+        jvp(lambda x: np.nan_to_num(x, copy=False), (x,), (x,))
+    assert np.isnan(x[1])
+
+
+def test_arrays_of_another_order_of_bytes_have_derivatives() -> None:
+    x = vector(1, 3, 2).astype(">f8")
+    assert grad(np.max)(x).tolist() == [0, 1, 0]
+    assert jvp(lambda x: np.max(x) * np.sum(x), (x,), (x,))[1] == 36
