@@ -16,8 +16,7 @@ import numpy as np
 from framework.differentiation.forward import jvp
 from framework.differentiation.linearization import linearize
 from framework.differentiation.reverse import grad
-from framework.differentiation.structure import as_arrays, leaves, matching, rebuild
-from framework.differentiation.tracing import DifferentiationError
+from framework.differentiation.structure import as_arrays, as_vector, from_vector, leaves, matching, size_of
 from framework.keys import Key
 from framework.memory import Array
 
@@ -45,17 +44,17 @@ def propagate_covariance(function: Any, x: Any, covariance: Any = None, *, facto
     (6.0, [[0.25]])
     """
     x = as_arrays(x)
-    n = sum(leaf.size for leaf in leaves(x))
+    n = size_of(x)
     if (covariance is None) == (factor is None):
         raise ValueError("give either covariance or factor")
     columns = _factor(np.asarray(covariance), n) if factor is None else np.asarray(factor)
     if columns.ndim != 2 or len(columns) != n:
         raise ValueError(f"a factor has a row for each of the {n} numbers of x, but this one has shape {columns.shape}")
     value, push = linearize(function, x)
-    m = sum(np.size(y) for y in leaves(value))
+    m = size_of(value)
     moved = np.empty((m, columns.shape[1]))
     for number, column in enumerate(columns.T):
-        moved[:, number] = _flat(push(_like(x, column)))
+        moved[:, number] = as_vector(push(_like(x, column)))
     return value, moved @ moved.T
 
 
@@ -179,7 +178,7 @@ def newton_cg_step(function: Any, x: Any, tolerance: float | None = None, iterat
     """
     x = as_arrays(x)
     gradient, push = linearize(grad(function), x)
-    solved = conjugate_gradients(lambda v: _flat(push(_like(x, v))), _flat(gradient), tolerance, iterations)
+    solved = conjugate_gradients(lambda v: as_vector(push(_like(x, v))), as_vector(gradient), tolerance, iterations)
     return solved._replace(step=_like(x, solved.step))
 
 
@@ -261,9 +260,9 @@ def largest_eigenvalue(
     """
     x = as_arrays(x)
     gradient, push = linearize(grad(function), x)
-    shape = _flat(gradient)
+    shape = as_vector(gradient)
     start = (key or Key(0)).fold("lanczos").generator().standard_normal(shape.size).astype(shape.dtype)
-    found = lanczos(lambda v: _flat(push(_like(x, v))), start, tolerance, iterations)
+    found = lanczos(lambda v: as_vector(push(_like(x, v))), start, tolerance, iterations)
     return found._replace(vector=_like(x, found.vector))
 
 
@@ -289,25 +288,9 @@ def _factor(covariance: Array, n: int) -> Array:
     return columns
 
 
-def _flat(tree: Any) -> Array:
-    """The numbers of a structure as one vector."""
-    found = [np.ravel(leaf) for leaf in leaves(as_arrays(tree))]
-    if not found:
-        raise DifferentiationError("there is no array in the argument")
-    return np.concatenate(found)
-
-
 def _like(x: Any, vector: Array) -> Any:
-    """A vector's numbers in the structure of x."""
-    place = 0
-
-    def take(leaf: Any) -> Array:
-        nonlocal place
-        some = vector[place : place + leaf.size].reshape(leaf.shape)
-        place += leaf.size
-        return some
-
-    return matching(rebuild(x, take), x, "vector")
+    """A vector's numbers in the structure of x, with its dtypes."""
+    return matching(from_vector(x, vector), x, "vector")
 
 
 def _norm(tree: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,16 @@ import numpy as np
 
 from framework.differentiation.forward import jvp
 from framework.differentiation.reverse import Pullback, grad, vjp
-from framework.differentiation.structure import leaves
-from framework.differentiation.table import dtype_of
+from framework.differentiation.structure import (
+    as_arrays,
+    as_vector,
+    from_vector,
+    leaves,
+    rebuild,
+    require_tuple,
+    size_of,
+)
+from framework.differentiation.table import Like, dtype_of
 from framework.differentiation.tracing import DifferentiationError, Traced
 from framework.memory import Array
 from framework.sizes import format_size, parse_size
@@ -47,28 +54,32 @@ def jacobian_plan(function: Any, x: Any, mode: str = "auto") -> JacobianPlan:
     The rule: n JVPs give the columns, m VJPs the rows. Fewer products win; at a tie forward mode, which keeps nothing.
 
     Args:
-        function: f, from one array to one array.
-        x: The argument.
+        function: f, in plain NumPy.
+        x: The argument: an array, or arrays in any structure.
         mode: "auto", or "forward" or "reverse" to decide oneself.
     """
-    return _plan(np.shape(function(x)), x, mode)
+    return _plan(as_arrays(function(x)), as_arrays(x), mode)
 
 
-def _plan(result: tuple[int, ...], x: Any, mode: str) -> JacobianPlan:
+def _plan(value: Any, x: Any, mode: str) -> JacobianPlan:
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
-    m, n = math.prod(result), int(np.size(x))
+    m, n = size_of(value), size_of(x)
     chosen = ("forward" if n <= m else "reverse") if mode == "auto" else mode
     why = f"m = {m} results and n = {n} arguments: n JVPs give the columns, m VJPs the rows"
     reason = f"{why}; {'asked for' if mode != 'auto' else 'fewer products'}: {chosen}"
-    return JacobianPlan(chosen, n if chosen == "forward" else m, (m, n), m * n * dtype_of(x).itemsize, reason)
+    nbytes = m * sum(int(np.size(leaf)) * dtype_of(leaf).itemsize for leaf in leaves(x))
+    return JacobianPlan(chosen, n if chosen == "forward" else m, (m, n), nbytes, reason)
 
 
 def jacobian(function: Any, mode: str = "auto", limit: int | str = LIMIT) -> Callable[[Any], Any]:
     """Returns a function that gives the dense Jacobian of f: shape (*result, *argument), one product at a time.
 
+    Where the result or the argument is a structure of arrays, the Jacobian has the structure of the result, with the structure of
+    the argument in the place of each array: found["y"]["w"] is the derivative of result "y" by argument "w".
+
     Args:
-        function: f, from one array to one array.
+        function: f, in plain NumPy.
         mode: "auto" (see `jacobian_plan`), "forward" or "reverse".
         limit: The most bytes the matrix may take.
 
@@ -83,10 +94,10 @@ def jacobian(function: Any, mode: str = "auto", limit: int | str = LIMIT) -> Cal
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
 
     def run(x: Any) -> Any:
-        x = x if isinstance(x, Traced) else np.asarray(x)
+        x = as_arrays(x)
         # A JVP along nothing says the result's shape, whatever is nested inside, and keeps no values meanwhile.
-        value = jvp(function, (x,), (np.zeros(np.shape(x), dtype_of(x)),))[0]
-        plan = _plan(np.shape(value), x, mode)
+        value = jvp(function, (x,), (rebuild(x, _zeros),))[0]
+        plan = _plan(value, x, mode)
         if plan.nbytes > parse_size(limit):
             m, n = plan.shape
             raise DifferentiationError(
@@ -95,61 +106,93 @@ def jacobian(function: Any, mode: str = "auto", limit: int | str = LIMIT) -> Cal
             )
         if plan.mode == "reverse":
             _, pullback = vjp(function, x)
-            rows = (pullback(_basis(np.shape(value), i, dtype_of(value)))[0] for i in range(plan.products))
-            matrix = _filled(rows, plan.shape, 0, dtype_of(x))
+            rows = ((i, number, pullback(e)[0]) for i, number, e in _basis(value))
+            blocks = _filled(rows, value, x, 0)
         else:
-            columns = (jvp(function, (x,), (_basis(np.shape(x), j, dtype_of(x)),))[1] for j in range(plan.products))
-            matrix = _filled(columns, plan.shape, 1, dtype_of(value))
-        return np.reshape(matrix, (*np.shape(value), *np.shape(x)))
+            columns = ((j, number, jvp(function, (x,), (e,))[1]) for j, number, e in _basis(x))
+            blocks = _filled(columns, value, x, 1)
+        each = iter(blocks)
+        return rebuild(value, lambda y: rebuild(x, lambda a: np.reshape(next(each), (*np.shape(y), *np.shape(a)))))
 
     return run
 
 
-def _filled(products: Iterator[Any], shape: tuple[int, int], axis: int, dtype: np.dtype[Any]) -> Any:
-    """A matrix of rows (axis 0) or columns (axis 1), each put in its place as it comes."""
-    matrix: Any = np.empty(shape, dtype)
-    traced = []
-    for number, product in enumerate(products):
-        if isinstance(product, Traced):  # an array cannot hold these
-            traced.append(np.ravel(product))
-        else:
-            matrix[(slice(None),) * axis + (number,)] = np.ravel(product)
-    return np.stack(traced, axis=axis) if traced else matrix
+def _filled(products: Iterator[tuple[int, int, Any]], value: Any, x: Any, axis: int) -> list[Any]:
+    """The blocks of each array of the result by each of the argument, filled by rows (axis 0) or columns (axis 1) as they come.
+
+    Args:
+        products: The number of the array that a row or column belongs to, its number in that, and the product.
+        value: The result.
+        x: The argument.
+        axis: What the products are.
+    """
+    ys, xs = list(leaves(value)), list(leaves(x))
+    blocks: list[Any] = [
+        np.empty((int(np.size(y)), int(np.size(a))), dtype_of(y if axis else a)) for y in ys for a in xs
+    ]
+    traced: dict[int, list[Any]] = {}
+    for place, number, product in products:
+        for other, part in enumerate(leaves(product)):
+            at = place * len(xs) + other if axis == 0 else other * len(xs) + place
+            if isinstance(part, Traced):  # an array cannot hold these
+                traced.setdefault(at, []).append(np.ravel(part))
+            else:
+                blocks[at][(slice(None),) * axis + (number,)] = np.ravel(part)
+    for at, parts in traced.items():
+        blocks[at] = np.stack(parts, axis=axis)
+    return blocks
 
 
-def _basis(shape: tuple[int, ...], number: int, dtype: Any) -> Array:
-    e = np.zeros(int(np.prod(shape, dtype=int)), dtype)
-    e[number] = 1
-    return e.reshape(shape)
+def _zeros(a: Any) -> Array:
+    return np.zeros(np.shape(a), dtype_of(a))
+
+
+def _basis(tree: Any) -> Iterator[tuple[int, int, Any]]:
+    """For each number of a structure: that of its array, its own in that, and the structure of zeros with a one there."""
+    for place, leaf in enumerate(leaves(tree)):
+        for number in range(int(np.size(leaf))):
+            e = rebuild(tree, _zeros)
+            np.reshape(list(leaves(e))[place], -1)[number] = 1
+            yield place, number, e
 
 
 class JacobianOperator:
     """The Jacobian of f at x as a black box of shape (m, n): only its products exist.
 
     It has what scipy's `aslinearoperator` asks for: shape, dtype, matvec, rmatvec. The forward pass is kept from the first
-    `rmatvec` on.
+    `rmatvec` on. The numbers of a structure stand in its order.
 
     Args:
-        function: f, from one array to one array.
-        x: Where.
+        function: f, in plain NumPy.
+        x: Where: an array, or arrays in any structure.
     """
 
     def __init__(self, function: Any, x: Any) -> None:
-        self._function, self._x = function, np.asarray(x)
+        self._function, self._x = function, as_arrays(x)
         self._pullback: Pullback | None = None
-        self._result, nothing = jvp(function, (self._x,), (np.zeros(self._x.shape, self._x.dtype),))
-        self.shape = (int(np.size(self._result)), int(np.size(self._x)))
-        self.dtype = nothing.dtype
+        value, nothing = jvp(function, (self._x,), (rebuild(self._x, _zeros),))
+        self._result = rebuild(value, Like)
+        self.shape = (size_of(value), size_of(self._x))
+        self.dtype = np.result_type(*map(dtype_of, leaves(nothing)))
 
     def matvec(self, v: Any) -> Any:
         """J v, one JVP; v and the result are vectors."""
-        return np.ravel(jvp(self._function, (self._x,), (np.reshape(v, np.shape(self._x)),))[1])
+        return as_vector(jvp(self._function, (self._x,), (self._of(self._x, v),))[1])
 
     def rmatvec(self, v: Any) -> Any:
         """Jᵀ v, one VJP; v and the result are vectors."""
         if self._pullback is None:  # whoever only pushes forward keeps nothing
             self._pullback = vjp(self._function, self._x)[1]
-        return np.ravel(self._pullback(np.reshape(v, np.shape(self._result)))[0])
+        return as_vector(self._pullback(self._of(self._result, v))[0])
+
+    def _of(self, tree: Any, v: Any) -> Any:
+        """The structure whose numbers a vector holds, which may be a column, too."""
+        v = np.ravel(v)
+        if len(v) != size_of(tree):
+            raise ValueError(
+                f"a product with this Jacobian takes a vector of {size_of(tree)} numbers, but this one has {len(v)}"
+            )
+        return from_vector(tree, v)
 
     @property
     def T(self) -> TransposedOperator:  # noqa: N802
@@ -196,6 +239,7 @@ def hvp(function: Any, primals: Any, tangents: Any, mode: str = "forward-over-re
     >>> hvp(lambda x: np.sum(x**3), (np.array([1.0, 2.0]),), (np.array([1.0, 1.0]),)).tolist()
     [6.0, 12.0]
     """
+    primals, tangents = require_tuple(primals, "primals"), require_tuple(tangents, "tangents")
     numbers = tuple(range(len(primals)))
     if mode == "forward-over-reverse":
         found = jvp(grad(function, numbers), primals, tangents)[1]
@@ -209,7 +253,10 @@ def hvp(function: Any, primals: Any, tangents: Any, mode: str = "forward-over-re
 
 
 def hessian(function: Any) -> Callable[[Any], Any]:
-    """Returns a function that gives the dense Hessian of a scalar function: shape (*argument, *argument)."""
+    """Returns a function that gives the dense Hessian of a scalar function: shape (*argument, *argument).
+
+    For an argument that is a structure see `jacobian`: found["a"]["b"] is the derivative by "a" and "b".
+    """
     return jacobian(grad(function), mode="forward")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tracemalloc
 from typing import Any
@@ -29,6 +30,10 @@ from framework.differentiation import (
     value_and_grad,
     vjp,
 )
+from framework.differentiation.rules.indexing import take_items
+from framework.differentiation.rules.matrices import log_abs_det, norm_of
+from framework.differentiation.rules.shapes import array_of, cast
+from framework.differentiation.table import RULES, describe
 from framework.differentiation.transforms import HVP_MODES
 
 POINT, DIRECTION = np.array([1.5, 2.0]), np.array([0.3, -0.2])
@@ -127,6 +132,70 @@ def test_structures_nest_freely() -> None:
     assert tangent["y"][0] == 20
 
 
+def of_tree(p: Any) -> Any:
+    return {"y": np.outer(p["a"], p["b"][0]), "z": (np.sum(p["a"] ** 2),)}
+
+
+TREE = {"a": np.array([1.0, 2.0]), "b": [np.array([0.5, -1.0, 3.0])]}
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+def test_a_jacobian_of_structures_has_a_block_for_each_pair_of_arrays(mode: str) -> None:
+    found = jacobian(of_tree, mode)(TREE)
+    a, b = TREE["a"], TREE["b"][0]
+    np.testing.assert_array_equal(found["y"]["a"], np.eye(2)[:, None, :] * b[None, :, None])
+    np.testing.assert_array_equal(found["y"]["b"][0], a[:, None, None] * np.eye(3)[None])
+    np.testing.assert_array_equal(found["z"][0]["a"], 2 * a)
+    np.testing.assert_array_equal(found["z"][0]["b"][0], np.zeros(3))
+    plan = jacobian_plan(of_tree, TREE, mode)
+    assert (plan.shape, plan.nbytes) == ((7, 5), 7 * 5 * 8)
+    with pytest.raises(DifferentiationError, match="takes 280 bytes"):
+        jacobian(of_tree, mode, limit=279)(TREE)
+    # Nested: the derivative of the sum of a block is that of its formula.
+    nested = grad(lambda p: np.sum(jacobian(of_tree, mode)(p)["z"][0]["a"] ** 2))(TREE)
+    np.testing.assert_allclose(nested["a"], 8 * a)
+
+
+def test_the_operator_and_the_hessian_of_structures_are_those_of_the_flat_function() -> None:
+    def flat(x: Any) -> Any:
+        found = of_tree({"a": x[:2], "b": [x[2:]]})
+        return np.concatenate([np.ravel(found["y"]), np.reshape(found["z"][0], 1)])
+
+    x = np.concatenate([TREE["a"], TREE["b"][0]])
+    dense, operator = jacobian(flat)(x), jacobian_operator(of_tree, TREE)
+    assert operator.shape == dense.shape == (7, 5)
+    v, w = Key(5).generator().standard_normal(5), Key(6).generator().standard_normal(7)
+    np.testing.assert_allclose(operator @ v, dense @ v, rtol=1e-14)
+    np.testing.assert_allclose(operator.T @ w, dense.T @ w, rtol=1e-14)
+    for product, size in ((operator.matvec, 5), (operator.rmatvec, 7)):
+        with pytest.raises(ValueError, match=f"takes a vector of {size} numbers, but this one has 3"):
+            product(np.ones(3))
+
+    def loss(p: Any) -> Any:
+        return np.sum(of_tree(p)["y"] ** 2)
+
+    second = hessian(lambda x: np.sum(flat(x)[:6] ** 2))(x)
+    found = hessian(loss)(TREE)
+    np.testing.assert_allclose(found["a"]["b"][0], second[:2, 2:], rtol=1e-13)
+    np.testing.assert_allclose(found["b"][0]["b"][0], second[2:, 2:], rtol=1e-13)
+
+
+def test_what_a_function_returns_beside_its_loss_is_no_longer_traced() -> None:
+    def f(x: Any) -> Any:
+        return np.sum(x**2), {"twice": x * 2, "made": np.array([x[0], 1.0]), "text": "kept"}
+
+    (value, aux), gradient = value_and_grad(f, has_aux=True)(POINT)
+    assert value == 6.25
+    assert aux["text"] == "kept"
+    for found, expected in ((aux["twice"], [3.0, 4.0]), (aux["made"], [1.5, 1.0])):
+        assert type(found) is np.ndarray
+        assert found.tolist() == expected
+    assert gradient.tolist() == [3, 4]
+    # Of another transform it stays traced.
+    _, moved = jvp(lambda x: grad(f, has_aux=True)(x)[1]["twice"], (POINT,), (POINT,))
+    assert moved.tolist() == [3, 4]
+
+
 def test_linearize_and_the_jacobian_as_a_black_box() -> None:
     value, push = linearize(example, POINT)
     np.testing.assert_allclose(push(DIRECTION), EXACT @ DIRECTION)
@@ -188,6 +257,67 @@ def test_check_grads_finds_a_planted_error_of_1e_4(mode: str) -> None:
         check_grads(wrong, (np.linspace(0.1, 1, 5),), order=1, modes=("reverse" if mode == "vjp" else "forward",))
 
 
+M = np.array([[2.0, 0.3, -0.4], [0.1, 1.5, 0.2], [-0.3, 0.5, 1.8]])
+#: Rules of each family and kind: the function that has it, and a function of M that uses it.
+PLANTED = {
+    np.sin: np.sin, np.multiply: lambda x: x * M.T, np.power: lambda x: np.power(np.abs(x), 1.5), np.clip: lambda x: np.clip(x, -9, 9),
+    np.where: lambda x: np.where(M > 0, x, 1.0), take_items: lambda x: x[[0, 2, 2]], np.concatenate: lambda x: np.concatenate([x, x]),
+    array_of: lambda x: np.array([x[0, 0], x[1, 2]]), cast: lambda x: x.astype(np.longdouble), np.reshape: lambda x: np.reshape(x, 9),
+    np.pad: lambda x: np.pad(x, 1, mode="edge"), np.tril: np.tril, np.matmul: lambda x: M @ x, np.einsum: lambda x: np.einsum("ij,kj->ik", x, M),
+    np.convolve: lambda x: np.convolve(x[0], [1.0, 2.0]), np.sum: lambda x: np.sum(x, axis=0), np.mean: np.mean, np.std: np.std,
+    np.max: lambda x: np.max(x, axis=1), np.prod: np.prod, np.cumsum: np.cumsum, np.cumprod: np.cumprod, np.linalg.inv: np.linalg.inv,
+    np.linalg.det: np.linalg.det, np.linalg.solve: lambda x: np.linalg.solve(x, M[0]), norm_of: np.linalg.norm,
+    np.linalg.cholesky: lambda x: np.linalg.cholesky(M @ M.T + 0.1 * (x + x.T)), log_abs_det: lambda x: np.linalg.slogdet(x).logabsdet,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["vjp", "jvp"])
+@pytest.mark.parametrize("function", PLANTED, ids=describe)
+def test_check_grads_finds_an_error_of_1e_4_in_any_rule(function: Any, mode: str, monkeypatch: Any) -> None:
+    def wrong(*args: Any) -> Any:
+        found = getattr(right, mode)(*args)
+        return [part * (1 + 1e-4) for part in found] if isinstance(found, list) else found * (1 + 1e-4)
+
+    right, planted = RULES[function], copy.copy(RULES[function])
+    setattr(planted, mode, wrong)
+    check_grads(PLANTED[function], (M,), order=1)
+    monkeypatch.setitem(RULES, function, planted)
+    with pytest.raises(WrongDerivative):
+        check_grads(PLANTED[function], (M,), order=1)
+    with pytest.raises(WrongDerivative, match="reverse mode" if mode == "vjp" else "forward mode"):
+        check_grads(PLANTED[function], (M,), order=1, modes=("reverse" if mode == "vjp" else "forward",))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1)])
+def test_products_of_a_custom_rule_have_the_shapes_of_what_they_belong_to(shape: Any) -> None:
+    @custom_rule
+    def square(x: Any) -> Any:
+        return x**2
+
+    square.vjp(lambda g, y, x: (np.ones(shape),))
+    with pytest.raises(TypeError, match=r"the VJP of square must give argument 0 an array of its shape \(2,\)"):
+        grad(lambda x: np.sum(square(x)))(POINT)
+    square.forward(lambda x: (x**2, ()))
+    square.vjp(lambda g: (np.ones(shape),))
+    with pytest.raises(TypeError, match=r"the VJP of square must give argument 0 an array of its shape \(2,\)"):
+        grad(lambda x: np.sum(square(x)))(POINT)
+    square.jvp(lambda t, y, x: np.ones(shape))
+    with pytest.raises(TypeError, match=r"the JVP of square must give the result an array of its shape \(2,\)"):
+        jvp(square, (POINT,), (POINT,))
+
+
+def test_products_of_a_custom_rule_have_the_dtype_of_what_they_belong_to() -> None:
+    @custom_rule
+    def square(x: Any) -> Any:
+        return x**2
+
+    square.vjp(lambda g, y, x: (2 * np.float64(1.0) * x.astype(np.float64) * g,))
+    square.jvp(lambda t, y, x: 2 * x.astype(np.float64) * t[0])
+    x = POINT.astype(np.float32)
+    assert grad(lambda x: np.sum(square(x)))(x).dtype == np.float32
+    assert jvp(square, (x,), (x,))[1].dtype == np.float32
+
+
 def test_python_control_flow_works_as_it_runs() -> None:
     def f(x: Any) -> Any:
         total = 0.0
@@ -219,6 +349,16 @@ def test_python_control_flow_works_as_it_runs() -> None:
             "np.exp cannot be differentiated with these options",
         ),
         (lambda x: x, "grad takes a function with a scalar result"),
+        (lambda x: None, r"but this one returned None \(does a return lack"),
+        (lambda x: "text", "grad takes a function with a scalar result"),
+        (lambda x: round(x[0]), "to become int"),
+        (lambda x: np.zeros(2).__setitem__(0, x[0]), "to become float.*np.stack"),
+        (lambda x: np.zeros(2).__setitem__(slice(None), x), "to become float.*np.stack"),
+        (lambda x: np.float64(x[0]), "to become float"),
+        (lambda x: np.sum(np.asarray(x, float)), r"to become float.*np.asarray\(x, float\)"),
+        (lambda x: np.mean([x[0], x[1]]), "to become float.*np.stack"),
+        (lambda x: np.linalg.det(np.array([[x[0], x[1]], [0.0, 1.0]])), "make such an array with np.stack"),
+        (lambda x: np.sum(np.logaddexp(np.array([x[0], x[1]]), 0.0)), "make such an array with np.stack"),
     ],
 )
 def test_what_would_cut_a_derivative_is_an_error_that_names_it(function: Any, message: str) -> None:
@@ -248,6 +388,12 @@ def test_an_in_place_operator_on_a_traced_array_is_an_error_and_on_a_scalar_a_ne
         (lambda: jvp(np.sin, (POINT,), ()), "tuple of 1 items"),
         (lambda: vjp(np.sin, POINT)[1](np.ones((2, 1))), "cotangent has the shape"),
         (lambda: vjp(lambda x: {"a": x}, POINT)[1]({"b": POINT}), "keys"),
+        (lambda: jvp(np.sin, POINT, POINT), r"primals is a tuple .* but is a ndarray: write \(x,\)"),
+        (lambda: hvp(np.sum, (POINT,), POINT), r"tangents is a tuple .* but is a ndarray"),
+        (lambda: jvp(np.sin, (POINT,), (1j * POINT,)), "a tangent holds real numbers"),
+        (lambda: vjp(np.sin, POINT)[1](1j * POINT), "a cotangent holds real numbers"),
+        (lambda: grad(np.sum, argnums=1)(POINT), "argnums is 1, but the function was called with 1 arguments"),
+        (lambda: grad(np.sum, has_aux=True)(POINT), "with has_aux the function returns a pair"),
     ],
 )
 def test_wrong_primals_tangents_and_cotangents_are_clear_errors(call: Any, message: str) -> None:
