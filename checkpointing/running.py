@@ -130,11 +130,11 @@ class Run:
         timeline = self.simulation.timeline
         held = ledger.live - self.simulation.static  # besides what the plan makes
         for place, (operation, label) in enumerate(zip(self.plan.operations, self.plan.labels, strict=True)):
-            self.place = place
-            if block is not None and type(operation) is not Drop:
+            self.place, kind = place, type(operation)
+            if kind is not Drop and block is not None:
                 block.begin(place)
             try:
-                methods[type(operation)](operation)
+                methods[kind](operation)
                 if witness is not None:
                     witness.after(place, label)
                 if block is not None and ledger.live != held + timeline[place].live:
@@ -150,7 +150,7 @@ class Run:
                 raise
             if record is not None:
                 record(label)
-            else:
+            elif kind is not Drop or witness is not None:  # of a drop nobody else asks what lived at most
                 ledger.begin()
         left = self.table.pop(gradient(0, self.plan.shards), None)
         return Outcome(self.sums, self.mean, self.gradient_norm, left)

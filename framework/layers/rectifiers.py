@@ -12,6 +12,9 @@ from framework.layers.elementwise import Elementwise, Scheme
 from framework.layers.layer import Context, Params
 from framework.memory import Array
 
+#: Elements up to which the sign of a number is taken sooner than it is compared with zero.
+_SMALL = 1024
+
 
 @dataclass(frozen=True)
 class ReLU(Elementwise):
@@ -28,7 +31,11 @@ class ReLU(Elementwise):
         np.maximum(x, 0, out=out)
 
     def write_slope(self, a: Array, slope: Array, second: Array | None, spare: Array) -> None:
-        np.not_equal(a, 0, out=slope)  # a ≥ 0
+        # The same of a ≥ 0, and which is faster depends on the size: a scalar to compare with costs a call, a sign more an element.
+        if a.size <= _SMALL:
+            np.sign(a, out=slope)
+        else:
+            np.not_equal(a, 0, out=slope)
 
 
 @dataclass(frozen=True)
