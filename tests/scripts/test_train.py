@@ -203,10 +203,11 @@ def test_a_model_of_ones_own_from_the_working_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wait", [1.2, 2.0, 3.0])
 def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, wait: float) -> None:
-    started, before = time.time(), shared_files()
+    mark, before = tmp_path.as_posix(), shared_files()
     process = subprocess.Popen(
         command("train", "--steps", "1000000"),
         cwd=tmp_path,
+        env={**os.environ, MARK: mark},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -217,21 +218,25 @@ def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, wait: floa
     assert process.returncode in (130, -signal.SIGINT), errors  # the latter while Python itself still starts
     assert "Traceback" not in errors or process.returncode < 0
     deadline = time.monotonic() + 20
-    while (left := ray_processes_since(started)) and time.monotonic() < deadline:
+    while (left := processes_marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
     assert not shared_files() - before
 
 
-def ray_processes_since(moment: float) -> list[str]:
-    """Processes of Ray that began after a moment; its agents are no longer children once its raylet is gone."""
+#: A variable of the environment that a program's processes of Ray inherit.
+MARK = "RETAPE_TEST_MARK"
+
+
+def processes_marked(mark: str) -> list[str]:
+    """Processes with a mark in their environment; Ray's agents are no longer children once its raylet is gone."""
     found = []
-    for process in psutil.process_iter(["create_time", "cmdline"]):
-        title = " ".join(process.info["cmdline"] or [])
-        if process.info["create_time"] >= moment - 0.1 and (
-            "ray::" in title or "raylet" in title or "gcs_server" in title
-        ):
-            found.append(title[:80])
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(" ".join(process.cmdline())[:80])
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended, or is somebody else's
+            continue
     return found
 
 
