@@ -22,6 +22,13 @@ BLOCK = 32_768
 #: The same for rules that make a dozen calls over rows a block, in place.
 LARGE_BLOCK = 2 * BLOCK
 
+#: A product of few rows, columns or terms is cut into pieces that BLAS multiplies as they lie: OpenBLAS does so with AVX-512 up to so many
+#: multiplications a piece, and so many results where both operands lie along the sum; a larger one it copies into panels first, which takes
+#: several times as long as to multiply them.
+_FEW, _PIECE, _DOTS = 32, 10**6, 1200
+#: Rows or columns of a piece, the widest that fits. Narrower ones would cost a tenth and more where BLAS copies all the same.
+_WIDTHS = (128, 64, 32)
+
 
 def matmul(a: Array, b: Array, out: Array) -> Array:
     """Writes the matrix product of the last two axes of `a` and `b` into `out`.
@@ -48,7 +55,32 @@ def matmul(a: Array, b: Array, out: Array) -> Array:
                 f"matmul operand {name} of shape {operand.shape} has strides {operand.strides}, which NumPy would "
                 "copy silently; pass an array whose last axis (or the one before it) has unit stride"
             )
+    if a.ndim == b.ndim == 2 and a.size * out.shape[1] > _PIECE and min(*a.shape, out.shape[1]) <= _FEW:
+        return _in_pieces(a, b, out)
     return np.matmul(a, b, out=out)
+
+
+def _in_pieces(a: Array, b: Array, out: Array) -> Array:
+    """Multiplies matrices, some columns of `out` at a time, or some rows where it has more of them."""
+    (rows, terms), columns = a.shape, out.shape[1]
+    length, other = max(rows, columns), min(rows, columns)
+    most = _PIECE // (terms * other)
+    if a.strides[1] == b.strides[0] == a.itemsize:
+        most = min(most, _DOTS // other)
+    width = next((width for width in _WIDTHS if width <= most and width < length), None)
+    if width is None:
+        return np.matmul(a, b, out=out)
+    whole = length - length % width
+    if rows > columns:
+        np.matmul(a[:whole].reshape(-1, width, terms), b, out=out[:whole].reshape(-1, width, columns))
+        rest = (a[whole:], b, out[whole:])
+    else:
+        b_pieces, out_pieces = (c[:, :whole].reshape(len(c), -1, width).swapaxes(0, 1) for c in (b, out))
+        np.matmul(a, b_pieces, out=out_pieces)
+        rest = (a, b[:, whole:], out[:, whole:])
+    if whole < length:
+        np.matmul(*rest[:2], out=rest[2])
+    return out
 
 
 def _blas_reads(a: Array, transposed: bool) -> bool:

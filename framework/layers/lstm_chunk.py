@@ -12,7 +12,6 @@ from framework import kernels
 from framework.layers.layer import Context, Extent, Footprint, Layer, Own, Pair, Params, Spec, require_float
 from framework.memory import Array
 from framework.parameters import ParameterSpec, Uniform
-from framework.special import write_sigmoid
 
 
 def cell(params: Params, x: Any, hidden: Any, memory: Any) -> tuple[Any, Any]:
@@ -170,17 +169,19 @@ class LSTMChunk(Layer):
         start, stop = self.span(x.shape[1])
         return stop - start, len(x), x.shape[2]
 
-    # Elements of scratch: inputs step by step, or the four gates of one step; more in turn of what the rules below hold.
+    # Elements of scratch: inputs step by step, or the gates and h of one step, and two numbers a gate; more in turn of what the rules below hold.
     def _forward_scratch(self, steps: int, batch: int, width: int) -> int:
-        return batch * max(steps * width, 4 * self.features)
+        return max(batch * steps * width, 5 * batch * self.features + 8 * self.features)
 
     def _vjp_scratch(self, steps: int, batch: int, width: int) -> int:
         lasting = 4 * steps * self.features + (steps + 1) * self.features
-        return batch * (lasting + max(steps * width, 3 * self.features))
+        block = kernels.block_rows(steps, batch * self.features)
+        return batch * (lasting + max(steps * width, (2 + block) * self.features))
 
     def _jvp_scratch(self, steps: int, batch: int, width: int) -> int:
-        gates = 4 * steps * self.features
-        return batch * (2 * gates + max(steps * width + gates, 6 * self.features))
+        gates = 4 * batch * steps * self.features
+        run = self._forward_scratch(steps, batch, width)
+        return 2 * gates + max(run, batch * steps * width + gates, 6 * batch * self.features)
 
     def _part(self, x: Array, scratch: Array) -> Array:
         """Copies the chunk's part of the input, step after step, into scratch: rows (steps · B, in)."""
@@ -190,10 +191,17 @@ class LSTMChunk(Layer):
         return kernels.as_rows(part)
 
     def _run(self, params: Params, x: Array, before: Array | None, y: Array, gates: Array, scratch: Array) -> None:
-        """Writes the output and the gates. All inputs go through one product; only that with h has to wait for the step before."""
+        """Writes the output and the gates. All inputs go through one product; only that with h has to wait for the step before.
+
+        All four gates are one tanh, since the sigmoid of a is ½ + ½·tanh(a/2).
+        """
         kernels.matmul(self._part(x, scratch), params["weight_ih"].T, out=kernels.as_rows(gates))
-        product, _ = _cut(scratch, (4 * self.features, len(x)))
-        spare, _ = _cut(scratch, (len(x), self.features))
+        product, rest = _cut(scratch, (4 * self.features, len(x)))
+        spare, _ = _cut(scratch, (len(x), self.features))  # when the product has been added
+        column, rest = _cut(rest, (self.features, len(x)))
+        (factor, shift), _ = _cut(rest, (2, 4 * self.features))
+        factor[...], shift[...] = 0.5, 0.5
+        _quarters(factor)[2][...], _quarters(shift)[2][...] = 1, 0  # g is a tanh itself
         hidden, memory = None, y[-1]
         memory[...] = 0 if before is None else before[-1]
         if before is not None:
@@ -202,12 +210,14 @@ class LSTMChunk(Layer):
             gates += params["bias"]
             for each, row in zip(gates, y, strict=False):
                 if hidden is not None:
-                    # BLAS takes half the time for few rows this way around.
-                    each += kernels.matmul(params["weight_hh"], hidden.T, out=product).T
+                    # BLAS takes half the time for few rows this way around, and for two of them a third with h in columns.
+                    column[...] = hidden.T
+                    each += kernels.matmul(params["weight_hh"], column, out=product).T
+                each *= factor
+                np.tanh(each, out=each)
+                each *= factor
+                each += shift
                 i, f, g, o = _quarters(each)
-                for gate in (i, f, o):
-                    write_sigmoid(gate, gate)
-                np.tanh(g, out=g)
                 memory *= f
                 memory += np.multiply(i, g, out=spare)
                 np.tanh(memory, out=row)
@@ -220,45 +230,41 @@ class LSTMChunk(Layer):
     ) -> Array:
         """Goes back through time: writes the cotangents of the gates before their activations, and returns those of the state.
 
+        Each is one number times the cotangent of c (of i, f and g) or of h (of o), as the latter is on its way to c. These numbers do not
+        wait for cotangents, so they are written for many steps at once, where their products come to stand.
+
         Args:
             params: The parameters.
             gates: The gates.
             values: c at the start in row 0; on return rows 1.. hold h of each step.
             cotangent: Of the output.
             moved: Where the gates' cotangents go.
-            scratch: Room for three values of the state, of which two are returned.
+            scratch: Room for the state's two values, which are returned, and one of each step of a block.
             carry: Whether there is a chunk before.
         """
         state, scratch = _cut(scratch, (2, *cotangent.shape[1:]))
-        spare, _ = _cut(scratch, cotangent.shape[1:])
         hidden, memory = state
         for before, each, value in zip(values, gates, values[1:], strict=False):
             i, f, g, _ = _quarters(each)
             np.multiply(f, before, out=value)
-            value += np.multiply(i, g, out=spare)
+            value += np.multiply(i, g, out=hidden)
         state[...] = cotangent[-2:]
-        for t in reversed(range(len(gates))):
-            (i, f, g, o), (to_i, to_f, to_g, to_o) = _quarters(gates[t]), _quarters(moved[t])
-            value = values[t + 1]
-            hidden += cotangent[t]
-            np.tanh(value, out=value)
-            np.multiply(hidden, value, out=to_o)
-            _times_slope(to_o, o, spare)
-            _tanh_slope(value, spare)
-            spare *= o
-            spare *= hidden
-            memory += spare
-            value *= o
-            np.multiply(memory, g, out=to_i)
-            _times_slope(to_i, i, spare)
-            np.multiply(memory, values[t], out=to_f)
-            _times_slope(to_f, f, spare)
-            _tanh_slope(g, to_g)
-            to_g *= i
-            to_g *= memory
-            memory *= f
-            if t or carry:
-                kernels.matmul(moved[t], params["weight_hh"], out=hidden)
+        steps = kernels.row_blocks(len(gates), hidden.size)
+        for block in reversed([*steps]):  # in which c at the end of the block before is still what it was
+            past, value, to = values[:-1][block], values[1:][block], moved[block]
+            slope, _ = _cut(scratch, value.shape)
+            _write_slopes(gates[block], past, value, to, slope)
+            for t in reversed(range(len(value))):
+                hidden += cotangent[block.start + t]
+                np.multiply(hidden, slope[t], out=slope[t])
+                memory += slope[t]
+                last = _quarters(to[t])[3]
+                last *= hidden
+                both = to[t].reshape(len(hidden), 4, self.features)[:, :3]
+                both *= memory[:, None]
+                memory *= _quarters(gates[block.start + t])[1]
+                if block.start + t or carry:
+                    kernels.matmul(to[t], params["weight_hh"], out=hidden)
         return state
 
     def _push(
@@ -321,8 +327,33 @@ def _cut(scratch: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 def _quarters(gates: Array) -> list[Array]:
     """Views of i, f, g and o."""
-    width = gates.shape[1] // 4
-    return [gates[:, k * width : (k + 1) * width] for k in range(4)]
+    width = gates.shape[-1] // 4
+    return [gates[..., k * width : (k + 1) * width] for k in range(4)]
+
+
+def _write_slopes(gates: Array, past: Array, value: Array, to: Array, slope: Array) -> None:
+    """Writes of some steps how c moves with the gates i, f and g before their activations, and h with o and c.
+
+    Args:
+        gates: (steps, B, 4 H).
+        past: c before each step, (steps, B, H).
+        value: c after each step; overwritten with h.
+        to: Where the slopes of the gates go.
+        slope: Where that of c goes.
+    """
+    (i, f, g, o), (to_i, to_f, to_g, to_o) = _quarters(gates), _quarters(to)
+    for each, target in ((i, to_i), (f, to_f), (o, to_o)):
+        np.subtract(1, each, out=target)
+        target *= each
+    to_i *= g
+    to_f *= past
+    _tanh_slope(g, to_g)
+    to_g *= i
+    np.tanh(value, out=value)
+    to_o *= value
+    _tanh_slope(value, slope)
+    slope *= o
+    value *= o
 
 
 def _times_slope(out: Array, y: Array, spare: Array) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,6 +33,34 @@ def test_matmul_is_the_product_for_either_order_of_an_operand(
     expected = np.einsum("ik,kj->ij", a.astype(float), b.astype(float))
     # float32: six products of numbers of size one, each rounded.
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 if dtype == "f" else 1e-13)
+
+
+@pytest.mark.parametrize("turned", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(4, 700, 1000), (17, 600, 130), (1000, 700, 5), (600, 9, 700), (400, 32, 410)]
+)
+def test_a_product_of_few_rows_columns_or_terms_in_pieces_is_the_whole_one(
+    m: int, k: int, n: int, turned: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (
+        normal(columns, rows + 3)[:, :rows].T if each else normal(rows, columns + 3)[:, :columns]
+        for (rows, columns), each in zip(((m, k), (k, n)), turned, strict=True)
+    )
+    whole = np.full((m, n + 3), np.nan)
+    out, products = whole[:, :n], []
+    matmul = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: (products.append(out.shape), matmul(a, b, out=out))[1])
+    tracemalloc.start()
+    try:
+        assert kernels.matmul(a, b, out) is out
+        assert tracemalloc.get_traced_memory()[1] < 4096  # views, and no copy
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(out, a @ b, rtol=0, atol=1e-11)
+    assert np.isnan(whole[:, n:]).all()
+    # Pieces of many rows and many columns are no faster where both operands lie along the sum.
+    assert (len(products[0]) == 3) == (min(m, n) <= 32 or turned != (False, True))
+    assert sum(math.prod(shape) for shape in products) == m * n
 
 
 def test_matmul_takes_windows_of_wider_rows_and_stacks() -> None:
