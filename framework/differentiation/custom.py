@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from framework.differentiation.forward import transposed
+from framework.differentiation.reverse import vjp
 from framework.differentiation.structure import rebuild
 from framework.differentiation.table import RULES, Rule, as_dtype, dtype_of, likes
 from framework.differentiation.tracing import Traced, primitive, untraced
@@ -53,7 +54,7 @@ class CustomFunction:
     def _register(self) -> None:
         def back(places: list[int], g: Any, y: Any, args: Any, kwargs: Any) -> list[Any]:
             if self._vjp is None:
-                raise TypeError(f"{self.__name__} has a JVP but no VJP: give it one with @{self.__name__}.vjp")
+                return [derived_back(place, g, y, args) for place in places]
             *saved, forms = args if self._forward is not None else (*args, args)
             cotangents = self._vjp(g, *saved) if self._forward is not None else self._vjp(g, y, *saved)
             if not isinstance(cotangents, tuple) or len(cotangents) <= max(places):
@@ -89,6 +90,15 @@ class CustomFunction:
                 total = part if total is None else total + part
             return total
 
+        def derived_back(place: int, g: Any, y: Any, args: Any) -> Any:
+            """The transpose of the JVP along one argument: its VJP in the tangent."""
+
+            def along(t: Any) -> Any:
+                return forth([place], [t], y, args, {})
+
+            _, pullback = vjp(along, np.zeros(np.shape(args[place]), dtype_of(args[place])))
+            return pullback(g, last=True)[0]
+
         def forward(*args: Any) -> Any:
             assert self._forward is not None
             y, saved = self._forward(*args)
@@ -96,14 +106,14 @@ class CustomFunction:
 
         RULES[self._call] = Rule(
             back, forth if self._jvp is not None else derived, "custom", "rule", joint=True,
-            forward=forward if self._forward is not None else None,
+            forward=forward if self._forward is not None and self._vjp is not None else None,
         )  # fmt: skip
 
 
 def custom_rule(function: Callable[..., Any]) -> CustomFunction:
     """Gives a function a derivative of its own, for functions without a rule or with a better one.
 
-    What one mode lacks is derived from the other: with a VJP alone, the JVP is its transpose.
+    What one mode lacks is derived from the other: with a VJP alone, the JVP is its transpose, and with a JVP alone the VJP.
 
     Args:
         function: From arrays to one array; it gets plain arrays.

@@ -10,9 +10,17 @@ import numpy as np
 
 from framework.differentiation.forward import tangent_of
 from framework.differentiation.reverse import Node, backward
-from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats, require_tuple
+from framework.differentiation.structure import (
+    as_arrays,
+    called,
+    leaves,
+    matching,
+    rebuild,
+    require_floats,
+    require_tuple,
+)
 from framework.differentiation.table import Rule, describe, dtype_of
-from framework.differentiation.tracing import DifferentiationError, Trace, Traced, called, single
+from framework.differentiation.tracing import DifferentiationError, Trace, Traced, single
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def trace_operations(function: Any, primals: Any, tangents: Any, cotangent: Any)
     trace = _ListingTrace()
     names = iter(["x"] if len(list(leaves(primals))) == 1 else [f"x{i}" for i, _ in enumerate(leaves(primals))])
     traced = rebuild(primals, lambda x, t: Traced(x, trace, _Both(next(names), t, Node())), tangents)
-    result = as_arrays(called(function, traced))
+    result = called(function, traced, trace)
     results = list(leaves(result))
     if not all(isinstance(y, Traced) and y.owner is trace for y in results):
         raise DifferentiationError("a result does not depend on the primals, so there is nothing to list")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from framework.differentiation.structure import as_arrays, matching, rebuild, require_floats, require_tuple
+from framework.differentiation.structure import as_arrays, called, matching, rebuild, require_floats, require_tuple
 from framework.differentiation.table import Rule, dtype_of
-from framework.differentiation.tracing import Trace, Traced, called, single
+from framework.differentiation.tracing import Trace, Traced, single
 
 
 class ForwardTrace(Trace):
@@ -73,7 +73,7 @@ def jvp(function: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
     require_floats(primals, "jvp")
     tangents = matching(require_tuple(tangents, "tangents"), primals, "tangent")
     trace = ForwardTrace()
-    result = as_arrays(called(function, rebuild(primals, lambda x, t: Traced(x, trace, t), tangents)))
+    result = called(function, rebuild(primals, lambda x, t: Traced(x, trace, t), tangents), trace)
 
     def is_mine(y: Any) -> bool:
         return isinstance(y, Traced) and y.owner is trace

@@ -10,9 +10,9 @@ import numpy as np
 from framework.differentiation.forward import tangent_of
 from framework.differentiation.reverse import Node, in_order
 from framework.differentiation.saved import Keeper, Saved
-from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
+from framework.differentiation.structure import as_arrays, called, leaves, matching, rebuild, require_floats
 from framework.differentiation.table import Like, Rule, describe
-from framework.differentiation.tracing import Trace, Traced, called, single
+from framework.differentiation.tracing import Trace, Traced, single
 
 
 class _RecordingTrace(Trace):
@@ -54,7 +54,7 @@ def linearize(function: Any, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     trace = _RecordingTrace()
     traced = rebuild(primals, lambda x: Traced(x, trace, Node()))
     starts = [x.derivative for x in leaves(traced)]
-    result = as_arrays(called(function, traced))
+    result = called(function, traced, trace)
     del traced
 
     def is_mine(y: Any) -> bool:

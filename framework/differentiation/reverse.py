@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from framework.differentiation.saved import Keeper, Saved, unlocked
-from framework.differentiation.structure import as_arrays, leaves, matching, rebuild, require_floats
+from framework.differentiation.structure import as_arrays, called, leaves, matching, rebuild, require_floats
 from framework.differentiation.table import Like, Rule, describe, dtype_of, likes
-from framework.differentiation.tracing import DifferentiationError, Trace, Traced, called, lift, single
+from framework.differentiation.tracing import DifferentiationError, Trace, Traced, lift, single
 from framework.memory import Array, Ledger
 
 _order = itertools.count()
@@ -157,7 +157,7 @@ def vjp(function: Any, *primals: Any, ledger: Ledger | None = None, verify: bool
     trace = ReverseTrace(Keeper(ledger, verify, own))
     traced = rebuild(primals, lambda x: Traced(x, trace, Node()))
     nodes = rebuild(traced, lambda x: x.derivative)
-    result = as_arrays(called(function, traced))
+    result = called(function, traced, trace)
     del traced
 
     def is_mine(y: Any) -> bool:

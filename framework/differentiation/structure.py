@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from framework.differentiation.table import as_dtype, dtype_of
-from framework.differentiation.tracing import DifferentiationError, Traced, lift
+from framework.differentiation.tracing import (
+    NO_PLAIN_ARRAYS,
+    DifferentiationError,
+    Trace,
+    Traced,
+    lift,
+    no_plain_array,
+)
 from framework.memory import Array
 
 
@@ -50,11 +57,47 @@ def rebuild(tree: Any, function: Callable[..., Any], *others: Any, path: str = "
 
 def as_arrays(tree: Any) -> Any:
     """Turns numbers and object arrays of traced scalars into arrays, which have the machine's own order of bytes."""
-    return rebuild(tree, lambda leaf: leaf if isinstance(leaf, Traced) else lift(_native(np.asarray(leaf))))
+    return rebuild(tree, lambda leaf: leaf if isinstance(leaf, Traced) else lift(_array(leaf)))
 
 
-def _native(a: Array) -> Array:
+def _array(leaf: Any) -> Array:
+    if isinstance(leaf, NO_PLAIN_ARRAYS):
+        raise no_plain_array(leaf)
+    a = np.asarray(leaf)
     return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+
+
+def called(function: Callable[..., Any], args: Sequence[Any], trace: Trace) -> Any:
+    """Runs a user's function on arrays of a trace, which ends with it; returns arrays, and says what NumPy's own errors mean.
+
+    NumPy has errors of its own where it cannot write a traced number into an array, or meets an array of objects.
+    """
+    try:
+        return as_arrays(function(*args))
+    except DifferentiationError:
+        raise
+    except (TypeError, ValueError) as error:
+        told = _meaning(error)
+        if told is None:
+            raise
+        raise DifferentiationError(told) from error
+    finally:
+        trace.running = False
+
+
+def _meaning(error: BaseException) -> str | None:
+    """What is to be said of an error that NumPy raised because of traced arrays; None for any other."""
+    cause = error.__cause__
+    if isinstance(cause, DifferentiationError):  # "setting an array element with a sequence"
+        return str(cause)
+    text = str(error)
+    of_ufuncs = "dtype('O')" in text or text.startswith(("ufunc ", "loop of ufunc "))
+    if isinstance(error, TypeError) and of_ufuncs:
+        return (
+            f"NumPy says: {text}. It does not hand us every function of an array of objects, which np.array makes of traced numbers; "
+            "make such an array with np.stack, as in np.stack([x[0] ** 2, x[1]])"
+        )
+    return None
 
 
 def require_tuple(arguments: Any, what: str) -> tuple[Any, ...]:

@@ -25,13 +25,31 @@ class DifferentiationError(TypeError):
     """NumPy code that cannot be differentiated; the message names the function and the remedy."""
 
 
+#: Arrays with rules of their own for shapes or for which elements take part.
+NO_PLAIN_ARRAYS = (np.matrix, np.ma.MaskedArray)
+
+
+def no_plain_array(a: Any) -> DifferentiationError:
+    """The error for one of these."""
+    return DifferentiationError(
+        f"a {type(a).__name__} has no derivatives in Retape; use plain arrays: np.asarray(a), and where= of reductions or np.where in place "
+        "of a mask"
+    )
+
+
 class Trace(ABC):
-    """One running transform. The newest has the highest level."""
+    """One running transform. The newest has the highest level.
+
+    Attributes:
+        level: The number of traces before it.
+        running: Whether the function that is traced still runs.
+    """
 
     _levels = itertools.count()
 
     def __init__(self) -> None:
         self.level = next(Trace._levels)
+        self.running = True
 
     @abstractmethod
     def call(
@@ -298,6 +316,12 @@ def bind(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         top, places, traced, args = _take_apart(function, args)
     if top is None:
         return function(*args, **kwargs)
+    if not top.running:
+        raise DifferentiationError(
+            f"{describe(function)} got an array that was traced by a transform which has ended: it was put aside (in a list, an "
+            "attribute, a closure) while its function ran; return it instead (grad has has_aux for that), or put "
+            "stop_gradient(x) aside"
+        )
     if rule.options is not None and (kwargs or rule.kind != "elementwise"):
         _require_options(rule.options, function, 2 + len(args), kwargs)
     return top.call(function, rule, places, traced, args, kwargs)
@@ -315,6 +339,8 @@ def _take_apart(function: Any, args: Sequence[Any]) -> tuple[Trace | None, list[
                 if arg.dtype.char != "O":
                     continue
             elif kind is not list and kind is not tuple:
+                if kind is not float and kind is not int and isinstance(arg, NO_PLAIN_ARRAYS):
+                    raise no_plain_array(arg)
                 continue
             plain[place] = arg = lift(arg)
             if type(arg) is not Traced:
@@ -382,37 +408,6 @@ def _no_floats(what: str, dtype: np.dtype[Any]) -> DifferentiationError:
         f"{what} gives {dtype} here, which would cut the derivative; compare (x > 0) or round (np.floor) first, or say "
         "stop_gradient(x) to cut on purpose"
     )
-
-
-def called(function: Callable[..., Any], args: Sequence[Any]) -> Any:
-    """Runs a user's function on traced arrays, and says what NumPy's own errors about these mean.
-
-    NumPy has errors of its own where it cannot write a traced number into an array, or meets an array of objects.
-    """
-    try:
-        return function(*args)
-    except DifferentiationError:
-        raise
-    except (TypeError, ValueError) as error:
-        told = _meaning(error)
-        if told is None:
-            raise
-        raise DifferentiationError(told) from error
-
-
-def _meaning(error: BaseException) -> str | None:
-    """What is to be said of an error that NumPy raised because of traced arrays; None for any other."""
-    cause = error.__cause__
-    if isinstance(cause, DifferentiationError):  # "setting an array element with a sequence"
-        return str(cause)
-    text = str(error)
-    of_ufuncs = "dtype('O')" in text or text.startswith(("ufunc ", "loop of ufunc "))
-    if isinstance(error, TypeError) and of_ufuncs:
-        return (
-            f"NumPy says: {text}. It does not hand us every function of an array of objects, which np.array makes of traced numbers; "
-            "make such an array with np.stack, as in np.stack([x[0] ** 2, x[1]])"
-        )
-    return None
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -238,6 +238,47 @@ def test_a_custom_rule_serves_both_modes_and_any_order() -> None:
         custom_rule(lambda x: x)(1.0)
 
 
+def test_a_custom_rule_with_a_jvp_alone_has_its_transpose_as_vjp() -> None:
+    @custom_rule
+    def scaled(x: Any, y: Any) -> Any:
+        return x * y[0]
+
+    @scaled.jvp
+    def rule(tangents: Any, value: Any, x: Any, y: Any) -> Any:
+        parts = [
+            t * f
+            for t, f in ((tangents[0], y[0]), (None if tangents[1] is None else tangents[1][0], x))
+            if t is not None
+        ]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    check_grads(scaled, (POINT, np.array([3.0, 4.0])))
+    assert grad(lambda x: np.sum(scaled(x, POINT)))(POINT).tolist() == [1.5, 1.5]
+
+
+def test_what_was_put_aside_in_a_transform_that_has_ended_is_an_error() -> None:
+    aside: list[Any] = []
+
+    def keeps(x: Any) -> Any:
+        aside.append(x * 2)
+        return np.sum(x)
+
+    for transform in (grad(keeps), lambda x: jvp(keeps, (x,), (x,)), lambda x: linearize(keeps, x)):
+        transform(POINT)
+        with pytest.raises(DifferentiationError, match=r"np\.multiply got an array that was traced by a transform"):
+            grad(lambda x: np.sum(x) * np.sum(aside[-1] * 3.0))(POINT)
+    assert stop_gradient(aside[0]).tolist() == [3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("made", [np.asmatrix, np.ma.masked_array])
+def test_matrices_and_masked_arrays_are_errors(made: Any) -> None:
+    with pytest.raises(DifferentiationError, match="has no derivatives in Retape; use plain arrays"):
+        grad(np.sum)(made(np.eye(2)))
+    with pytest.raises(DifferentiationError, match="has no derivatives in Retape; use plain arrays"):
+        grad(lambda x: np.sum(np.matmul(made(np.eye(2)), x)))(POINT)
+
+
 def test_stop_gradient_cuts_both_modes() -> None:
     assert grad(lambda x: x * stop_gradient(x))(3.0) == 3
     assert jvp(lambda x: x * stop_gradient(x), (np.array(3.0),), (np.array(1.0),))[1] == 3
