@@ -76,7 +76,7 @@ def called(function: Callable[..., Any], args: Sequence[Any], trace: Trace) -> A
         return as_arrays(function(*args))
     except DifferentiationError:
         raise
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         told = _meaning(error)
         if told is None:
             raise
@@ -92,7 +92,8 @@ def _meaning(error: BaseException) -> str | None:
         return str(cause)
     text = str(error)
     of_ufuncs = "dtype('O')" in text or text.startswith(("ufunc ", "loop of ufunc "))
-    if isinstance(error, TypeError) and of_ufuncs:
+    asked = isinstance(error, AttributeError) and isinstance(getattr(np, error.name or "", None), np.ufunc)
+    if asked or (isinstance(error, TypeError) and of_ufuncs):
         return (
             f"NumPy says: {text}. It does not hand us every function of an array of objects, which np.array makes of traced numbers; "
             "make such an array with np.stack, as in np.stack([x[0] ** 2, x[1]])"

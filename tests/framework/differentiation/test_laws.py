@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from framework.differentiation import jvp, vjp
 from framework.differentiation.structure import as_arrays, leaves, rebuild
 from framework.differentiation.table import CONSTANT, DERIVED, RULES, describe
+from framework.measuring import peak_bytes
 from tests.framework.differentiation.calls import CALLS
 from tests.framework.differentiation.drawing import Draw, laid_out
 
@@ -113,3 +114,23 @@ def test_every_function_of_the_tables_has_calls() -> None:
     table = {f for f, rule in RULES.items() if rule.family != "custom"} | set(DERIVED)
     assert {describe(f) for f in table - set(CALLS)} == set()
     assert not CONSTANT & table
+
+
+@pytest.mark.parametrize("function", [f for f, rule in RULES.items() if rule.kind == "elementwise"], ids=describe)
+def test_no_rule_of_an_elementwise_function_forms_a_matrix(function: Any) -> None:
+    n = 2000
+    x = np.linspace(0.1, 0.9, n)
+    if function is np.ldexp:
+        arrays, call = (x,), lambda x: np.ldexp(x, 2)
+    else:
+        arrays, call = (
+            (x,) * getattr(function, "nin", 1),
+            function if function is not np.clip else lambda x: np.clip(x, 0.2, 0.8),
+        )
+
+    def products() -> None:
+        with np.errstate(invalid="ignore"):  # arccosh has no such argument
+            jvp(call, arrays, arrays)
+            vjp(call, *arrays)[1](x)
+
+    assert peak_bytes(products) < 30 * x.nbytes < x.nbytes * n / 50

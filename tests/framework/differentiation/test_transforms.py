@@ -399,6 +399,7 @@ def test_python_control_flow_works_as_it_runs() -> None:
         (lambda x: np.sum(np.asarray(x, float)), r"to become float.*np.asarray\(x, float\)"),
         (lambda x: np.mean([x[0], x[1]]), "to become float.*np.stack"),
         (lambda x: np.linalg.det(np.array([[x[0], x[1]], [0.0, 1.0]])), "make such an array with np.stack"),
+        (lambda x: np.sum(np.arctan2(np.array([1, x[1]]), 2.0)), "make such an array with np.stack"),
         (lambda x: np.sum(np.logaddexp(np.array([x[0], x[1]]), 0.0)), "make such an array with np.stack"),
     ],
 )
