@@ -8,7 +8,9 @@ import numpy as np
 
 from framework.differentiation.forward import jvp
 from framework.differentiation.reverse import vjp
-from framework.differentiation.structure import as_arrays, leaves, rebuild
+from framework.differentiation.structure import as_arrays, leaves, rebuild, require_floats, require_tuple
+from framework.differentiation.table import dtype_of
+from framework.differentiation.tracing import DifferentiationError
 from framework.keys import Key
 
 
@@ -36,8 +38,20 @@ def check_grads(
 
     Raises:
         WrongDerivative: The message says which mode and order failed, and both numbers.
+        ValueError: There is no such mode, none at all, or no such order, so that nothing would be checked.
+        DifferentiationError: The arguments are not in float64, whose differences alone are right to so many digits.
     """
-    args = as_arrays(tuple(args))
+    if not modes or not set(modes) <= {"forward", "reverse"} or order < 1:
+        raise ValueError(
+            f'check_grads takes modes of "forward" and "reverse" and an order from 1, but got {modes!r} and {order!r}'
+        )
+    args = as_arrays(require_tuple(args, "args"))
+    require_floats(args, "check_grads")
+    if any(dtype_of(x).itemsize < 8 for x in leaves(args)):
+        raise DifferentiationError(
+            "check_grads takes arrays in float64, since differences in fewer digits say nothing; convert them, as with "
+            "x.astype(float)"
+        )
     generator = Key(seed).fold("check_grads", order).generator()
     direction = rebuild(args, lambda x: np.asarray(generator.standard_normal(np.shape(x))))
     value = as_arrays(function(*args))

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from framework import Ledger
-from framework.differentiation import DifferentiationError, custom_rule, grad, jvp, linearize, stop_gradient, vjp
+from framework.differentiation import (
+    DifferentiationError,
+    custom_rule,
+    grad,
+    jvp,
+    linearize,
+    stop_gradient,
+    value_and_grad,
+    vjp,
+)
 from framework.differentiation.saved import _locks, _waiting
 
 N = 20_000
@@ -166,7 +175,10 @@ def test_nothing_traced_outlives_a_gradient_without_the_cycle_collector() -> Non
         grad(lambda x: watched(x) * np.ones(2))(np.ones(3))
     with pytest.raises(ZeroDivisionError):
         grad(lambda x: watched(x) * (1 // 0))(np.ones(3))
-    assert len(seen) == 5
+    with pytest.raises(DifferentiationError, match="to become float"):
+        grad(lambda x: np.float64(watched(x)))(np.ones(3))  # NumPy's error, and what it means
+    value_and_grad(lambda x: (watched(x), {"beside": x * 2}), has_aux=True)(np.ones(3))
+    assert len(seen) == 7
     assert all(ref() is None for ref in seen)
 
 

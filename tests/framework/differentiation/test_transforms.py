@@ -298,6 +298,22 @@ def test_check_grads_finds_a_planted_error_of_1e_4(mode: str) -> None:
         check_grads(wrong, (np.linspace(0.1, 1, 5),), order=1, modes=("reverse" if mode == "vjp" else "forward",))
 
 
+@pytest.mark.parametrize(
+    ("given_", "error", "message"),
+    [
+        ({"modes": ("fwd",)}, ValueError, 'modes of "forward" and "reverse"'),
+        ({"modes": ()}, ValueError, 'modes of "forward" and "reverse"'),
+        ({"order": 0}, ValueError, "an order from 1"),
+        ({"args": POINT}, DifferentiationError, "args is a tuple"),
+        ({"args": (POINT.astype(np.float32),)}, DifferentiationError, "takes arrays in float64"),
+        ({"args": (np.arange(3),)}, DifferentiationError, "convert it first"),
+    ],
+)
+def test_check_grads_never_checks_nothing(given_: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_grads(**({"function": np.sin, "args": (POINT,)} | given_))
+
+
 M = np.array([[2.0, 0.3, -0.4], [0.1, 1.5, 0.2], [-0.3, 0.5, 1.8]])
 #: Rules of each family and kind: the function that has it, and a function of M that uses it.
 PLANTED = {
