@@ -134,6 +134,7 @@ class PersistentTable:
         scratch = np.empty((max(1, _CHUNK // width), width))
         for start in range(1, last + 1, _TILE):
             stop = min(start + _TILE, last + 1)
+            self._known_ways.clear()  # of unlike stages there are as many as pairs of s and t, which would take memory
             for s in range(stop - 1, 0, -1):
                 for t in range(max(s, start), stop):
                     best = self._rows[s][t - s]

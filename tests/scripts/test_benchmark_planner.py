@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.scripts.helpers import ROOT
@@ -35,3 +36,9 @@ def test_every_size_model_and_table_has_a_row(planner: Any, monkeypatch: pytest.
 def test_a_plan_is_timed_also_where_the_budget_is_too_small(planner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "BUDGET", "engine:1%")
     assert planner.plan_here("mlp-small") > 0
+
+
+def test_what_a_process_held_before_hides_no_byte_of_a_table(planner: Any) -> None:
+    np.ones(2**23)  # is gone when the table is made, and was more
+    _, memory = planner.table_here(60, 1000)
+    assert memory >= 8 * 1001 * 61 * 62 // 2

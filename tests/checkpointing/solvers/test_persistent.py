@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -104,6 +105,21 @@ def test_a_stage_is_saved_as_the_option_that_the_memory_allows() -> None:
     plan = table.solution(next(memory for memory in range(60) if times[memory] == 4.0))
     saved = [action.option for action in plan.actions if isinstance(action, StageForward) and action.stage <= 4]
     assert sorted(saved) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("unlike", [False, True])
+def test_little_more_than_the_table_is_held(unlike: bool) -> None:
+    draw, length, steps = random.Random(5), 160, 40
+    chain = random_chain(draw, length, options=3, largest=10**6) if unlike else uniform(length)
+    everything = sum(max(option.nbytes for option in stage.options) for stage in chain.stages)
+    tracemalloc.start()
+    try:
+        PersistentTable(chain, everything // 2, steps).solution()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    table = 4 * (steps + 1) * (length + 1) * (length + 2)
+    assert table < peak < 1.5 * table
 
 
 def test_what_does_not_fit_is_an_error_that_names_what_does() -> None:
