@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from checkpointing import json_fields as fields_of
-from checkpointing.json_fields import Fields, flag, listed, mapped, nullable, shown, spec, text, whole
+from checkpointing.json_fields import Fields, flag, flops, listed, mapped, nbytes, nullable, shown, spec, text, whole
 from framework.layers import BATCH, Extent, Footprint, Spec
 from framework.losses import LossFootprint
 from framework.memory import CATEGORIES
@@ -102,12 +102,13 @@ def read(data: Any) -> Read:
         "targets": costs.take("targets", spec),
         "weights": costs.take("weights", spec, None),
         "loss": loss,
-        **{name: costs.take(name, whole, 0) for name in ("gradient_nbytes", "norm_workspace", "update_workspace")},
-        "static": costs.take("static", mapped(whole), {}),
+        **{name: costs.take(name, nbytes, 0) for name in ("gradient_nbytes", "norm_workspace", "update_workspace")},
+        "static": costs.take("static", mapped(nbytes), {}),
     }
     if (bandwidth := costs.take("disk_bandwidth", _bandwidth, None)) is not None:
         rest["disk_bandwidth"] = bandwidth
     costs.close()
+    _require_arrays([step for step, _ in found], rest["batch"])
     of_steps = sum(step["gradient_nbytes"] for step, _ in found)
     if of_steps > rest["gradient_nbytes"]:
         raise ValueError(
@@ -145,7 +146,7 @@ def _step(data: Any, number: int) -> tuple[dict[str, Any], tuple[float, ...] | N
         "footprint": step.take("footprint", lambda value, where: _footprint(value, where, len(inputs))),
         "trains": step.take("trains", flag, True),
         "wanted": wanted,
-        "gradient_nbytes": step.take("gradient_nbytes", whole, 0),
+        "gradient_nbytes": step.take("gradient_nbytes", nbytes, 0),
     }
     seconds = step.take("seconds", _pair, None)
     step.close()
@@ -187,7 +188,7 @@ def _counts_and_flags(kind: type, read: Fields) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in fields(kind):
         if type(each.default) is int:
-            found[each.name] = read.take(each.name, whole, each.default)
+            found[each.name] = read.take(each.name, flops if each.name.endswith("flops") else nbytes, each.default)
         elif type(each.default) is bool and each.name not in found:
             found[each.name] = read.take(each.name, flag, each.default)
     return found
@@ -207,6 +208,29 @@ def _require_chain(steps: Sequence[dict[str, Any]]) -> None:
                 "write a number for each group of steps that recomputation takes as one, or leave 'stage' away for one a step"
             )
         stage = step["stage"]
+
+
+def _require_arrays(steps: Sequence[dict[str, Any]], batch: Spec) -> None:
+    """Raises where a footprint calls arrays parts of each other, or the same, that by their shapes cannot be."""
+    for step in steps:
+        footprint, where = step["footprint"], f"of footprint of step {step['path']!r}"
+        made = footprint.output
+        for number, source in enumerate(step["inputs"]):
+            x = batch if source == BATCH else steps[source]["footprint"].output
+            extent, told = footprint.extent(number), f"input {number}, {x}"
+            if extent is not None and not (
+                extent.axis < len(x.shape) and extent.start <= extent.stop <= x.shape[extent.axis]
+            ):
+                raise ValueError(f"cotangent_extents {where} must be a part of {told}, but has {list(extent)}")
+            if footprint.cotangent_aliases[number] and x.nbytes != made.nbytes:
+                raise ValueError(
+                    f"cotangent_aliases {where} says that the cotangent of {told}, is that of the output, {made}; they differ in bytes"
+                )
+            for name in ("output_aliases_input", "forward_in_place", "backward_in_place"):
+                if number == 0 and getattr(footprint, name) and x.nbytes != made.nbytes:
+                    raise ValueError(
+                        f"{name} {where} says that {told}, and the output, {made}, lie in one place; they differ in bytes"
+                    )
 
 
 def _input(value: Any, where: str) -> int:

@@ -18,6 +18,9 @@ Read = Callable[[Any, str], T]
 
 _REQUIRED: Any = object()
 
+#: The most bytes of an array (1 PiB): sums of thousands of them fit 64 bits.
+MOST = 2**50
+
 
 class Fields:
     """The fields of one JSON object, each taken once.
@@ -74,6 +77,20 @@ def whole(value: Any, where: str) -> int:
     return value
 
 
+def nbytes(value: Any, where: str) -> int:
+    """Reads bytes."""
+    if whole(value, where) > MOST:
+        raise ValueError(f"{where} must be at most {MOST:,} bytes, but is {shown(value)}")
+    return int(value)
+
+
+def flops(value: Any, where: str) -> int:
+    """Reads floating-point operations."""
+    if whole(value, where) >= 2**63:
+        raise ValueError(f"{where} must be operations, fewer than 2^63, but is {shown(value)}")
+    return int(value)
+
+
 def seconds(value: Any, where: str) -> float:
     """Reads a time."""
     if type(value) not in (int, float) or not 0 <= value < math.inf:
@@ -99,11 +116,17 @@ def spec(value: Any, where: str) -> Spec:
     shape, name = fields.take("shape", listed(whole)), fields.take("dtype", text)
     fields.close()
     try:
-        return Spec(shape, np.dtype(name))
-    except TypeError as error:
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.kind not in "biufc":
         raise ValueError(
-            f"dtype of {where} must be one of NumPy's, as 'float32', but is {name!r}; where only bytes matter, one of the same size will do"
-        ) from error
+            f"dtype of {where} must be one of NumPy's numbers, as 'float32', but is {name!r}; where only bytes matter, one of the same size will do"
+        )
+    found = Spec(shape, dtype)
+    if found.nbytes > MOST:
+        raise ValueError(f"{where} must be an array of at most {MOST:,} bytes, but has shape {shown(list(shape))}")
+    return found
 
 
 def listed(read: Read[T]) -> Read[tuple[T, ...]]:

@@ -19,6 +19,7 @@ from framework import AdamW
 from tests.checkpointing.cases import all_cases, tokens
 
 ROOT = Path(__file__).parents[2]
+FLOATS = {"shape": [4, 100], "dtype": "float32"}
 
 
 def minimal() -> dict[str, Any]:
@@ -87,6 +88,13 @@ def test_measured_times_decide_which_plan_is_the_fastest_and_no_byte() -> None:
         ({"steps": [{}]}, "step 0 lacks 'path'; it has: nothing"),
         ({"batch": {"shape": [-1], "dtype": "float32"}}, "must be a whole number from 0, but is -1"),
         ({"batch": {"shape": [1], "dtype": "bfloat16"}}, "dtype of batch of the costs must be one of NumPy's"),
+        ({"batch": {"shape": [1], "dtype": "object"}}, "dtype of batch of the costs must be one of NumPy's numbers"),
+        (
+            {"targets": {"shape": [2**25, 2**25], "dtype": "int64"}},
+            "targets of the costs must be an array of at most 1,125,899,906,842,624 bytes, but has shape [33554432, 33554432]",
+        ),
+        ({"static": {"parameters/model": 10**20}}, "'parameters/model' in static of the costs must be at most"),
+        ({"loss": {"forward_flops": 2**63}}, "forward_flops of the loss must be operations, fewer than 2^63"),
         ({"static": {"weights": 4}}, "named 'category/owner', but one is 'weights'"),
         ({"gradient_bytes": 4}, "has no field 'gradient_bytes'; did you mean 'gradient_nbytes'?"),
         ({"gradient_nbytes": 4.5}, "gradient_nbytes of the costs must be a whole number from 0, but is 4.5"),
@@ -117,6 +125,21 @@ def test_wrong_costs_say_where_what_was_received_and_what_to_write(change: dict[
         (
             {"footprint": {"output": {"shape": [1], "dtype": "int8"}, "cotangent_extents": [[0, 1]]}},
             "must be [axis, start, stop], but is [0, 1]",
+        ),
+        (
+            {"footprint": {"output": FLOATS, "cotangent_extents": [[1, 3, 1]]}},
+            "cotangent_extents of footprint of step 'layer1' must be a part of input 0, float32[4, 100], but has [1, 3, 1]",
+        ),
+        ({"footprint": {"output": FLOATS, "cotangent_extents": [[2, 0, 1]]}}, "but has [2, 0, 1]"),
+        ({"footprint": {"output": FLOATS, "cotangent_extents": [[1, 0, 101]]}}, "but has [1, 0, 101]"),
+        ({"footprint": {"output": FLOATS, "backward_heap": 2**51}}, "backward_heap of footprint of step 'layer1' must"),
+        (
+            {"footprint": {"output": {"shape": [4, 99], "dtype": "float32"}, "cotangent_aliases": [True]}},
+            "says that the cotangent of input 0, float32[4, 100], is that of the output, float32[4, 99]; they differ",
+        ),
+        (
+            {"footprint": {"output": {"shape": [4, 99], "dtype": "float32"}, "output_aliases_input": True}},
+            "output_aliases_input of footprint of step 'layer1' says that input 0, float32[4, 100], and the output",
         ),
     ],
 )
