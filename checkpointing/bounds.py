@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from checkpointing.bound_items import Items, in_buffer, nbytes_of
+from checkpointing.bound_knapsack import MOST, Knapsacks
 from checkpointing.costs import Costs
 from checkpointing.operations import Value, output
 from checkpointing.reduction_tree import added_by_layer, shards_of
@@ -29,24 +30,30 @@ class _Cut:
         over: With parts 0, 1, 2, … of the items not held, cheapest per byte first: their bytes.
         seconds: What it takes to run those again.
         nbytes: Of all items.
+        whole: The same for items that are held whole or not at all: a table of `knapsacks`, if there are not too many of them.
     """
 
     taken: int
     over: Array
     seconds: Array
     nbytes: int
+    knapsacks: Knapsacks
+    whole: Array | None
 
     @classmethod
-    def of(cls, taken: int, items: Items) -> _Cut:
-        nbytes, seconds = items.arrays()
+    def of(cls, taken: int, nbytes: Array, seconds: Array, knapsacks: Knapsacks) -> _Cut:
         order = np.argsort(seconds / nbytes, kind="stable")
         over, again = (np.concatenate(([0.0], np.cumsum(each[order], dtype=np.float64))) for each in (nbytes, seconds))
-        return cls(taken, over, again, int(nbytes.sum()))
+        whole = knapsacks.table(nbytes, seconds) if len(nbytes) <= MOST else None
+        return cls(taken, over, again, int(nbytes.sum()), knapsacks, whole)
 
     def again(self, room: int) -> float:
         """The least seconds of forwards that must run again where so many bytes have room, all that is held included."""
         over = self.nbytes + self.taken - room
-        return float(np.interp(over, self.over, self.seconds)) if over > 0 else 0.0
+        if over <= 0:
+            return 0.0
+        parts = float(np.interp(over, self.over, self.seconds))
+        return parts if self.whole is None else max(parts, self.knapsacks.least(self.whole, over))
 
 
 class Bounds:
@@ -54,8 +61,8 @@ class Bounds:
 
     Time: all forwards, backwards and losses run once. While a Backward runs, or when the loss has run, only so much has room of what later
     backwards will read. A step whose output or residuals are read later and are not held runs again, and so do
-    those before it whose outputs no backward reads. The cheapest choice of what is not held is a knapsack, which is relaxed to parts
-    of values (Dantzig 1957); the moment that asks for most decides.
+    those before it whose outputs no backward reads. The cheapest choice of what is not held is a knapsack: of whole values in units of
+    bytes, and relaxed to parts of values (Dantzig 1957), of which the larger counts; the moment that asks for most decides.
 
     Memory: what some forward, backward or loss needs alone.
 
@@ -95,13 +102,16 @@ class Bounds:
         self._cuts: dict[bool, list[_Cut]] = {False: [], True: []}
         if disk:
             return
-        last, items, cuts = steps[-1], Items(costs), []
+        last, items, moments = steps[-1], Items(costs), []
         for number in trained:
             items.hold(backward_needs(costs, number))
-            cuts.append(_Cut.of(0, items))
+            moments.append(items.arrays())
             items.read(number)
         items.hold(())
-        after_loss = _Cut.of(costs.output(last).nbytes + _batch_if_read(costs, last), items)
+        moments.append(items.arrays())
+        knapsacks = Knapsacks([moment for moment in moments if len(moment[0]) <= MOST])
+        *cuts, after_loss = [_Cut.of(0, *moment, knapsacks) for moment in moments]
+        after_loss = replace(after_loss, taken=costs.output(last).nbytes + _batch_if_read(costs, last))
         for by_layer in {by_layer for _, by_layer in self._gradients}:
             taken = backwards[by_layer]
             self._cuts[by_layer] = [

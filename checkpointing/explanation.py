@@ -108,7 +108,9 @@ class Explanation:
             if longer
             else "the least there is"
         )
-        room = f"within {format_size(self.budget)} no plan takes less than {format_seconds(self.bound)}, so at most {self.gap:.1%} are left to win"
+        room = f"within {format_size(self.budget)} no plan takes less"
+        if self.gap >= 0.0005:  # else it would be told as nothing
+            room += f" than {format_seconds(self.bound)}, so at most {self.gap:.1%} are left to win"
         disk = [
             (
                 "disk",

@@ -170,3 +170,13 @@ def test_a_sum_that_is_not_kept_takes_the_branch_before_it_along() -> None:
     # Of seven outputs that backwards read, those with room are kept; the first costs 2 to make again, the next 102.
     assert kept == 3
     assert bounds.seconds(bounds.memory) - once > 102.0 * (7 - kept - 2)
+
+
+def test_values_are_held_whole_or_not_at_all() -> None:
+    """Of nine equal values whole ones run again, also where there is room for a part of one more."""
+    costs = equal_stages(9, Seconds(1.0, 2.0))
+    bounds, everything = Bounds(costs), plan_run(costs).peak
+    once, part = bounds.seconds(everything), costs.output(1).nbytes // 7
+    again = [bounds.seconds(budget) - once for budget in range(bounds.memory, everything + 1, part)]
+    assert len(set(again)) > 5
+    assert all(seconds == round(seconds) for seconds in again)
