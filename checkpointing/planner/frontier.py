@@ -14,7 +14,7 @@ from typing import Protocol
 
 from checkpointing.costs import Costs, StepCost, Times
 from checkpointing.planner.evaluation import Codes, Evaluation, Evaluator
-from checkpointing.planner.moves import FIRST_PEAK, ONE_BY_ONE, Moves, ascend, descend
+from checkpointing.planner.moves import FIRST_PEAK, ONE_BY_ONE, Moves, ascend, descend, swap
 from checkpointing.planner.units import persistent_codes
 from checkpointing.schedules import Schedule
 from framework.layers import Spec
@@ -203,6 +203,14 @@ class _Search:
         rungs = self._down_from_best(top)
         self._to_the_bottom_from_several()
         self._climb_from_best(top, rungs)
+        self._swap_everywhere()
+
+    def _swap_everywhere(self) -> None:
+        """Swaps what is held in the best that is known for each amount of memory, up to the next."""
+        limits = [point.peak - 1 for point in self._unbeaten[1:]] + [self._unbeaten[-1].peak]
+        for point, limit in zip(list(self._unbeaten), limits, strict=True):
+            if (better := swap(self.moves, point.codes, limit)) is not None:
+                self.add(better)
 
     def _to_the_bottom_from_several(self) -> None:
         """Walks down from points that are close to the bottom: one step earlier another way may go a little further."""

@@ -38,6 +38,20 @@ class _Keep(NamedTuple):
     nbytes: int
 
 
+class _Swap(NamedTuple):
+    """A forward that could be left out if its output were held instead of its input.
+
+    Attributes:
+        place: Its place in the schedule.
+        before: The place where its output is used or made before.
+        more: By how many bytes the output is larger than the input.
+    """
+
+    place: int
+    before: int
+    more: int
+
+
 class Moves:
     """The moves of one chain."""
 
@@ -61,6 +75,30 @@ class Moves:
             for value in ev.touched[code]:
                 touched[value] = place
         return sorted(found, key=lambda keep: (keep.ratio, keep.place))
+
+    def swaps(self, codes: Codes) -> list[_Swap]:
+        """What could be held in place of an input that waits for one forward alone, at least since this forward's output was let go.
+
+        `keeps` takes for granted that the input stays.
+        """
+        ev = self.evaluator
+        touched: dict[Id, int] = {}
+        waiting: dict[Id, _Swap] = {}  # by inputs that nobody has read or made since
+        found: list[_Swap] = []
+        for place, code in enumerate(codes):
+            if waiting:
+                for value in ev.reads[code]:
+                    waiting.pop(value, None)
+                for value in ev.makes[code]:
+                    if value in waiting:
+                        found.append(waiting.pop(value))
+            if code < ev.steps and (before := touched.get(1 + code)) is not None:
+                for value in ev.reads[code]:
+                    if value and touched[value] <= before:
+                        waiting[value] = _Swap(place, before, ev.size[1 + code] - ev.size[value])
+            for value in ev.touched[code]:
+                touched[value] = place
+        return [*found, *waiting.values()]
 
 
 def descend(moves: Moves, start: Evaluation, limit: int, together: int = ALL_PEAKS) -> Evaluation:
@@ -176,6 +214,28 @@ def ascend(moves: Moves, start: Evaluation, limit: int) -> Evaluation:
                 break
         else:
             return best
+
+
+def swap(moves: Moves, codes: Codes, limit: int) -> Evaluation | None:
+    """Holds, within a limit, outputs in place of inputs that wait to make them again, as often as that goes; None if it saves nothing.
+
+    All at once, then the last one alone, and so on.
+    """
+    best: Evaluation | None = None
+    while swaps := moves.swaps(codes if best is None else best.codes):
+        at = best or moves.evaluator.evaluate(codes)
+        places = sorted(
+            each.place for each in swaps if each.more + max(at.inside[each.before + 1 : each.place], default=0) <= limit
+        )
+        for left_out in ([places] if len(places) > 1 else []) + [[place] for place in reversed(places)]:
+            kept = tuple(code for place, code in enumerate(at.codes) if place not in left_out)
+            tried = moves.evaluator.evaluate(kept, limit)
+            if tried.peak <= limit and tried.time < at.time:
+                best = tried
+                break
+        else:
+            break
+    return best
 
 
 def _fitting(found: Sequence[_Keep], inside: Sequence[int], limit: int) -> list[_Keep]:
