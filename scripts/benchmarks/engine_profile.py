@@ -1,7 +1,7 @@
 """Where the time of our training step goes, by kind of operation, beside what PyTorch spends on the same kinds.
 
-Ours is what the executor itself tells the ledger: it begins each operation of the plan there, so two such moments bound an operation with
-all that the executor does for it. PyTorch's is from torch.profiler, whose events are sorted by name into our kinds; what has no
+Ours is what the executor itself tells the ledger: it begins each operation of the plan there but drops, so two such moments bound one with
+all that the executor does for it and drops before it. PyTorch's is from torch.profiler, whose events are sorted by name into our kinds; what has no
 kind is its rest, and the profiler's own work, which is much where operations are small, lies in all of it.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.measure import in_fresh_process, installed
 from threadpoolctl import threadpool_limits
 
 from checkpointing import Plan
-from checkpointing.operations import Backward, Forward
+from checkpointing.operations import Backward, Drop, Forward, Operation
 from framework import Ledger
 from framework.layers import flatten
 
@@ -96,7 +96,7 @@ def profile(name: str, steps: int, threads: int) -> dict[str, Any]:
 
 
 class Clock(Ledger):
-    """Notes when each operation begins, and when the last one ends."""
+    """Notes when each operation of `timed_operations` begins, and when the last one ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,8 +146,13 @@ def _kinds(case: Case, plan: Plan) -> list[str]:
         f"{type(operation).__name__} {steps[operation.step].layer.kind}"
         if isinstance(operation, Forward | Backward)
         else type(operation).__name__
-        for operation in plan.operations
+        for operation in timed_operations(plan)
     ]
+
+
+def timed_operations(plan: Plan) -> list[Operation]:
+    """The operations of which the executor tells the ledger: all but drops, each of which counts with what follows it."""
+    return [operation for operation in plan.operations if not isinstance(operation, Drop)]
 
 
 def pytorch_here(name: str, steps: int, threads: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine_profile import Clock
+from benchmarks.engine_profile import Clock, timed_operations
 from benchmarks.engine_sides import OPTIMIZER, RATE, Step, initial_parameters
 from benchmarks.policies_cases import CASES
 from threadpoolctl import threadpool_limits
@@ -71,8 +71,8 @@ def ours_here(case: str, files: Sequence[str], steps: int, folder: str | None) -
 
 
 def _borders(plan: Plan) -> tuple[int, int]:
-    """The places at which the pass begins, behind the Load, and ends, behind the last Backward."""
-    last = {type(operation): place for place, operation in enumerate(plan.operations)}
+    """The moments at which the pass begins, behind the Load, and ends, behind the last Backward."""
+    last = {type(operation): place for place, operation in enumerate(timed_operations(plan))}
     return last[Load] + 1, last[Backward] + 1
 
 
