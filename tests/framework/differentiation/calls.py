@@ -97,10 +97,11 @@ def _take(d: Draw) -> Call:
 
 
 def _take_along_axis(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
+    shape = d.shape(1)
     axis = d.axis(shape)
-    count = [d.integer(0, 3) if i == axis % len(shape) else d.of(1, n) for i, n in enumerate(shape)]
-    index = d.random.integers(0, shape[axis], count)
+    most = 3 if shape[axis] else 0
+    count = [d.integer(0, most) if i == axis % len(shape) else d.of(1, n) for i, n in enumerate(shape)]
+    index = d.random.integers(0, max(1, shape[axis]), count)
     return lambda x: np.take_along_axis(x, index, axis=axis), d.array(shape)
 
 
@@ -145,8 +146,8 @@ def _insert(d: Draw) -> Call:
 
 
 def _delete(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
-    axis = d.of(None, d.axis(shape))
+    shape = (d.integer(1, 3), *d.shape(0, 2))
+    axis = d.of(None, d.axis(shape)) if 0 not in shape else 0
     n = int(np.prod(shape)) if axis is None else shape[axis]
     key = d.of(0, -1, [0, n - 1], slice(None, None, 2), d.mask((n,)))
     return lambda x: np.delete(x, key, axis=axis), d.array(shape)
@@ -184,11 +185,13 @@ def _sorted(d: Draw, a: np.ndarray) -> Any:
     return lambda x: np.sort(x, axis=axis) ** 2 * weight
 
 
-def _partitioned(d: Draw, a: np.ndarray) -> Any:
-    axis = d.of(None, d.axis(a.shape))
+def _partitioned(d: Draw) -> Call:
+    shape = (d.integer(1, 3), *d.shape(0, 2))
+    a = d.array(shape)
+    axis = d.of(None, d.axis(shape)) if a.size else 0
     k = d.integer(0, (a.size if axis is None else a.shape[axis]) - 1)
     # What else stands on both sides of the place, NumPy leaves open.
-    return lambda x: np.take(np.partition(x, k, axis=axis), k, axis=0 if axis is None else axis)
+    return lambda x: np.take(np.partition(x, k, axis=axis), k, axis=0 if axis is None else axis), a
 
 
 def _ordered(function: Any, nan: bool = False) -> Callable[[Draw], Call]:
@@ -216,8 +219,8 @@ def _quantile(function: Any, scale: float) -> Callable[[Draw], Call]:
 
 
 def _average(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
-    axis = d.of(None, d.axis(shape))
+    shape = (d.integer(1, 3), *d.shape(0, 2))
+    axis = d.of(None, d.axis(shape)) if 0 not in shape else 0
     weights = d.array(shape if axis is None else d.of(shape, (shape[axis],)), positive)
     keepdims, returned = d.flag(), d.flag()
     return (
@@ -533,18 +536,19 @@ def _norm(function: Any) -> Callable[[Draw], Call]:
 
 
 def _vector_norm(d: Draw) -> Call:
-    shape = d.shape(1, 3, 1)
+    shape = d.shape(1)
     options = {
         "axis": d.of(None, d.axis(shape), tuple(range(len(shape)))[:2]),
-        "ord": d.of(2, 1, 3, np.inf),
+        "ord": d.of(2, 1, 3, *([np.inf] if 0 not in shape else [])),
         "keepdims": d.flag(),
     }
     return lambda x: np.linalg.vector_norm(x, **options), d.array(shape)
 
 
 def _matrix_norm(d: Draw) -> Call:
-    options = {"ord": d.of("fro", 1, -1, np.inf, -np.inf), "keepdims": d.flag()}
-    return lambda x: np.linalg.matrix_norm(x, **options), d.array(d.shape(2, 3, 1))
+    shape = d.shape(2)
+    options = {"ord": d.of("fro", *([1, -1, np.inf, -np.inf] if 0 not in shape else [])), "keepdims": d.flag()}
+    return lambda x: np.linalg.matrix_norm(x, **options), d.array(shape)
 
 
 def _tensorinv(d: Draw) -> Call:
@@ -620,7 +624,7 @@ CALLS: dict[Any, Callable[[Draw], Call]] = {
     np.linalg.diagonal: _linalg_offset(np.linalg.diagonal),
     np.linalg.trace: _linalg_offset(np.linalg.trace),
     np.sort: shaped(_sorted, 1),
-    np.partition: shaped(_partitioned, 1, 3, 1),
+    np.partition: _partitioned,
     np.median: _ordered(np.median),
     np.nanmedian: _ordered(np.nanmedian, nan=True),
     np.quantile: _quantile(np.quantile, 1),
@@ -745,3 +749,9 @@ CALLS: dict[Any, Callable[[Draw], Call]] = {
 if hasattr(np, "matvec"):
     CALLS[np.matvec] = product(np.matvec, _matvec)
     CALLS[np.vecmat] = product(np.vecmat, lambda d: ((2,), (2, d.integer(0, 3))))
+
+#: Functions that NumPy refuses to call with an array without elements, and those of a fixed size.
+NEVER_EMPTY = {
+    np.cov, np.corrcoef, np.gradient, np.convolve, np.correlate, np.apply_along_axis, np.linalg.tensorinv, np.linalg.tensorsolve, array_of,
+    np.nanmedian,
+}  # fmt: skip
