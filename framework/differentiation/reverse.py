@@ -287,7 +287,9 @@ def value_and_grad(
                     f"argnums is {argnums}, but the function was called with {len(args)} arguments by position, of which the first "
                     "has the number 0"
                 )
-        value, pullback = vjp(of_some, *(args[number] for number in numbers), verify=verify)
+        chosen = as_arrays(tuple(args[number] for number in numbers))
+        require_floats(chosen, "grad")
+        value, pullback = vjp(of_some, *chosen, verify=verify)
         if not _is_real_scalar(value):
             raise DifferentiationError(
                 f"grad takes a function with a scalar result, but this one returned {_form(value)}; sum it, or use jacobian or vjp"
