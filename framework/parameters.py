@@ -75,11 +75,19 @@ class HeNormal:
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Shape, dtype and initializer of a parameter: all that is known of it before there is an array."""
+    """Shape, dtype and initializer of a parameter: all that is known of it before there is an array.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        initializer: Fills it.
+        pytorch: What PyTorch's module of this kind calls it where that is another name; where there are several, it is their sum.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     initializer: Initializer
+    pytorch: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -178,6 +186,24 @@ class Layout:
         own = {name for names in self.own.values() for name in names}
         specs = {name: spec for name, spec in self.specs.items() if name not in own}
         return Layout(specs, self._statistics, aliases=self.aliases)
+
+    @functools.cached_property
+    def pytorch(self) -> dict[str, tuple[str, ...]]:
+        """PyTorch's names of the parameters that it calls otherwise, by ours; see `ParameterSpec.pytorch`."""
+        return {
+            name: tuple(f"{name.rpartition('.')[0]}.{local}".lstrip(".") for local in spec.pytorch)
+            for name, spec in self.specs.items()
+            if spec.pytorch
+        }
+
+    @functools.cached_property
+    def copies(self) -> dict[str, tuple[str, ...]]:
+        """Further names of the parameters that several layers share, by the first; parts of one layer that share do not count."""
+        found: dict[str, tuple[str, ...]] = {}
+        for alias, name in self.aliases.items():
+            if not alias.startswith(name.rpartition(".")[0] + "."):
+                found[name] = (*found.get(name, ()), alias)
+        return found
 
     @property
     def nbytes(self) -> int:

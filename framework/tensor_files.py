@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,28 @@ class Scattered:
 
 #: Tensors by name.
 Tensors = Mapping[str, Array | Scattered]
+#: Shapes and dtypes of tensors by name.
+Specs = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Synonyms:
+    """How else a file may name tensors.
+
+    Attributes:
+        terms: By tensor, the names in a file that has it under another one; where there are several, it is their sum.
+        copies: By tensor, further names that are for the same numbers: a file may have any of them, and all that it has are equal.
+    """
+
+    terms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def found(self, name: str, there: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns the names in a file whose sum a tensor is, none if it is not there, and those of its copies besides."""
+        copies = [each for each in self.copies.get(name, ()) if each in there]
+        options = [(name,), self.terms.get(name, (name,)), *((each,) for each in copies)]
+        taken = next((option for option in options if there.issuperset(option)), ())
+        return taken, tuple(each for each in copies if each not in taken)
 
 
 def write_tensors(descriptor: int, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> Written:
@@ -121,7 +143,9 @@ def hash_file(path: Path) -> Written:
     return Written(nbytes, digest.hexdigest())
 
 
-def read_tensors(path: Path, views: Tensors, what: str, ledger: Ledger | None = None) -> None:
+def read_tensors(
+    path: Path, views: Tensors, what: str, ledger: Ledger | None = None, synonyms: Synonyms | None = None
+) -> None:
     """Reads tensors into arrays, one at a time, after checking all of them.
 
     Args:
@@ -129,6 +153,7 @@ def read_tensors(path: Path, views: Tensors, what: str, ledger: Ledger | None = 
         views: By name, where they go: all that the file holds. Of one that is scattered, only the elements that are held here are taken.
         what: What the file is called in messages, as "weights file".
         ledger: Counts the tensor that is being read.
+        synonyms: How else the file may name them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -137,26 +162,30 @@ def read_tensors(path: Path, views: Tensors, what: str, ledger: Ledger | None = 
     """
     book = ledger or Ledger()
     with _open(path, what) as file:
-        _require_match(path, file, {name: (view.shape, view.dtype.name) for name, view in views.items()}, what)
+        specs = {name: (view.shape, view.dtype.name) for name, view in views.items()}
+        found = _require_match(path, file, specs, what, synonyms)
         for name, view in views.items():
+            first, *further = found[name]
             if isinstance(view, Scattered) and not view.held.size:
                 continue
             passing = book.count(view.nbytes, "workspace", what)
             if isinstance(view, Scattered):
-                view.held[...] = file.get_tensor(name).reshape(-1)[view.place]
+                view.held[...] = file.get_tensor(first).reshape(-1)[view.place]
             else:
-                view[...] = file.get_tensor(name)
+                view[...] = file.get_tensor(first)
+                for term in further:
+                    view += file.get_tensor(term)
             del passing
 
 
-def require_tensors(path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]], what: str) -> None:
-    """Checks that a file holds tensors of such shapes and dtypes, without reading them.
+def require_tensors(path: Path, specs: Specs, what: str, synonyms: Synonyms | None = None) -> None:
+    """Checks that a file holds tensors of such shapes and dtypes, without reading any but those that it has twice.
 
     Raises:
         FileNotFoundError, ValueError: See `read_tensors`.
     """
     with _open(path, what) as file:
-        _require_match(path, file, specs, what)
+        _require_match(path, file, specs, what, synonyms)
 
 
 @contextmanager
@@ -170,26 +199,49 @@ def _open(path: Path, what: str) -> Iterator[Any]:
         raise ValueError(f"{what} {path} cannot be read as safetensors: {error}") from error
 
 
-def _require_match(path: Path, file: Any, specs: Mapping[str, tuple[tuple[int, ...], str]], what: str) -> None:
+def _require_match(
+    path: Path, file: Any, specs: Specs, what: str, synonyms: Synonyms | None
+) -> dict[str, tuple[str, ...]]:
+    """Returns for each tensor the names in the file whose sum it is."""
     # PyTorch's norms of batches also count their steps, which nothing here reads.
     there = {name for name in file.keys() if name.rpartition(".")[2] != "num_batches_tracked"}  # noqa: SIM118
-    shapes, dtypes = [], []
+    known = {name: (synonyms or Synonyms()).found(name, there) for name in specs}
+    shapes, dtypes, unequal = [], [], []
     for name, (expected, wanted) in specs.items():
-        if name not in there:
-            continue
-        part = file.get_slice(name)
-        shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype())
-        if shape != expected:
-            shapes.append(f"{name} {list(shape)} for {list(expected)}")
-        if dtype != wanted:
-            dtypes.append(f"{name} {dtype} for {wanted}")
+        taken, copies = known[name]
+        fits = True
+        for each in (*taken, *copies):
+            part = file.get_slice(each)
+            shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype())
+            if shape != expected:
+                shapes.append(f"{each} {list(shape)} for {list(expected)}")
+            if dtype != wanted:
+                dtypes.append(f"{each} {dtype} for {wanted}")
+            fits = fits and (shape, dtype) == (expected, wanted)
+        if fits:
+            unequal += [f"{each} and {taken[0]}" for each in copies if not _equal(file, each, taken[0])]
     faults = {
-        "missing": [name for name in specs if name not in there],
-        "left over": sorted(there - set(specs)),
+        "missing": [name for name, (taken, _) in known.items() if not taken],
+        "left over": sorted(there.difference(*(names for both in known.values() for names in both))),
         "of another shape": shapes,
         "of another dtype": dtypes,
+        "not equal, though the model shares them": unequal,
     }
     if told := [f"{len(names)} {fault}: {', '.join(names)}" for fault, names in faults.items() if names]:
         raise ValueError(
             "\n  ".join([f"{what} {path} is of another model, which has {len(specs)} arrays; of the file's", *told])
         )
+    return {name: taken for name, (taken, _) in known.items()}
+
+
+def _equal(file: Any, one: str, other: str) -> bool:
+    """Whether two tensors of a file, of one shape with an axis or more and one dtype, have the same bits; few rows of them are read at once."""
+    slices = file.get_slice(one), file.get_slice(other)
+    rows, *rest = slices[0].get_shape()
+    row = max(1, math.prod(rest)) * 8
+    height = max(1, BLOCK_NBYTES // row)
+    for first in range(0, rows, height):
+        a, b = (each[first : min(first + height, rows)] for each in slices)
+        if a.tobytes() != b.tobytes():
+            return False
+    return True

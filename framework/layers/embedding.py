@@ -39,8 +39,13 @@ class Embedding(Layer):
 
     def parameters(self, x: Spec) -> dict[str, ParameterSpec]:
         dtype = np.dtype(self.dtype)
-        rows = {"token": self.vocabulary} | ({} if self.positions is None else {"position": self.positions})
-        return {name: ParameterSpec((n, self.features), dtype, self.initializer) for name, n in rows.items()}
+        if self.positions is None:  # as torch.nn.Embedding
+            return {"token": ParameterSpec((self.vocabulary, self.features), dtype, self.initializer, ("weight",))}
+        rows = {"token": self.vocabulary, "position": self.positions}  # as a module of two of them
+        return {
+            name: ParameterSpec((n, self.features), dtype, self.initializer, (f"{name}.weight",))
+            for name, n in rows.items()
+        }
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:
         y = params["token"][x]

@@ -23,8 +23,9 @@ class LSTM(Composite):
     With a = W_ih x_t + W_hh h_{t-1} + b cut into four: i, f, o = σ(a_i), σ(a_f), σ(a_o); g = tanh(a_g); c_t = f c_{t-1} + i g;
     h_t = o tanh(c_t). The output is h of every step.
 
-    Shapes: x (B, T, in), y (B, T, H); weight_ih (4 H, in), weight_hh (4 H, H), bias (4 H,), the gates in the order i, f, g, o. Names and
-    order are those of ``torch.nn.LSTM(batch_first=True)``, whose two biases are one here: their sum. All start uniform in ±1/√H.
+    Shapes: x (B, T, in), y (B, T, H); weight_ih (4 H, in), weight_hh (4 H, H), bias (4 H,), the gates in the order i, f, g, o, which is that of
+    ``torch.nn.LSTM(batch_first=True)``. Its two biases are one here: their sum; `weights` reads and writes its names. All start uniform in
+    ±1/√H.
 
     It flattens to a step for each chunk of time, which hands its state to the next, and one that puts the outputs together. The chunks
     share the parameters. Of an LSTM that is an element of the outermost chain each chunk is a stage of its own, so policies keep what

@@ -56,9 +56,9 @@ class LSTMChunk(Layer):
         x, width = x[0] if isinstance(x, tuple) else x, 4 * self.features
         start = Uniform(1 / math.sqrt(self.features))
         return {
-            "weight_ih": ParameterSpec((width, x.shape[-1]), x.dtype, start),
-            "weight_hh": ParameterSpec((width, self.features), x.dtype, start),
-            "bias": ParameterSpec((width,), x.dtype, start),
+            "weight_ih": ParameterSpec((width, x.shape[-1]), x.dtype, start, ("weight_ih_l0",)),
+            "weight_hh": ParameterSpec((width, self.features), x.dtype, start, ("weight_hh_l0",)),
+            "bias": ParameterSpec((width,), x.dtype, start, ("bias_ih_l0", "bias_hh_l0")),
         }
 
     def apply(self, params: Params, x: Any, context: Context) -> Any:

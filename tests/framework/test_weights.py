@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from framework import Chain, Key, LayerNorm, Linear, Parameters, Spec, weights
+from framework import LSTM, Chain, Embedding, Key, LayerNorm, Linear, Parameters, Shared, Spec, weights
 
 
 def parameters(seed: int = 0, dtype: str = "float32", features: int = 3, **more: Any) -> Parameters:
@@ -100,6 +101,92 @@ def test_a_damaged_file_is_a_clear_error_and_changes_nothing(tmp_path: Path, con
         weights.load(path, loaded)
     assert str(path) in str(caught.value)
     assert loaded.sha256() == before
+
+
+def recurrent(seed: int) -> Parameters:
+    """Of layers that PyTorch gives other names, and with a weight that two layers share."""
+    chain = Chain(
+        words=Embedding(8, None, 6),
+        lstm=LSTM(6, chunks=2),
+        head=Shared(Linear(8, bias=False), weight="words.token"),
+    )
+    return Parameters.initialize(chain.layout(Spec.of((2, 4), "int64")), Key(seed))
+
+
+def stored(parameters: Parameters, bias: np.ndarray) -> dict[str, np.ndarray]:
+    """What PyTorch's modules would have in a file, cut into two biases."""
+    return {
+        "words.weight": parameters["words.token"],
+        "lstm.weight_ih_l0": parameters["lstm.weight_ih"],
+        "lstm.weight_hh_l0": parameters["lstm.weight_hh"],
+        "lstm.bias_ih_l0": bias,
+        "lstm.bias_hh_l0": parameters["lstm.bias"] - bias,
+        "head.weight": parameters["words.token"].copy(),
+    }
+
+
+@pytest.mark.parametrize("without", ["", "head.weight", "words.weight"])
+def test_names_of_pytorchs_own_modules_are_read(tmp_path: Path, without: str) -> None:
+    """And a shared weight is there under all of its names, or under one of them."""
+    saved, loaded = recurrent(0), recurrent(1)
+    saved["lstm.bias"][:] = np.arange(24)
+    tensors = stored(saved, np.arange(24, dtype="f4")[::-1].copy())
+    tensors.pop(without, None)
+    save_file(tensors, tmp_path / "m")
+    weights.require_match(tmp_path / "m", loaded.layout)
+    weights.load(tmp_path / "m", loaded)
+    assert loaded.sha256() == saved.sha256()
+
+
+def test_a_file_for_pytorch_has_the_names_of_its_modules_and_is_read_here_too(tmp_path: Path) -> None:
+    saved, loaded = recurrent(0), recurrent(1)
+    weights.save(tmp_path / "m", saved, for_pytorch=True)
+    found, expected = load_file(tmp_path / "m"), stored(saved, saved["lstm.bias"])
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    weights.load(tmp_path / "m", loaded)
+    assert loaded.sha256() == saved.sha256()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head.weight": np.ones((8, 6), "f4")}, "1 not equal, though the model shares them: head.weight and words.weight"),
+        ({"head.weight": np.ones((7, 6), "f4")}, "1 of another shape: head.weight [7, 6] for [8, 6]"),
+        ({"lstm.bias_hh_l0": np.ones(12, "f4")}, "1 of another shape: lstm.bias_hh_l0 [12] for [24]"),
+        ({"lstm.bias_hh_l0": None}, "1 missing: lstm.bias"),
+        ({"words.token": np.ones((8, 6), "f4")}, "1 left over: words.weight"),
+    ],
+)  # fmt: skip
+def test_faults_under_names_of_pytorch_are_told_and_change_nothing(
+    tmp_path: Path, change: dict[str, np.ndarray | None], message: str
+) -> None:
+    saved, loaded = recurrent(0), recurrent(1)
+    before = loaded.sha256()
+    tensors = stored(saved, saved["lstm.bias"]) | change
+    save_file({name: array for name, array in tensors.items() if array is not None}, tmp_path / "m")
+    for call in (
+        lambda: weights.load(tmp_path / "m", loaded),
+        lambda: weights.require_match(tmp_path / "m", loaded.layout),
+    ):
+        with pytest.raises(ValueError, match="of another model") as caught:
+            call()
+        assert message in str(caught.value)
+    assert loaded.sha256() == before
+
+
+def test_copies_of_more_than_a_block_are_compared_to_the_last_number(tmp_path: Path) -> None:
+    chain = Chain(words=Embedding(3000, None, 100), head=Shared(Linear(3000, bias=False), weight="words.token"))
+    loaded = Parameters.initialize(chain.layout(Spec.of((2, 4), "int64")), Key(0))
+    tensors = {"words.token": np.ones((3000, 100), "f4"), "head.weight": np.ones((3000, 100), "f4")}
+    save_file(tensors, tmp_path / "m")
+    weights.load(tmp_path / "m", loaded)
+    assert (loaded.flat == 1).all()
+    tensors["head.weight"][-1, -1] = 2
+    save_file(tensors, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"not equal.*: head\.weight and words\.token"):
+        weights.load(tmp_path / "m", loaded)
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
