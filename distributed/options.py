@@ -8,7 +8,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from checkpointing.budgets import MemoryBudget, ProcessBudget, parse_budget
 from checkpointing.offload import require_folder
@@ -19,11 +19,15 @@ from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Faults, Network
 from distributed.placement import PlacementKind
 from framework.data import LastBatch
+from framework.schedules import Schedule, WarmupConstant, WarmupCosine, WarmupLinear
 from framework.sizes import parse_size
 
+#: How a learning rate goes on after its warm-up.
+ScheduleKind = Literal["cosine", "linear", "constant"]
 #: The options that decide a run's bits. A run that is resumed has those that it was started with.
 IDENTITY = (
-    "shards", "batch", "last_batch", "steps", "seed", "threads_per_worker", "learning_rate", "warmup_steps", "clip_norm",
+    "shards", "batch", "last_batch", "steps", "seed", "threads_per_worker", "learning_rate", "schedule", "warmup_steps",
+    "clip_norm",
 )  # fmt: skip
 
 
@@ -60,7 +64,9 @@ class TrainingOptions:
     threads_per_worker: int = 1
     """Threads of matrix products in each worker. Part of the run's identity."""
     learning_rate: float = 1e-3
-    """Peak learning rate, after a linear warm-up and before a cosine decay to a tenth."""
+    """Peak learning rate, which a linear warm-up reaches."""
+    schedule: ScheduleKind = "cosine"
+    """How the learning rate goes on after the warm-up: falls along a half cosine or a line to a tenth at the end, or stays constant."""
     warmup_steps: int | None = None
     """Steps of the warm-up. Default: a twentieth of the steps."""
     clip_norm: float | None = 1.0
@@ -147,6 +153,10 @@ class TrainingOptions:
             raise ValueError(
                 f"a batch of {self.batch} does not divide into {self.shards} equal shards; give a batch that is a multiple of "
                 f"{self.shards}, or fewer shards"
+            )
+        if self.schedule not in get_args(ScheduleKind):
+            raise ValueError(
+                f"--schedule is {', '.join(get_args(ScheduleKind))}, but got {self.schedule!r}; a Trainer also takes a schedule of one's own"
             )
         if self.last_batch not in ("drop", "pad"):
             raise ValueError(f"--last-batch is drop or pad, but got {self.last_batch!r}")
@@ -236,6 +246,14 @@ class TrainingOptions:
     def bucket_nbytes(self) -> int | None:
         """Bytes of a bucket of gradients; None where there is nobody to reduce them with."""
         return parse_size(self.bucket_size) if self.workers > 1 else None
+
+    @property
+    def learning_rates(self) -> Schedule:
+        """The learning rate by step."""
+        if self.schedule == "constant":
+            return WarmupConstant(self.learning_rate, self.warmup)
+        kind = WarmupCosine if self.schedule == "cosine" else WarmupLinear
+        return kind(self.learning_rate, self.steps, self.warmup)
 
     def parsed_policy(self) -> Policy | None:
         if self.plan is not None:

@@ -35,6 +35,7 @@ def config_of(trainer: Trainer) -> dict[str, Any]:
         "build": dict(trainer.model.arguments),
         "loss": type(trainer.model.loss).__name__,
         "optimizer": repr(trainer.optimizer),
+        "schedule": repr(trainer.schedule),
         "dtype": trainer.layout.dtype.name,
         "data": trainer.data.describe(),
         "options": trainer.options.to_json(),

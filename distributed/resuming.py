@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: What says which run it is, besides its options; of the data all but the words for where they come from.
-_SAME = ("model", "build", "loss", "optimizer", "dtype")
+_SAME = ("model", "build", "loss", "optimizer", "schedule", "dtype")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class Resumption:
             ValueError: They are not; the message has both values of each.
         """
         then, now = self.config, json.loads(json.dumps(config))
-        told = [f"{name} is {now[name]!r}, but was {then.get(name)!r}" for name in _SAME if now[name] != then.get(name)]
+        told = [
+            f"{name} is {now[name]!r}, but was {then.get(name)!r}"
+            for name in _SAME
+            if now[name] != then.get(name, now[name])
+        ]
         for name in sorted({*then["data"], *now["data"]} - {"source"}):
             values = [data.get(name) for data in (now["data"], then["data"])]
             if values[0] != values[1]:

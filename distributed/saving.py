@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ class Saving:
             "position": batch * trainer.options.batch,
             "seed": trainer.options.seed,
             "keys": "Philox, keyed by BLAKE2b of (seed, words): epoch; layers, step, shard, layer",
-            "schedule": {"kind": type(schedule).__name__, **asdict(schedule)},
+            "schedule": {"kind": type(schedule).__name__, **(asdict(schedule) if is_dataclass(schedule) else {})},
             "configuration": self._config,
             "versions": versions(),
             "fingerprint": trainer.fingerprint,

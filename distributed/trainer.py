@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from distributed.fitting import Fitting, TrainingResult
 from distributed.groups import Group, LocalGroup, RayGroup, WorkerLost
 from distributed.interrupts import Stopped
 from distributed.logs import DriverLog, RankLogs
-from distributed.options import options_of
+from distributed.options import ScheduleKind, options_of
 from distributed.readiness import Needs, look, marked, require_ready
 from distributed.recording import RunRecording
 from distributed.records import config_of
@@ -39,7 +40,7 @@ from framework.losses import Loss
 from framework.models import Model
 from framework.optimizers import AdamW, Optimizer
 from framework.parameters import Layout
-from framework.schedules import WarmupCosine
+from framework.schedules import Schedule
 from framework.sizes import parse_size
 
 #: What a run is resumed after.
@@ -57,6 +58,8 @@ class Trainer:
             with `loss` and `data`.
         loss: The loss, if `model` is a chain.
         optimizer: By default AdamW.
+        schedule: The learning rate by step: a function (see `framework.schedules.Schedule`), instead of the options `learning_rate` and
+            `warmup_steps`; or a name, which is an option.
         data: The examples; by default the model's own.
         run_folder: Where the run is recorded; None records nothing. A run that is resumed goes on in its own.
         callbacks: Told what happens in the run (see `distributed.callbacks.Callback`), after what writes into the run folder.
@@ -82,11 +85,17 @@ class Trainer:
         optimizer: Optimizer | None = None,
         data: Dataset | None = None,
         *,
+        schedule: Schedule | ScheduleKind | None = None,
         run_folder: RunFolder | None = None,
         callbacks: Sequence[Callback] = (),
         on_measuring: Progress | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(schedule, str):
+            options["schedule"] = schedule
+        elif schedule is not None:
+            _require_alone(options)
+        self._own_schedule = None if isinstance(schedule, str) else schedule
         self.resumed = resume(Path(options["resume"])) if options.get("resume") is not None else None
         if self.resumed is None:
             self.run_folder = run_folder
@@ -117,6 +126,9 @@ class Trainer:
         model = model.fitted(self.data)
         self.model = replace(model, loss=loss) if loss is not None else model
         self.optimizer = optimizer or AdamW()
+        #: The learning rate by step.
+        self.schedule = self._own_schedule or self.options.learning_rates
+        _require_rates(self.schedule, self.options.steps)
         self._callbacks = [*self._recording(), *callbacks]
         batch, last_batch = self.options.batch, self.options.last_batch
         self.validation = validation_windows(self.data, batch, self.options.validation_examples, last_batch)
@@ -398,11 +410,6 @@ class Trainer:
         return batches.true(step % len(batches), 0, self.options.batch) * max(1, self.data.targets.size)
 
     @property
-    def schedule(self) -> WarmupCosine:
-        """The learning rate by step."""
-        return WarmupCosine(self.options.learning_rate, self.options.steps, self.options.warmup)
-
-    @property
     def _starts_from_weights(self) -> bool:
         """Whether weights are read from a file; a snapshot has its own."""
         return self.options.weights is not None and self.first_step == 0
@@ -433,6 +440,22 @@ def _model(model: Model | Chain | Callable[[], Model | Chain], loss: Loss | None
     if loss is None or data is None:
         raise ValueError("a chain says neither its loss nor its data: pass both, Trainer(chain, loss, data=...)")
     return Model("chain", model, loss, lambda paths: data)
+
+
+def _require_alone(options: dict[str, Any]) -> None:
+    """Refuses options that a schedule of one's own would leave without effect."""
+    if told := [name for name in ("learning_rate", "warmup_steps") if options.get(name) is not None]:
+        raise ValueError(f"a schedule of one's own says each step's learning rate; leave {' and '.join(told)} away")
+
+
+def _require_rates(schedule: Schedule, steps: int) -> None:
+    """Tries a schedule at both ends of a run."""
+    for step in (0, steps - 1):
+        rate = schedule(step)
+        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(
+                f"a schedule gives a learning rate for each step, 0 or more and finite, but {schedule!r} gives {rate!r} for step {step}"
+            )
 
 
 def _no_data(paths: Any) -> Dataset:

@@ -11,7 +11,7 @@ from distributed.collectives.transport import Network
 from framework.data import Dataset, LastBatch
 from framework.models import Model
 from framework.optimizers import Optimizer
-from framework.schedules import WarmupCosine
+from framework.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class WorkerTask:
     model: Model
     data: Dataset
     optimizer: Optimizer
-    schedule: WarmupCosine
+    schedule: Schedule
     rank: int
     world: int
     shards: int

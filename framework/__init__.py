@@ -70,7 +70,7 @@ from framework.memory import BudgetExceeded, Ledger
 from framework.models import Model, build
 from framework.optimizers import SGD, AdamW, Optimizer
 from framework.parameters import Parameters
-from framework.schedules import WarmupCosine
+from framework.schedules import Schedule, WarmupConstant, WarmupCosine, WarmupDrops, WarmupLinear
 from framework.sizes import format_size, parse_size
 
 __all__ = [
@@ -123,6 +123,7 @@ __all__ = [
     "ReLU",
     "Reshape",
     "Residual",
+    "Schedule",
     "Shared",
     "SiLU",
     "Sigmoid",
@@ -132,7 +133,10 @@ __all__ = [
     "Spec",
     "Tanh",
     "Upsample2d",
+    "WarmupConstant",
     "WarmupCosine",
+    "WarmupDrops",
+    "WarmupLinear",
     "build",
     "check_grads",
     "custom_rule",

@@ -79,7 +79,7 @@ class Train(_console.Common, TrainingOptions):
     steps: int | None = None  # type: ignore[assignment]
     """Training steps. Default: what suits the model."""
     learning_rate: float | None = None  # type: ignore[assignment]
-    """Peak learning rate, after a linear warm-up and before a cosine decay to a tenth. Default: what suits the model."""
+    """Peak learning rate, which a linear warm-up reaches. Default: what suits the model."""
     memory_budget: str | None = None
     """Most bytes of each worker: 512MiB or auto (what is free) for its whole process, engine:64MiB for its arrays, or engine:60% for that part of store-all's activations. Default: engine:60%, or the least possible; no budget if a policy or a plan is named, or with none."""
     dtype: Literal["float32", "float64"] = "float32"

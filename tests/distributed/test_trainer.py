@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 import tracemalloc
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distributed import (
     Diverged,
     MemoryDisagreement,
     RunFolder,
+    Stopped,
     Trainer,
     TrainingOptions,
     TrainingResult,
@@ -43,7 +44,11 @@ from framework import (
     Linear,
     MeanSquaredError,
     ReLU,
+    Schedule,
     Spec,
+    WarmupConstant,
+    WarmupCosine,
+    WarmupLinear,
     build,
     weights,
 )
@@ -127,6 +132,76 @@ def small(**options: Any) -> Trainer:
     ],
 )
 def test_bad_options_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A schedule of one's own."""
+
+    first: float
+
+    def __call__(self, step: int) -> float:
+        return self.first / 2**step
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (None, WarmupCosine(0.01, 6, 2)),
+        ("cosine", WarmupCosine(0.01, 6, 2)),
+        ("linear", WarmupLinear(0.01, 6, 2)),
+        ("constant", WarmupConstant(0.01, 2)),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_named_schedule(schedule: Any, expected: Schedule, tmp_path: Path) -> None:
+    given = {} if schedule is None else {"schedule": schedule}
+    folder = RunFolder(tmp_path / "run")
+    history = (
+        small(steps=6, learning_rate=0.01, warmup_steps=2, run_folder=folder, snapshot_every=4, **given).fit().history
+    )
+    assert [row["learning_rate"] for row in history] == [expected(step) for step in range(6)]
+    told = json.loads((snapshots_in(folder.path / "snapshots")[0] / "manifest.json").read_text())["schedule"]
+    assert told == {"kind": type(expected).__name__, **asdict(expected)}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_schedule_of_ones_own_is_followed_and_a_resume_takes_no_other(
+    ray_cluster: None, tmp_path: Path, workers: int
+) -> None:
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            trainer.stop()
+
+    folder, given = tmp_path / "run", {"data": clusters(128, 8, 10), "resume": tmp_path / "run"}
+    trainer = small(workers=workers, steps=6, schedule=Halves(0.5), run_folder=RunFolder(folder))
+    with pytest.raises(Stopped):
+        trainer.fit(stop)
+    for other in ({}, {"schedule": Halves(0.25)}):
+        with pytest.raises(ValueError, match=r"schedule is '.*', but was 'Halves\(first=0.5\)'"):
+            Trainer(Chain(Linear(10)), CrossEntropy(), **given, **other)
+    with pytest.raises(ValueError, match="--schedule is linear, but the run was started with cosine"):
+        Trainer(Chain(Linear(10)), CrossEntropy(), **given, schedule="linear")
+    result = Trainer(Chain(Linear(10)), CrossEntropy(), **given, schedule=Halves(0.5)).fit()
+    assert [row["learning_rate"] for row in result.history] == [0.5 / 2**step for step in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "sine"}, "--schedule is cosine, linear, constant, but got 'sine'"),
+        ({"schedule": Halves(1.0), "learning_rate": 0.1}, "leave learning_rate away"),
+        (
+            {"schedule": Halves(1.0), "learning_rate": 0.1, "warmup_steps": 0},
+            "leave learning_rate and warmup_steps away",
+        ),
+        ({"schedule": Halves(-1.0)}, r"Halves\(first=-1.0\) gives -1.0 for step 0"),
+        ({"schedule": lambda step: None if step else 0.1}, "gives None for step 3"),
+        ({"schedule": lambda step: float("nan")}, "gives nan for step 0"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
 

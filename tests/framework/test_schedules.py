@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework import WarmupCosine
+from framework import WarmupConstant, WarmupCosine, WarmupDrops, WarmupLinear
 
 runs = st.builds(
     lambda peak, warmup, rest, final: WarmupCosine(peak, warmup + rest, warmup, final),
@@ -44,3 +44,31 @@ def test_the_rate_falls_along_a_half_cosine_and_stays_at_its_end(schedule: Warmu
 def test_a_run_that_is_all_warm_up_has_rates() -> None:
     schedule = WarmupCosine(peak=2.0, steps=4, warmup=4)
     assert [schedule(step) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+@given(st.integers(0, 20), st.integers(1, 50), st.floats(0, 1))
+def test_all_schedules_rise_alike(warmup: int, rest: int, final: float) -> None:
+    steps = warmup + rest
+    cosine = WarmupCosine(3e-3, steps, warmup, final)
+    for other in (
+        WarmupLinear(3e-3, steps, warmup, final),
+        WarmupConstant(3e-3, warmup),
+        WarmupDrops(3e-3, (warmup + 1,), 0.5, warmup),
+    ):
+        for step in range(warmup + 1):
+            assert other(step) == pytest.approx(cosine(step), rel=1e-12)
+
+
+@given(st.integers(0, 20), st.integers(1, 50), st.floats(0, 1))
+def test_a_line_falls_in_equal_parts_and_stays_at_its_end(warmup: int, rest: int, final: float) -> None:
+    schedule = WarmupLinear(2.0, warmup + rest, warmup, final)
+    rates = [schedule(warmup + done) for done in range(rest + 3)]
+    for before, after in pairwise(rates[: rest + 1]):
+        assert before - after == pytest.approx(2.0 * (1 - final) / rest, abs=1e-12)
+    assert rates[rest:] == pytest.approx([2.0 * final] * 3, abs=1e-12)
+
+
+def test_a_constant_rate_never_falls_and_drops_multiply_each() -> None:
+    assert {WarmupConstant(0.1)(step) for step in (0, 1, 1000, 10**9)} == {0.1}
+    schedule = WarmupDrops(1.0, drops=(10, 20, 20), factor=0.1)
+    assert [schedule(step) for step in (0, 9, 10, 19, 20, 10**6)] == pytest.approx([1, 1, 0.1, 0.1, 1e-3, 1e-3])
