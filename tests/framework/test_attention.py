@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework import Attention, CausalAttention, Ledger, Spec
+from framework import Attention, CausalAttention, Ledger, Spec, kernels
 from framework.layers import Context
 
 Kind = type[Attention]
@@ -132,6 +132,32 @@ def test_no_full_matrix_of_weights_is_kept_or_made(kind: Kind, length: int) -> N
     # Up to five blocks of 64 queries by all keys, of one example.
     for workspace in (footprint.forward_workspace, footprint.backward_workspace, footprint.hvp_workspace):
         assert workspace < 5 * (2 * 64 * length * 4) + 2 * length * 100
+
+
+@pytest.mark.parametrize("length", [300, 1000])
+def test_only_blocks_that_a_causal_mask_leaves_are_computed(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query of a block reads the keys up to the end of that block; so of the pairs about half are left."""
+    blocks = [(start, min(length, start + 64)) for start in range(0, length, 64)]
+    left = sum((stop - start) * stop for start, stop in blocks) / length**2
+    generator, product = np.random.default_rng(0), kernels.matmul
+    x, cotangent = generator.standard_normal((1, length, 24)), generator.standard_normal((1, length, 8))
+
+    def count(kind: Kind) -> tuple[int, int]:
+        done = 0
+
+        def counted(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+            nonlocal done
+            done += out.size * a.shape[-1]
+            return product(a, b, out=out)
+
+        monkeypatch.setattr(kernels, "matmul", counted)
+        y, own = kind(2).forward({}, x, Context(Ledger()))
+        forward = done
+        kind(2).vjp({}, x, y, own, cotangent, {}, Context(Ledger()))
+        return forward, done - forward
+
+    for causal, whole in zip(count(CausalAttention), count(Attention), strict=True):
+        assert causal <= left * whole * 1.001
 
 
 @both

@@ -25,6 +25,8 @@ from tests.distributed.collectives.worlds import descriptors
 WORLD, LOST = 4, 2
 #: Seconds after the system has told a process of another's death within which its collective raises.
 NOTICED = 0.5
+#: Seconds that a collective may take beyond its timeout, those aside in which its process had no part of the machine.
+BEYOND = 1.0
 
 
 def main(rank: int, timeout: float) -> None:
@@ -33,13 +35,14 @@ def main(rank: int, timeout: float) -> None:
     print(json.dumps(asdict(communicator.address)), flush=True)
     addresses = [SegmentAddress(**address) for address in json.loads(input())]
     communicator.connect(addresses)
+    idle = Idle()
     death = Death([address.pid for address in addresses if address.pid != os.getpid()])
     here, there, turns, started = communicator.empty(50_001), np.zeros(50_001), 0, 0.0
     here.fill(0)
     told: dict[str, Any] = {}
     try:
         while True:
-            started = time.monotonic()
+            started, idle.late = time.monotonic(), 0.0
             communicator.all_reduce(here)
             communicator.all_reduce(there)
             turns += 1
@@ -48,11 +51,31 @@ def main(rank: int, timeout: float) -> None:
     except CollectiveError as error:
         now = time.monotonic()
         told = {"late": error.late, "dead": error.dead, "words": str(error), "seconds": now - started}
+        told["late_by_machine"] = idle.late
         told["noticed"] = now - death.at if error.dead and death.wait() else None
     communicator.close()
     del communicator, here
     told["descriptors"] = descriptors("retape") + descriptors("[pidfd]") - len(death.descriptors)
     print(json.dumps(told), flush=True)
+
+
+class Idle(threading.Thread):
+    """Sleeps again and again, and counts by how many seconds it wakes too late: what a busy machine keeps from its process.
+
+    Attributes:
+        late: These seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.late = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            before = time.monotonic()
+            time.sleep(0.05)
+            self.late += time.monotonic() - before - 0.05
 
 
 class Death(threading.Thread):
@@ -135,6 +158,7 @@ def test_a_rank_that_is_stopped_is_named_by_all_others_when_their_timeout_has_pa
             assert LOST in each["late"]
             assert f"{LOST}" in each["words"].partition("ranks [")[2].partition("]")[0]
             assert each["descriptors"] == 0
+            assert each["seconds"] - each["late_by_machine"] <= 1.0 + BEYOND
         assert any(each["seconds"] >= 1.0 for each in told)
 
 
