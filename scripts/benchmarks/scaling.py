@@ -3,6 +3,7 @@
 - **Two workers**, which share a global batch and add their gradients, beside two independent processes that each train on half of
   the batch and never wait for each other: what is lost is communication, waiting, and Ray. V is the same: a process has half of the shards. With
   shared weights (`--share-weights`) each worker updates half of the parameters; an independent process has to update all of its own.
+  Workers wait for the slower one in each step, as independent processes would *in lockstep*: a step as long as the longer of the two.
 - **DistributedDataParallel** over Gloo, two processes of one thread, with the AdamW that is the faster one there.
 - **The first step**: from the call of the Trainer's `fit`, planning included, to the end of the first step, when Ray is up.
 - **One worker** under the Trainer beside the plain loop of a process over the engine's steps.
@@ -73,7 +74,7 @@ def rows(
         for fused in (False, True):
             how = Configuration("pytorch", processes=WORKERS, fused=fused).to_json()
             runs[f"ddp{', fused' * fused}"] = lambda how=how: in_fresh_process(run_here, case.name, how, steps)
-    found: dict[str, Found] = {name: {"seconds": [], "first": []} for name in runs}
+    found: dict[str, Found] = {name: {"seconds": [], "first": [], "lockstep": []} for name in runs}
     for turn in range(rounds):
         for number, (name, run) in enumerate(runs.items()):
             tell(turn * len(runs) + number, rounds * len(runs), f"{case.name}: {name}")
@@ -108,6 +109,9 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
             ours, runs = tokens / step[which], len(found[which]["seconds"])
             name = f"{case.name}, {WORKERS} workers of one thread, V = {SHARDS}{told}: {unit} per second{of} beside"
             yield Row(f"{name} no communication", "1", ours, tokens / step["independent"], alone, runs, "higher")
+            if not of:
+                lockstep = tokens / median(found["independent"]["lockstep"])
+                yield Row(f"{name} no communication, in lockstep", "1", ours, lockstep, alone, runs, "higher")
             peer = tokens / min(peers) if peers else None
             yield Row(f"{name} PyTorch", "1", ours, peer, DDP, runs, "higher", "torch")
         name = f"{case.name}, one worker under the Trainer: {'shortest step' if of else 'time of a step'}"
@@ -153,7 +157,8 @@ def independent_here(case: str, steps: int) -> Found:
     barrier = context.Barrier(WORKERS)
     with ProcessPoolExecutor(WORKERS, context, _take_barrier, (barrier,)) as pool:
         parts = [pool.submit(_independent, case, steps) for _ in range(WORKERS)]
-        return {"seconds": [seconds for part in parts for seconds in part.result()]}
+        each = [part.result() for part in parts]
+    return {"seconds": [seconds for part in each for seconds in part], "lockstep": [*map(max, zip(*each, strict=True))]}
 
 
 def loop_here(case: str, steps: int) -> Found:

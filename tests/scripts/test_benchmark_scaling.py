@@ -26,9 +26,12 @@ def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer
     case = suite.CASES["byte-gpt-small"]
     others = {"workers, weights shared": 0.45, "one worker": 1.0, "loop": 0.8, "ddp": 0.7, "ddp, fused": 0.6}
     runs = found(workers=0.5, independent=0.4, **others)
-    alone, ddp, sharing, sharing_ddp, one, *shortest, first = suite.compared(case, runs)
+    runs["independent"]["lockstep"] = [0.45, 0.45, 0.6]
+    alone, together, ddp, sharing, sharing_together, sharing_ddp, one, *shortest, first = suite.compared(case, runs)
     tokens = 8 * 256
     assert (alone.ours, alone.peer, alone.better) == (tokens / 0.5, tokens / 0.4, "higher")
+    assert (together.ours, together.peer) == (tokens / 0.5, tokens / 0.45)
+    assert (sharing_together.ours, sharing_together.peer) == (tokens / 0.45, tokens / 0.45)
     assert (ddp.ours, ddp.peer, ddp.package) == (tokens / 0.5, tokens / 0.6, "torch")
     assert (sharing.ours, sharing.peer) == (tokens / 0.45, tokens / 0.4)
     assert (sharing_ddp.ours, sharing_ddp.peer) == (tokens / 0.45, tokens / 0.6)
@@ -42,7 +45,7 @@ def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer
         (0.5, 0.4),
     ]
     del runs["ddp"], runs["ddp, fused"]
-    assert [row.peer for row in suite.compared(case, runs)][1] is None
+    assert [row.peer for row in suite.compared(case, runs)][2] is None
 
 
 @pytest.mark.memory
@@ -62,7 +65,7 @@ def test_the_suite_measures_a_small_model(tmp_path: Path) -> None:
     done = run("benchmark", "scaling", "--only", "mlp", "--steps", "2", "--rounds", "1", "--json", cwd=tmp_path)
     data = last_json(done)
     names = [row["name"] for row in data["rows"]]
-    assert len(names) == len(set(names)) == 11
+    assert len(names) == len(set(names)) == 13
     assert all(row["ours"] > 0 for row in data["rows"])
     assert {"workers", "independent", "one worker", "loop"} <= {
         each["configuration"] for each in data["configurations"]
