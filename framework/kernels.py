@@ -28,6 +28,8 @@ LARGE_BLOCK = 2 * BLOCK
 _FEW, _PIECE, _DOTS = 32, 10**6, 1200
 #: Rows or columns of a piece, the widest that fits. Narrower ones would cost a tenth and more where BLAS copies all the same.
 _WIDTHS = (128, 64, 32)
+#: Rows of a block of a product of rows with rows, and what divides the number of its columns.
+_ROWS, _GRAIN = 32, 8
 
 
 def matmul(a: Array, b: Array, out: Array) -> Array:
@@ -81,6 +83,49 @@ def _in_pieces(a: Array, b: Array, out: Array) -> Array:
     if whole < length:
         np.matmul(*rest[:2], out=rest[2])
     return out
+
+
+def matmul_by_rows(a: Array, b: Array, out: Array) -> Array:
+    """Writes a @ bᵀ into `out`, the products of rows with rows, in blocks that BLAS multiplies as they lie.
+
+    `matmul` cuts only products of few rows, and no stacks of them. With AVX-512, blocks take a quarter to a half off the time; without, they
+    cost a fifth.
+
+    Args:
+        a: Shape (..., m, k), its last axis with unit stride.
+        b: Shape (..., n, k), likewise.
+        out: Shape (..., m, n), likewise.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: As of `matmul`.
+    """
+    (m, k), n = a.shape[-2:], b.shape[-2]
+    rows = min(m, _ROWS)
+    columns = min(_DOTS, _PIECE // max(1, k)) // max(1, rows) // _GRAIN * _GRAIN
+    if (m * n <= _DOTS and m * n * k <= _PIECE) or not columns:
+        return matmul(a, np.swapaxes(b, -1, -2), out)
+    for i in _whole_and_rest(m, rows):
+        for j in _whole_and_rest(n, columns):
+            some, others, target = a[..., i, :], b[..., j, :], out[..., i, j]
+            *outer, down, across = target.shape
+            r, c = min(down, rows), min(across, columns)
+            matmul(
+                some.reshape(*outer, down // r, 1, r, k),
+                np.swapaxes(others.reshape(*outer, 1, across // c, c, k), -1, -2),
+                target.reshape(*outer, down // r, r, across // c, c).swapaxes(-3, -2),
+            )
+    return out
+
+
+def _whole_and_rest(length: int, step: int) -> Iterator[slice]:
+    """Cuts a length into the part that blocks of a step fill, and what is left."""
+    whole = length - length % step
+    for part in (slice(0, whole), slice(whole, length)):
+        if part.start < part.stop:
+            yield part
 
 
 def _blas_reads(a: Array, transposed: bool) -> bool:

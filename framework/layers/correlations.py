@@ -83,7 +83,7 @@ class Pointwise:
         if not add and not len(x):
             target.fill(0)
         for number, (values, rows) in enumerate(zip(self._rows(x), self._rows(g), strict=True)):
-            _add_product(rows, np.swapaxes(values, -1, -2), out, scratch, add or number > 0)
+            _add_product(rows, values, out, scratch, add or number > 0)
 
     def sizes(self, add: bool) -> tuple[int, int, int]:
         s = self.shapes
@@ -140,7 +140,7 @@ class ByColumns:
         for number, (samples, rows) in enumerate(self._blocks()):
             columns, rest = self._columns(x, samples, rows, scratch)
             given, rest = self._given(g, samples, rows, rest)
-            _add_product(given, np.swapaxes(columns, -1, -2), out, rest, add or number > 0)
+            _add_product(given, columns, out, rest, add or number > 0)
 
     def input_cotangent(self, weight: Array, g: Array, target: Array, scratch: Array, add: bool = False) -> None:
         s, matrix = self.shapes, np.swapaxes(self._matrix(weight), -1, -2)
@@ -245,14 +245,14 @@ def _product_rows(groups: int, rows: int, width: int) -> int:
 
 
 def _add_product(a: Array, b: Array, out: Array, scratch: Array, add: bool) -> None:
-    """Writes a @ b into `out` (groups, rows, width), or adds it, a block of rows at a time."""
+    """Writes a @ bᵀ into `out` (groups, rows, width), or adds it, a block of rows at a time."""
     if not add:
-        kernels.matmul(a, b, out=out)
+        kernels.matmul_by_rows(a, b, out=out)
         return
     groups, rows, width = out.shape
     for block in slices(rows, _product_rows(groups, rows, width)):
         product = kernels.front(scratch, (groups, block.stop - block.start, width))
-        out[:, block] += kernels.matmul(a[:, block], b, out=product)
+        out[:, block] += kernels.matmul_by_rows(a[:, block], b, out=product)
 
 
 def slices(length: int, step: int) -> Iterator[slice]:

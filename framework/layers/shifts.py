@@ -136,7 +136,7 @@ class ByShifts:
             part.windows(turned._planes(pixels))[..., : s.image[1]] = turned._of(x, part)
             turned._multiply(matrices, part, stack, x_target, more, False)
             for row in range(s.windows.kernel[0]):
-                total[row] += kernels.matmul(pixels, np.swapaxes(turned._row(stack, part, row), -1, -2), out=product)
+                total[row] += kernels.matmul_by_rows(pixels, turned._row(stack, part, row), out=product)
         found = turned._by_row(total).transpose(1, 4, 2, 0, 3)[..., ::-1, ::-1]
         self._split(weight_target)[...] = found
 
@@ -151,7 +151,7 @@ class ByShifts:
             given.fill(0)
             part.windows(self._planes(given))[..., : s.count[1]] = self._of(g, part)
             for row in range(s.windows.kernel[0]):
-                total[row] += kernels.matmul(given, np.swapaxes(self._row(stack, part, row), -1, -2), out=product)
+                total[row] += kernels.matmul_by_rows(given, self._row(stack, part, row), out=product)
         split, found = self._split(target), self._by_row(total).transpose(1, 2, 4, 0, 3)
         if add:
             split += found

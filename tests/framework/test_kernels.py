@@ -116,3 +116,44 @@ def test_rows_are_a_view() -> None:
 def test_a_view_that_only_a_copy_could_give_is_an_error(a: np.ndarray) -> None:
     with pytest.raises(ValueError, match="not contiguous"):
         kernels.as_view(a, (-1,))
+
+
+few = st.integers(0, 9)
+
+
+@given(
+    m=few,
+    k=few,
+    n=few,
+    groups=st.integers(1, 2),
+    product=st.integers(1, 40),
+    small=st.integers(1, 200),
+    rows=st.integers(1, 5),
+)
+def test_products_in_blocks_are_the_product(
+    m: int, k: int, n: int, groups: int, product: int, small: int, rows: int
+) -> None:
+    a, b = normal(groups, m, k + 2)[..., :k], normal(groups, n, k + 1)[..., :k]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("_DOTS", product), ("_PIECE", small), ("_ROWS", rows), ("_GRAIN", 1)):
+            patch.setattr(kernels, name, value)
+        out = np.full((groups, m, n + 1), np.nan)[..., :n]
+        assert kernels.matmul_by_rows(a, b, out) is out
+        np.testing.assert_allclose(out, np.einsum("gik,gjk->gij", a, b), rtol=1e-12, atol=1e-13)
+
+
+def test_blocks_are_of_the_size_that_openblas_takes_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int, int]] = []
+
+    def seen(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+        made.extend([(*out.shape[-2:], a.shape[-1])] * math.prod(out.shape[:-2]))
+        return np.matmul(a, b, out=out)
+
+    monkeypatch.setattr(kernels, "matmul", seen)
+    for m, n, k in ((64, 288, 512), (16, 48, 2112), (30, 100, 300), (32, 32, 16)):
+        made.clear()
+        kernels.matmul_by_rows(np.ones((m, k)), np.ones((n, k)), np.empty((m, n)))
+        assert sum(rows * columns for rows, columns, _ in made) == m * n
+        assert all(
+            rows * columns <= kernels._DOTS and rows * columns * k <= kernels._PIECE for rows, columns, _ in made
+        )
