@@ -1,6 +1,6 @@
 """The loops under Conv2d: products of images with kernels, and both transposes, in scratch whose size depends on shapes alone.
 
-Both ways have the same rules. `correlate` writes w ⋆ x, `weight_cotangent` and `input_cotangent` are its transposes; each can add
+All ways have the same rules. `correlate` writes w ⋆ x, `weight_cotangent` and `input_cotangent` are its transposes; each can add
 instead of write, and says how many elements of scratch it takes.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,6 +63,21 @@ class Correlation(Protocol):
 
     def sizes(self, add: bool) -> tuple[int, int, int]:
         """Returns the elements of scratch of the three."""
+        ...
+
+
+@runtime_checkable
+class Joint(Correlation, Protocol):
+    """A way whose cotangents take less time together."""
+
+    def cotangents(
+        self, weight: Array, x: Array, g: Array, weight_target: Array, x_target: Array, scratch: Array
+    ) -> None:
+        """Writes both."""
+        ...
+
+    def size_of_both(self) -> int:
+        """Returns the elements of scratch of `cotangents`."""
         ...
 
 
