@@ -226,7 +226,7 @@ def _require_arrays(steps: Sequence[dict[str, Any]], batch: Spec) -> None:
                 raise ValueError(
                     f"cotangent_aliases {where} says that the cotangent of {told}, is that of the output, {made}; they differ in bytes"
                 )
-            for name in ("output_aliases_input", "forward_in_place", "backward_in_place"):
+            for name in ("forward_in_place", "backward_in_place"):
                 if number == 0 and getattr(footprint, name) and x.nbytes != made.nbytes:
                     raise ValueError(
                         f"{name} {where} says that {told}, and the output, {made}, lie in one place; they differ in bytes"

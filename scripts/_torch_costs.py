@@ -160,7 +160,7 @@ def built(name: str) -> tuple[Any, ...]:
     """Returns what package.module:function returns.
 
     Raises:
-        ValueError: The name has no function, or there is none of that name.
+        ValueError: The name has no function, there is none of that name, or it returns something else than `profile` takes.
         ImportError: There is no such module.
     """
     module, _, function = name.partition(":")
@@ -169,8 +169,15 @@ def built(name: str) -> tuple[Any, ...]:
     found = importlib.import_module(module)
     if not hasattr(found, function):
         raise ValueError(f"module {module!r} has no attribute {function!r}")
-    made: tuple[Any, ...] = getattr(found, function)()
-    return made
+    made = getattr(found, function)()
+    told = made if isinstance(made, tuple) else (made,)
+    right = len(told) == 4 and isinstance(told[0], torch.nn.Sequential) and callable(told[3])
+    if not right or not all(isinstance(each, torch.Tensor) for each in told[1:3]):
+        raise ValueError(
+            f"{name} must return a torch.nn.Sequential, a batch, its targets, and a function of output and targets, but returned "
+            f"{', '.join(type(each).__name__ for each in told)}"
+        )
+    return told
 
 
 if __name__ == "__main__":

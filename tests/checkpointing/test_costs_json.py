@@ -138,8 +138,8 @@ def test_wrong_costs_say_where_what_was_received_and_what_to_write(change: dict[
             "says that the cotangent of input 0, float32[4, 100], is that of the output, float32[4, 99]; they differ",
         ),
         (
-            {"footprint": {"output": {"shape": [4, 99], "dtype": "float32"}, "output_aliases_input": True}},
-            "output_aliases_input of footprint of step 'layer1' says that input 0, float32[4, 100], and the output",
+            {"footprint": {"output": {"shape": [4, 99], "dtype": "float32"}, "forward_in_place": True}},
+            "forward_in_place of footprint of step 'layer1' says that input 0, float32[4, 100], and the output",
         ),
     ],
 )
@@ -148,6 +148,18 @@ def test_a_wrong_step_is_named(change: dict[str, Any], message: str) -> None:
     data["steps"][1] |= change
     with pytest.raises(ValueError, match=re.escape(message)):
         Costs.from_json(data)
+
+
+def test_a_view_may_be_a_part_of_its_input() -> None:
+    peaks = []
+    for aliases in (False, True):
+        data, part = minimal(), {"shape": [4, 50], "dtype": "float32"}
+        data["steps"][1]["footprint"] = {"output": part, "output_aliases_input": aliases}
+        data["steps"][2]["footprint"] = {"output": part, "needs_input": [True]}
+        plan = plan_run(Costs.from_json(data)).train[0]
+        plan.check()
+        peaks.append(plan.peak)
+    assert peaks[1] - peaks[0] == 4 * 50 * 4  # a view holds all of its input
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:

@@ -29,6 +29,17 @@ def build():
 def inplace():
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), torch.randn(2, 4), torch.randn(2, 4), nn.functional.mse_loss
 
+def lacking():
+    return nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
+
+class Last(nn.Module):
+    def forward(self, x):
+        return x[:, -1]
+
+def parts():
+    chain = nn.Sequential(nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3), nn.MaxPool1d(2), Last(), nn.Linear(7, 4))
+    return chain, torch.randn(2, 1, 16), torch.randn(2, 4), nn.functional.mse_loss
+
 def half():
     chain = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.GELU()).to(torch.bfloat16)
     return chain, torch.randn(2, 4, dtype=torch.bfloat16), torch.randn(2, 4, dtype=torch.bfloat16), nn.functional.mse_loss
@@ -88,6 +99,20 @@ def test_a_mask_and_halves(tmp_path: Path) -> None:
     assert (gelu.needs_input, gelu.own) == ((True,), ())
 
 
+def test_a_view_of_a_part_is_planned(tmp_path: Path) -> None:
+    profiled(tmp_path, "parts")
+    costs = Costs.load(tmp_path / "costs.json")
+    last = costs.steps[3].footprint
+    assert (last.output_aliases_input, last.output.nbytes * 3) == (True, costs.output(2).nbytes)
+    plan_run(costs).train[0].check()
+
+
 def test_what_works_in_place_is_refused(tmp_path: Path) -> None:
     assert "'1' (ReLU) works in place" in profiled(tmp_path, "inplace", code=2).stderr
     assert "has no attribute 'nothing'" in profiled(tmp_path, "nothing", code=2).stderr
+
+
+def test_what_is_no_model_with_batch_targets_and_loss_is_told(tmp_path: Path) -> None:
+    told = " ".join(profiled(tmp_path, "lacking", code=2).stderr.split())
+    assert "mine:lacking must return a torch.nn.Sequential, a batch, its targets, and a function" in told
+    assert told.endswith("but returned Sequential, Tensor")
