@@ -1,4 +1,7 @@
-"""What runs leave behind on the nodes of a cluster, all of which are on this machine: a callback for programs that train there."""
+"""What runs leave behind on the nodes of a cluster, all of which are on this machine.
+
+`left` is for tests that use the Ray of this process, and `Leftovers` a callback for programs that train on one.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,27 @@ class Leftovers(Callback):
         }
 
 
+def left() -> list[str]:
+    """Returns what is left by runs on this process's Ray, when it has had time to go: workers, shared memory, what is set aside."""
+    deadline = time.monotonic() + _SECONDS
+    while (found := _left()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _left() -> list[str]:
+    found = []
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            if "WorkerActor" in (words := " ".join(process.cmdline()).strip()):
+                found.append(f"{process.pid}: {words}")
+        except psutil.Error:  # gone, or a zombie, which is gone as well
+            continue
+        found += [f"{process.pid}: {name}" for name in _shared(process.pid)]
+    table = ray.util.placement_group_table().values()
+    return found + [str(group) for group in table if group["state"] != "REMOVED"]
+
+
 def _alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -94,6 +118,6 @@ def _shared(pid: int) -> list[str]:
         found += [
             line.split(maxsplit=5)[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd" in line
         ]
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it is gone, or a zombie
         return []
     return [name for name in found if name.startswith("/memfd:retape")]
