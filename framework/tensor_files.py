@@ -238,8 +238,9 @@ def _equal(file: Any, one: str, other: str) -> bool:
     """Whether two tensors of a file, of one shape with an axis or more and one dtype, have the same bits; few rows of them are read at once."""
     slices = file.get_slice(one), file.get_slice(other)
     rows, *rest = slices[0].get_shape()
-    row = max(1, math.prod(rest)) * 8
-    height = max(1, BLOCK_NBYTES // row)
+    height = max(
+        1, BLOCK_NBYTES // 8 // (8 * max(1, math.prod(rest)))
+    )  # four copies of so many rows of eight bytes live at once
     for first in range(0, rows, height):
         a, b = (each[first : min(first + height, rows)] for each in slices)
         if a.tobytes() != b.tobytes():
