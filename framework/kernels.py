@@ -8,12 +8,16 @@ option, so that results do not either.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
 from framework.memory import Array
+
+#: A call of NumPy with all its arrays: a loop that runs often over the same places makes them once.
+Step = Callable[[], object]
 
 #: Elements of a block: 128 KiB of float32, so that a handful of blocks fit a level-2 cache. Each call costs a microsecond, so smaller ones are
 #: slower although they would fit the first level; twice as large ones are as fast where the cache has 2 MiB.
@@ -47,6 +51,14 @@ def matmul(a: Array, b: Array, out: Array) -> Array:
         ValueError: An operand has a layout that NumPy would copy first, where neither the ledger nor
             `tracemalloc` sees it.
     """
+    _require_no_copies(a, b, out)
+    if a.ndim == b.ndim == 2 and a.size * out.shape[1] > _PIECE and min(*a.shape, out.shape[1]) <= _FEW:
+        return _in_pieces(a, b, out)
+    return np.matmul(a, b, out=out)
+
+
+def _require_no_copies(a: Array, b: Array, out: Array) -> None:
+    """Raises an error unless NumPy multiplies the operands as they are."""
     if not (a.dtype == b.dtype == out.dtype):
         raise ValueError(
             f"matmul takes one dtype, but got {a.dtype} and {b.dtype} for {out.dtype}; NumPy would copy silently"
@@ -57,9 +69,6 @@ def matmul(a: Array, b: Array, out: Array) -> Array:
                 f"matmul operand {name} of shape {operand.shape} has strides {operand.strides}, which NumPy would "
                 "copy silently; pass an array whose last axis (or the one before it) has unit stride"
             )
-    if a.ndim == b.ndim == 2 and a.size * out.shape[1] > _PIECE and min(*a.shape, out.shape[1]) <= _FEW:
-        return _in_pieces(a, b, out)
-    return np.matmul(a, b, out=out)
 
 
 def _in_pieces(a: Array, b: Array, out: Array) -> Array:
@@ -102,22 +111,41 @@ def matmul_by_rows(a: Array, b: Array, out: Array) -> Array:
     Raises:
         ValueError: As of `matmul`.
     """
+    for step in steps_by_rows(a, b, out):
+        step()
+    return out
+
+
+def steps_by_rows(a: Array, b: Array, out: Array) -> list[Step]:
+    """Returns the calls of `matmul_by_rows`, for arrays whose values change while their places stay."""
     (m, k), n = a.shape[-2:], b.shape[-2]
     rows = min(m, _ROWS)
     columns = min(_DOTS, _PIECE // max(1, k)) // max(1, rows) // _GRAIN * _GRAIN
     if (m * n <= _DOTS and m * n * k <= _PIECE) or not columns:
-        return matmul(a, np.swapaxes(b, -1, -2), out)
+        return [step_of_matmul(a, np.swapaxes(b, -1, -2), out)]
+    found = []
     for i in _whole_and_rest(m, rows):
         for j in _whole_and_rest(n, columns):
             some, others, target = a[..., i, :], b[..., j, :], out[..., i, j]
             *outer, down, across = target.shape
             r, c = min(down, rows), min(across, columns)
-            matmul(
+            step = step_of_matmul(
                 some.reshape(*outer, down // r, 1, r, k),
                 np.swapaxes(others.reshape(*outer, 1, across // c, c, k), -1, -2),
                 target.reshape(*outer, down // r, r, across // c, c).swapaxes(-3, -2),
             )
-    return out
+            found.append(step)
+    return found
+
+
+def step_of_matmul(a: Array, b: Array, out: Array) -> Step:
+    """Returns a call that multiplies as `matmul` does, in one piece; its operands are looked at but once.
+
+    Raises:
+        ValueError: As of `matmul`.
+    """
+    _require_no_copies(a, b, out)
+    return partial(np.matmul, a, b, out=out)
 
 
 def _whole_and_rest(length: int, step: int) -> Iterator[slice]:

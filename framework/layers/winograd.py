@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from framework import kernels
+from framework.kernels import Step
 from framework.layers.correlations import Shapes, slices
 from framework.memory import Array
 
@@ -138,20 +139,23 @@ class Winograd:
             if seen != (part.images, part.pairs):  # else all comes to the same places, with the same zeros around
                 seen = part.images, part.pairs
                 stack, rest = _Stack.at_front(part, self.shapes, scratch)
+                steps = [list(stack.steps(row)) for row in range(4)]
                 if total is not None:
                     received, rest = _Received.at_front(part, self.shapes, rest)
                     product, rest = _front(rest, total.shape[1:])
+                    for row, some in enumerate(total):
+                        steps[row] += received.steps(row, stack.made, product)
+                        steps[row].append(partial(np.add, some, product, out=some))
                 if matrices is not None:
                     made = _Made(part, self.shapes, rest)
+                    for row, matrix in enumerate(matrices):
+                        steps[row] += made.steps(row, matrix, stack.made)
+                each = [step for some in steps for step in some]
             stack.read(x, part)
             if given is not None:
                 received.read(given, part)
-            for row in range(4):
-                pixels = stack.transformed(row)
-                if total is not None:
-                    total[row] += kernels.matmul_by_rows(received.transformed(row), pixels, out=product)
-                if matrices is not None:
-                    made.add(row, matrices[row], pixels)
+            for step in each:
+                step()
             if y is not None:
                 made.write(y, part, add)
 
@@ -271,7 +275,7 @@ class _Stack:
             shift = column * shapes.windows.dilation[1]
             stack[:, column, -shift:] = 0
             self._shifted.append((stack[:, column, :-shift], stack[:, 0, shift:]))
-        self._made = stack.reshape(groups, -1, plane)[..., : part.length]
+        self.made = stack.reshape(groups, -1, plane)[..., : part.length]
 
     @staticmethod
     def size(part: Part, shapes: Shapes) -> int:
@@ -285,13 +289,12 @@ class _Stack:
     def read(self, x: Array, part: Part) -> None:
         _read(x, part, self._places)
 
-    def transformed(self, row: int) -> Array:
-        """Returns (groups, kernel columns · channels of one, places)."""
+    def steps(self, row: int) -> Iterator[Step]:
+        """Yields what writes a row into `made`: (groups, kernel columns · channels of one, places)."""
         function, a, b = self._sums[row]
-        function(a, b, out=self._first)
+        yield partial(function, a, b, out=self._first)
         for target, source in self._shifted:
-            target[...] = source
-        return self._made
+            yield partial(np.copyto, target, source)
 
 
 class _Received:
@@ -315,13 +318,11 @@ class _Received:
     def read(self, g: Array, part: Part) -> None:
         _read(g, part, self._places)
 
-    def transformed(self, row: int) -> Array:
-        """Returns (groups, features of one, places)."""
-        if row == 1:
-            return np.add(self._even, self._odd, out=self._both)
-        if row == 2:
-            return np.subtract(self._even, self._odd, out=self._both)
-        return self._odd if row else self._even
+    def steps(self, row: int, pixels: Array, product: Array) -> Iterator[Step]:
+        """Yields what writes the product of a row with one of pixels: (groups, features of one, kernel columns · channels of one)."""
+        if row in (1, 2):
+            yield partial(np.add if row == 1 else np.subtract, self._even, self._odd, out=self._both)
+        yield from kernels.steps_by_rows((self._even, self._both, self._both, self._odd)[row], pixels, product)
 
 
 class _Made:
@@ -335,13 +336,14 @@ class _Made:
 
     size = _Received.size
 
-    def add(self, row: int, matrix: Array, pixels: Array) -> None:
+    def steps(self, row: int, matrix: Array, pixels: Array) -> Iterator[Step]:
+        """Yields what adds the product of a matrix with a row of pixels."""
         product = (self._even, self._odd, self._product, self._product)[row]
-        kernels.matmul(matrix, pixels, out=product)
+        yield kernels.step_of_matmul(matrix, pixels, product)
         if row in (1, 2):
-            self._even += product
+            yield partial(np.add, self._even, product, out=self._even)
         if row in (2, 3):
-            self._odd -= product
+            yield partial(np.subtract, self._odd, product, out=self._odd)
 
     def write(self, y: Array, part: Part, add: bool) -> None:
         """Writes the windows to the outputs (N, features, oh, ow), or adds them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -142,18 +143,24 @@ def test_products_in_blocks_are_the_product(
         np.testing.assert_allclose(out, np.einsum("gik,gjk->gij", a, b), rtol=1e-12, atol=1e-13)
 
 
-def test_blocks_are_of_the_size_that_openblas_takes_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[int, int, int]] = []
-
-    def seen(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-        made.extend([(*out.shape[-2:], a.shape[-1])] * math.prod(out.shape[:-2]))
-        return np.matmul(a, b, out=out)
-
-    monkeypatch.setattr(kernels, "matmul", seen)
+def test_blocks_are_of_the_size_that_openblas_takes_as_it_lies() -> None:
     for m, n, k in ((64, 288, 512), (16, 48, 2112), (30, 100, 300), (32, 32, 16)):
-        made.clear()
-        kernels.matmul_by_rows(np.ones((m, k)), np.ones((n, k)), np.empty((m, n)))
-        assert sum(rows * columns for rows, columns, _ in made) == m * n
-        assert all(
-            rows * columns <= kernels._DOTS and rows * columns * k <= kernels._PIECE for rows, columns, _ in made
-        )
+        made = 0
+        for step in kernels.steps_by_rows(np.ones((m, k)), np.ones((n, k)), np.empty((m, n))):
+            assert isinstance(step, partial)
+            out = step.keywords["out"]
+            made += out.size
+            rows, columns = out.shape[-2:]
+            assert rows * columns <= kernels._DOTS
+            assert rows * columns * k <= kernels._PIECE
+        assert made == m * n
+
+
+def test_a_step_multiplies_what_the_arrays_hold_when_it_is_taken() -> None:
+    a, b, out = normal(2, 3, 4), normal(2, 4, 5), np.empty((2, 3, 5))
+    step = kernels.step_of_matmul(a, b, out)
+    a[...] = normal(2, 3, 4)
+    step()
+    np.testing.assert_allclose(out, np.einsum("gik,gkj->gij", a, b), rtol=1e-12, atol=1e-13)
+    with pytest.raises(ValueError, match="copy silently"):
+        kernels.step_of_matmul(a, normal(2, 4, 10)[..., ::2], out)
