@@ -339,7 +339,7 @@ class _Made:
     def steps(self, row: int, matrix: Array, pixels: Array) -> Iterator[Step]:
         """Yields what adds the product of a matrix with a row of pixels."""
         product = (self._even, self._odd, self._product, self._product)[row]
-        yield kernels.step_of_matmul(matrix, pixels, product)
+        yield from kernels.steps_of_matmul(matrix, pixels, product)
         if row in (1, 2):
             yield partial(np.add, self._even, product, out=self._even)
         if row in (2, 3):

@@ -134,33 +134,40 @@ few = st.integers(0, 9)
 def test_products_in_blocks_are_the_product(
     m: int, k: int, n: int, groups: int, product: int, small: int, rows: int
 ) -> None:
-    a, b = normal(groups, m, k + 2)[..., :k], normal(groups, n, k + 1)[..., :k]
+    a, b, c = normal(groups, m, k + 2)[..., :k], normal(groups, n, k + 1)[..., :k], normal(groups, k, n + 3)[..., :n]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("_DOTS", product), ("_PIECE", small), ("_ROWS", rows), ("_GRAIN", 1)):
             patch.setattr(kernels, name, value)
         out = np.full((groups, m, n + 1), np.nan)[..., :n]
         assert kernels.matmul_by_rows(a, b, out) is out
         np.testing.assert_allclose(out, np.einsum("gik,gjk->gij", a, b), rtol=1e-12, atol=1e-13)
+        out = np.full((groups, m, n + 1), np.nan)[..., :n]
+        for step in kernels.steps_of_matmul(a, c, out):
+            step()
+        np.testing.assert_allclose(out, np.einsum("gik,gkj->gij", a, c), rtol=1e-12, atol=1e-13)
 
 
 def test_blocks_are_of_the_size_that_openblas_takes_as_it_lies() -> None:
     for m, n, k in ((64, 288, 512), (16, 48, 2112), (30, 100, 300), (32, 32, 16)):
-        made = 0
-        for step in kernels.steps_by_rows(np.ones((m, k)), np.ones((n, k)), np.empty((m, n))):
-            assert isinstance(step, partial)
-            out = step.keywords["out"]
-            made += out.size
-            rows, columns = out.shape[-2:]
-            assert rows * columns <= kernels._DOTS
-            assert rows * columns * k <= kernels._PIECE
-        assert made == m * n
+        by_rows = kernels.steps_by_rows(np.ones((m, k)), np.ones((n, k)), np.empty((m, n)))
+        by_columns = kernels.steps_of_matmul(np.ones((m, k)), np.ones((k, n)), np.empty((m, n)))
+        for steps, most in ((by_rows, kernels._DOTS), (by_columns, m * n)):
+            made = 0
+            for step in steps:
+                assert isinstance(step, partial)
+                out = step.keywords["out"]
+                made += out.size
+                rows, columns = out.shape[-2:]
+                assert rows * columns <= most
+                assert rows * columns * k <= kernels._PIECE
+            assert made == m * n
 
 
 def test_a_step_multiplies_what_the_arrays_hold_when_it_is_taken() -> None:
     a, b, out = normal(2, 3, 4), normal(2, 4, 5), np.empty((2, 3, 5))
-    step = kernels.step_of_matmul(a, b, out)
+    (step,) = kernels.steps_of_matmul(a, b, out)
     a[...] = normal(2, 3, 4)
     step()
     np.testing.assert_allclose(out, np.einsum("gik,gkj->gij", a, b), rtol=1e-12, atol=1e-13)
     with pytest.raises(ValueError, match="copy silently"):
-        kernels.step_of_matmul(a, normal(2, 4, 10)[..., ::2], out)
+        kernels.steps_of_matmul(a, normal(2, 4, 10)[..., ::2], out)
