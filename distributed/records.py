@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import platform
 import uuid
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from framework.data import ByteText
+from framework.schedules import Schedule
 
 if TYPE_CHECKING:
     from distributed.trainer import Trainer
@@ -35,7 +37,7 @@ def config_of(trainer: Trainer) -> dict[str, Any]:
         "build": dict(trainer.model.arguments),
         "loss": type(trainer.model.loss).__name__,
         "optimizer": repr(trainer.optimizer),
-        "schedule": repr(trainer.schedule),
+        "schedule": _words(trainer.schedule),
         "dtype": trainer.layout.dtype.name,
         "data": trainer.data.describe(),
         "options": trainer.options.to_json(),
@@ -43,6 +45,13 @@ def config_of(trainer: Trainer) -> dict[str, Any]:
         "fingerprint": trainer.fingerprint,
         "same_bits": trainer.same_bits,
     }
+
+
+def _words(schedule: Schedule) -> str:
+    """What a schedule is known by: a function's `repr` would be another in each process."""
+    if inspect.isfunction(schedule):
+        return f"{schedule.__module__}.{schedule.__qualname__}"
+    return repr(schedule)
 
 
 def losses_sha256(history: list[dict[str, Any]]) -> str:

@@ -10,7 +10,8 @@ from typing import Protocol
 class Schedule(Protocol):
     """The learning rate of a step.
 
-    One's own is best a frozen dataclass with `__call__`: what a run records of it, and knows it by when it is resumed, is its `repr`.
+    One's own is best a frozen dataclass with `__call__`: what a run records of it, and knows it by when it is resumed, is its `repr`, of a
+    function its name alone.
     """
 
     def __call__(self, step: int) -> float:

@@ -146,6 +146,11 @@ class Halves:
         return self.first / 2**step
 
 
+def halves(step: int) -> float:
+    """The same as a function."""
+    return 0.5 / 2**step
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -185,6 +190,19 @@ def test_a_schedule_of_ones_own_is_followed_and_a_resume_takes_no_other(
         Trainer(Chain(Linear(10)), CrossEntropy(), **given, schedule="linear")
     result = Trainer(Chain(Linear(10)), CrossEntropy(), **given, schedule=Halves(0.5)).fit()
     assert [row["learning_rate"] for row in result.history] == [0.5 / 2**step for step in range(6)]
+
+
+def test_a_function_that_is_a_schedule_is_known_by_its_name_in_every_process(tmp_path: Path) -> None:
+    def stop(row: dict[str, Any]) -> None:
+        trainer.stop()
+
+    trainer = small(schedule=halves, run_folder=RunFolder(tmp_path / "run"))
+    with pytest.raises(Stopped):
+        trainer.fit(stop)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule"] == f"{__name__}.halves"
+    given = {"data": clusters(128, 8, 10), "resume": tmp_path / "run"}
+    result = Trainer(Chain(Linear(10)), CrossEntropy(), **given, schedule=halves).fit()
+    assert [row["learning_rate"] for row in result.history] == [0.5, 0.25, 0.125, 0.0625]
 
 
 @pytest.mark.parametrize(
