@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from checkpointing.budgets import ProcessBudget
 from checkpointing.runs import RunPlans
 from checkpointing.timing import Progress
 from checkpointing.witness import Verification
+from distributed.arguments import model_of, require_alone, require_kinds, require_rates
 from distributed.callbacks import Callback, Callbacks, Functions, JsonLines, OnStep, OnValidation, TensorBoard
 from distributed.collectives.communicator import CollectiveError
 from distributed.fingerprint import Fingerprint, require_equal
@@ -67,6 +67,7 @@ class Trainer:
         **options: See `TrainingOptions`.
 
     Raises:
+        TypeError: An argument is of another kind, or there is no such option.
         ValueError: An option is wrong, or the model does not take the data.
         InfeasibleBudget: The policy does not fit the budget, or nothing does.
         SnapshotCorrupt: The run to be resumed has snapshots, and all are damaged.
@@ -91,10 +92,11 @@ class Trainer:
         on_measuring: Progress | None = None,
         **options: Any,
     ) -> None:
+        require_kinds(loss, optimizer, data, schedule, run_folder, callbacks)
         if isinstance(schedule, str):
             options["schedule"] = schedule
         elif schedule is not None:
-            _require_alone(options)
+            require_alone(options)
         self._own_schedule = None if isinstance(schedule, str) else schedule
         self.resumed = resume(Path(options["resume"])) if options.get("resume") is not None else None
         if self.resumed is None:
@@ -121,14 +123,14 @@ class Trainer:
         on_measuring: Progress | None,
     ) -> None:
         """Checks what can be known beforehand, and plans."""
-        model = _model(model, loss, data)
+        model = model_of(model, loss, data)
         self.data = data if data is not None else model.dataset(())
         model = model.fitted(self.data)
         self.model = replace(model, loss=loss) if loss is not None else model
         self.optimizer = optimizer or AdamW()
         #: The learning rate by step.
         self.schedule = self._own_schedule or self.options.learning_rates
-        _require_rates(self.schedule, self.options.steps)
+        require_rates(self.schedule, self.options.steps)
         self._callbacks = [*self._recording(), *callbacks]
         batch, last_batch = self.options.batch, self.options.last_batch
         self.validation = validation_windows(self.data, batch, self.options.validation_examples, last_batch)
@@ -419,43 +421,6 @@ class Trainer:
         path = self.options.weights
         assert path is not None
         return (path / "weights.safetensors" if path.is_dir() else path).resolve()
-
-
-def _model(model: Model | Chain | Callable[[], Model | Chain], loss: Loss | None, data: Dataset | None) -> Model:
-    """Returns a model, made of a chain, or built by a function, where that was given."""
-    if callable(model):
-        built = model()
-        if not isinstance(built, Model | Chain):
-            raise TypeError(
-                f"a function that builds a model returns a Model or a Chain, but got {type(built).__name__}"
-            )
-        model = built
-    if isinstance(model, Model):
-        return model
-    if not isinstance(model, Chain):
-        raise TypeError(
-            f"a model is a Chain, a Model, or a function that builds one, but got {type(model).__name__}; make a chain of a layer: "
-            "Chain(layer)"
-        )
-    if loss is None or data is None:
-        raise ValueError("a chain says neither its loss nor its data: pass both, Trainer(chain, loss, data=...)")
-    return Model("chain", model, loss, lambda paths: data)
-
-
-def _require_alone(options: dict[str, Any]) -> None:
-    """Refuses options that a schedule of one's own would leave without effect."""
-    if told := [name for name in ("learning_rate", "warmup_steps") if options.get(name) is not None]:
-        raise ValueError(f"a schedule of one's own says each step's learning rate; leave {' and '.join(told)} away")
-
-
-def _require_rates(schedule: Schedule, steps: int) -> None:
-    """Tries a schedule at both ends of a run."""
-    for step in (0, steps - 1):
-        rate = schedule(step)
-        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-            raise ValueError(
-                f"a schedule gives a learning rate for each step, 0 or more and finite, but {schedule!r} gives {rate!r} for step {step}"
-            )
 
 
 def _no_data(paths: Any) -> Dataset:

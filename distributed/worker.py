@@ -119,7 +119,8 @@ class Worker:
     def step(self, step: int) -> dict[str, float]:
         """Runs one training step and reports it."""
         started = time.perf_counter()
-        rate, witness = self._task.schedule(step), self._parts.witness
+        # A NumPy scalar would change the precision of what it is multiplied with.
+        rate, witness = float(self._task.schedule(step)), self._parts.witness
         try:
             self._state.check()
             with np.errstate(all="ignore"):  # the Trainer stops a run whose loss or gradient is not finite, with words

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from checkpointing import Engine, InfeasibleBudget, OffloadError, predict, run_p
 from checkpointing.inspector import Finding, Statistics
 from checkpointing.running import NotAsPlanned
 from distributed import (
+    Callback,
     ClusterError,
     Diverged,
     MemoryDisagreement,
@@ -222,6 +224,38 @@ def test_a_function_that_is_a_schedule_is_known_by_its_name_in_every_process(tmp
 def test_a_schedule_that_cannot_be_followed_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_a_rate_of_numpy_s_is_a_number_like_any_other() -> None:
+    """In float64 it would make the update compute in that, and the history could not be written."""
+    given: dict[str, Any] = {"steps": 3, "batch": 8, "shards": 4, "validation_examples": 16}
+    runs = [
+        small(schedule=schedule, **given).fit() for schedule in (Halves(0.5), lambda step: np.float64(0.5 / 2**step))
+    ]
+    assert runs[0].summary["parameters_sha256"] == runs[1].summary["parameters_sha256"]
+    rates = [row["learning_rate"] for row in small(schedule=lambda step: np.float32(0.5), **given).fit().history]
+    assert rates == [0.5] * 3
+    assert {type(rate) for rate in rates} == {float}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": CrossEntropy}, "loss is a Loss, as CrossEntropy(), but got the class CrossEntropy"),
+        ({"loss": AdamW()}, "loss is a Loss, as CrossEntropy(), but got an AdamW"),
+        ({"optimizer": SGD}, "optimizer is an Optimizer, as AdamW(), but got the class SGD"),
+        ({"data": (1, 2)}, "but a tuple has no inputs, targets, nbytes, size, load, describe; of arrays make an ArrayDataset(x, y)"),
+        ({"run_folder": "runs/mine"}, "run_folder is a RunFolder, as RunFolder('runs/mine'), but got a str"),
+        ({"callbacks": [print]}, "callbacks is a list of objects of subclasses of distributed.Callback, but got a builtin_function"),
+        ({"callbacks": Callback()}, "distributed.Callback, but got a Callback; fit also takes functions"),
+        ({"schedule": WarmupCosine}, "schedule is a function of the step, as WarmupConstant(0.01), but got the class WarmupCosine"),
+        ({"schedule": 0.1}, "schedule is a function of the step, as WarmupConstant(0.01), but got a float"),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_named_with_what_to_write(given: dict[str, Any], message: str) -> None:
+    arguments = {"loss": CrossEntropy(), "data": clusters(128, 8, 10), **given}
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Trainer(Chain(Linear(10)), batch=8, shards=4, **arguments)
 
 
 def test_an_infeasible_budget_names_the_smallest_that_fits() -> None:
