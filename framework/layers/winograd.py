@@ -117,15 +117,16 @@ class Winograd:
         turned._fold(total, self._turn(weight_target), rest, False)
 
     def sizes(self, add: bool) -> tuple[int, int, int]:
+        taps = self._weights * 3 // 4  # of the weight as it is: it comes before the planes, or after them
         return (
-            self._weights + max(self._weights, self._planes(product=True)),
-            self._weights + max(self._weights, self._planes(given=True)),
-            self._weights + max(self._weights, self._turned._planes(product=True)),
+            self._weights + max(taps, self._planes(product=True)),
+            self._weights + max(taps, self._planes(given=True)),
+            self._weights + max(taps, self._turned._planes(product=True)),
         )
 
     def size_of_both(self) -> int:
         """Returns the elements of scratch of `cotangents`."""
-        return 2 * self._weights + max(self._weights, self._turned._planes(product=True, given=True))
+        return 2 * self._weights + max(self._weights * 3 // 4, self._turned._planes(product=True, given=True))
 
     def _pass(
         self, x: Array, scratch: Array, matrices: Array | None = None, y: Array | None = None, add: bool = False,

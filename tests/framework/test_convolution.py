@@ -114,8 +114,9 @@ def test_ways_agree_alone_and_together_and_read_nothing_of_their_scratch(call: I
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
-def test_no_scratch_is_told_that_is_not_taken() -> None:
-    call = ImageCall(Conv2d(6, 3, padding=1), (4, 8, 16, 16))
+@pytest.mark.parametrize("shape", [(4, 8, 16, 16), (1, 40, 2, 1)])
+def test_no_scratch_is_told_that_is_not_taken(shape: tuple[int, ...]) -> None:
+    call = ImageCall(Conv2d(6, 3, padding=1), shape)
     way = Winograd(shapes_of(call))
     x, weight, g = call.inputs[0], call.params["weight"], call.cotangent
     y, weight_target, x_target = np.empty_like(g), np.empty_like(weight), np.empty_like(x)
