@@ -145,12 +145,15 @@ def test_sigterm_saves_the_run_and_a_resume_needs_nothing_else(
 def test_a_second_sigterm_ends_a_run_at_once(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import time\n"
+        "from pathlib import Path\n"
         "from framework import Chain, CrossEntropy, Linear, Model\n"
         "from framework.data import ArrayDataset, clusters\n\n"
         "class Slow(ArrayDataset):\n"
         "    def load(self, split, indices, x, targets):\n"
         "        super().load(split, indices, x, targets)\n"
-        "        time.sleep(0 if split == 'train' and self.first() else 30)\n\n"
+        "        if split != 'train' or not self.first():\n"
+        "            Path('in a step').touch()\n"
+        "            time.sleep(30)\n\n"
         "    def first(self, count=[0]):\n"
         "        count[0] += 1\n"
         "        return count[0] <= 2\n\n"
@@ -161,6 +164,7 @@ def test_a_second_sigterm_ends_a_run_at_once(tmp_path: Path) -> None:
     process = start(
         tmp_path, "--model", "slow:build", "--workers", "0", "--batch", "4", "--shards", "2", "--run-dir", "run"
     )
+    wait((tmp_path / "in a step").exists, process)
     process.terminate()
     time.sleep(0.5)
     assert process.poll() is None  # it waits for the step
