@@ -147,7 +147,7 @@ def run(
         codes: Exit codes of errors that have their own.
         meanings: What exit codes mean, for `--help`, where that is not what they mean everywhere.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _terminate)
     debug, code = "--debug" in sys.argv, DONE
     try:
@@ -221,8 +221,26 @@ def _say(message: str, style: str | None) -> None:
         errors.print(message, style=style, markup=False)
 
 
+#: What Ctrl-C and SIGTERM have raised.
+_raised: list[BaseException] = []
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    _raised.append(KeyboardInterrupt())
+    raise _raised[-1]
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated(TERMINATED)
+    _raised.append(Terminated(TERMINATED))
+    raise _raised[-1]
+
+
+def end_if_asked() -> None:
+    """Raises again what Ctrl-C or SIGTERM has raised where Python ignores exceptions: in finalizers and callbacks of weak references, which imports
+    have, too. A program that runs for long calls it now and then.
+    """
+    if _raised:
+        raise _raised[0]
 
 
 def require_new(files: Mapping[str, Path | None], force: bool) -> None:

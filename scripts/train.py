@@ -115,8 +115,13 @@ def main(options: Train) -> dict[str, Any] | _console.Ended:
             with waiting("starting the workers on the cluster"):
                 trainer.start()
         introduce(trainer, options.model)
-        with warnings_in_words(), progress(trainer) as callbacks, stopped_by_sigterm(trainer):
-            result = trainer.fit(*callbacks)
+        with warnings_in_words(), progress(trainer) as (tell, tell_validation), stopped_by_sigterm(trainer):
+
+            def on_step(row: dict[str, Any]) -> None:
+                _console.end_if_asked()
+                tell(row)
+
+            result = trainer.fit(on_step, tell_validation)
     except (KeyboardInterrupt, _console.Terminated):
         if folder.path.exists():
             _console.errors.print(f"metrics so far are in {folder.path}; there are no weights", markup=False)

@@ -224,6 +224,23 @@ def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, wait: floa
     assert not shared_files() - before
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_whose_exception_python_ignores_ends_a_run_all_the_same(
+    tmp_path: Path, number: str, code: int
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import signal\n"
+        "from framework import Chain, CrossEntropy, Linear, Model\n"
+        "from framework.data import clusters\n\n"
+        "class Asked:\n    def __del__(self):\n        signal.raise_signal(signal." + number + ")\n\n"
+        "def data(paths):\n    Asked()\n    return clusters(256, 12, 4)\n\n"
+        "def build():\n    return Model('mine', Chain(Linear(4)), CrossEntropy(), data)\n"
+    )
+    options = ("--model", "mine:build", "--batch", "8", "--shards", "2", "--steps", "1000000", "--workers", "0")
+    done = run("train", *options, cwd=tmp_path, code=code)
+    assert "Exception ignored in" in done.stderr  # Python's words where nobody can catch it
+
+
 #: A variable of the environment that a program's processes of Ray inherit.
 MARK = "RETAPE_TEST_MARK"
 
