@@ -193,7 +193,8 @@ class LSTMChunk(Layer):
     def _run(self, params: Params, x: Array, before: Array | None, y: Array, gates: Array, scratch: Array) -> None:
         """Writes the output and the gates. All inputs go through one product; only that with h has to wait for the step before.
 
-        All four gates are one tanh, since the sigmoid of a is ½ + ½·tanh(a/2).
+        All four gates are one tanh, since the sigmoid of a is ½ + ½·tanh(a/2). Of a gate that is nearly shut it has fewer digits than 1/(1 + exp(-a)): its
+        error is a rounding of 1, not of the gate.
         """
         kernels.matmul(self._part(x, scratch), params["weight_ih"].T, out=kernels.as_rows(gates))
         product, rest = _cut(scratch, (4 * self.features, len(x)))
