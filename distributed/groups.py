@@ -196,10 +196,10 @@ class RayGroup:
         return self.call("measure", *how)
 
     def start(self, tasks: Sequence[WorkerTask]) -> None:
-        self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
+        threads = self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])
         leaders = [self._actors[rank] for rank in self.spread.leaders]
         group = f"retape-{uuid.uuid4().hex}"  # a name of its own: Ray keeps what it knows of a used one
-        self.call("connect", self.call("address"), leaders if len(leaders) > 1 else None, group)
+        self.call("connect", self.call("address"), threads, leaders if len(leaders) > 1 else None, group)
         if any(task.shard_optimizer for task in tasks):
             self.call("connect_state", self.call("state_address"), leaders if len(leaders) > 1 else None)
 

@@ -399,6 +399,7 @@ class Trainer:
             verify=options.verify_memory,
             timeout=options.timeout,
             overlap=options.overlap,
+            rotate_cores=options.rotate_cores,
             shard_optimizer=options.sharded,
             share_weights=options.shares_weights,
             bandwidth=None if options.pretend_bandwidth is None else parse_size(options.pretend_bandwidth),

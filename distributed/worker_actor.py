@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from distributed.collectives.hierarchical import Hierarchical
 from distributed.collectives.ray_transport import RayTransport
 from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.transport import Faults, Faulty, Message, Transport
+from distributed.core_rotation import PERIOD, CoreRotation, cores_to_change
 from distributed.logs import log_warnings
 from distributed.ray_metrics import RayMetrics
 from distributed.readiness import Needs, State, look
@@ -23,6 +25,8 @@ from framework.memory import Array
 
 class WorkerActor(Worker):
     """A worker as a Ray actor. It is built by a call, since Ray would lose the reason of a failing constructor."""
+
+    _rotation: CoreRotation | None = None
 
     def __init__(self) -> None:
         pass
@@ -54,9 +58,20 @@ class WorkerActor(Worker):
         return measure_baseline(*how)
 
     def connect(  # type: ignore[override]
-        self, addresses: Sequence[SegmentAddress], leaders: Sequence[Any] | None = None, group: str = ""
+        self,
+        addresses: Sequence[SegmentAddress],
+        threads: Sequence[int],
+        leaders: Sequence[Any] | None = None,
+        group: str = "",
     ) -> None:
-        """Also connects a leader with those of other nodes, all of which are given, in a group of such a name."""
+        """Also connects a leader with those of other nodes, all of which are given, in a group of such a name, and has its node's ranks change cores.
+
+        Args:
+            addresses: See `Worker.connect`.
+            threads: What each rank computes in; see `start`.
+            leaders: The actors of the nodes' leaders, where there are several nodes.
+            group: What the leaders' group is called.
+        """
         task = self._task
         transport: Transport | None = None
         if leaders is not None and task.rank in task.spread.leaders:
@@ -68,6 +83,10 @@ class WorkerActor(Worker):
                 transport = gloo = GlooTransport(node, len(leaders), transport, inbox, group, task.timeout)
                 self._take = gloo.deliver
         super().connect(addresses, transport)
+        if task.rotate_cores and task.rank in task.spread.leaders:
+            here = [threads[rank] for rank in task.spread.nodes[task.spread.node_of[task.rank]]]
+            if cores := cores_to_change(here, task.threads):
+                self._rotation = CoreRotation(here, cores, lambda why: self._log.warning("%s", why))
 
     def connect_state(  # type: ignore[override]
         self, addresses: Sequence[StateAddress], leaders: Sequence[Any] | None = None
@@ -87,9 +106,14 @@ class WorkerActor(Worker):
             transport if faults == Faults() else Faulty(transport, replace(faults, seed=faults.seed + self._task.rank))
         )
 
-    def start(self, task: WorkerTask) -> None:
-        """Builds the worker."""
+    def start(self, task: WorkerTask) -> int:
+        """Builds the worker.
+
+        Returns:
+            The native id of the thread that computes: Ray calls an actor's methods in one thread, not always the first.
+        """
         super().__init__(task)
+        return threading.get_native_id()
 
     def begin(self, run: str, logs: Path | None, mark: str | None = None) -> str | None:
         """Also counts for Ray, and logs Python's warnings, which nobody would see else."""
@@ -97,6 +121,8 @@ class WorkerActor(Worker):
         fault = super().begin(run, logs, mark)
         if logs is not None:
             log_warnings(self._log)
+            if self._rotation is not None:
+                self._log.info("the ranks of this node change cores every %g s", PERIOD)
         return fault
 
     def step(self, step: int) -> dict[str, float]:

@@ -42,6 +42,7 @@ class WorkerTask:
         verify: Whether the first step and the first validation batch run under the witness; see `checkpointing.witness`.
         timeout: Seconds to wait for them.
         overlap, bandwidth: See `GradientReduction`.
+        rotate_cores: Whether the ranks of a node may change cores; see `distributed.core_rotation`.
         shard_optimizer: Whether the rank holds the optimizer's state of its part of the parameters alone.
         share_weights: Whether the ranks of a node have one copy of the parameters; then that state is shared out, too.
         spread: Of the ranks over nodes.
@@ -72,6 +73,7 @@ class WorkerTask:
     timeout: float
     overlap: bool
     bandwidth: float | None
+    rotate_cores: bool
     shard_optimizer: bool
     share_weights: bool
     spread: Spread
