@@ -51,7 +51,9 @@ class CoreRotation:
         turn, everywhere = 0, {*self._cores}
         while not self._closed.wait(self._period):
             turn += 1
-            places = [(thread, {self._cores[(at + turn) % len(self._cores)]}) for at, thread in enumerate(self._threads)]
+            places = [
+                (thread, {self._cores[(at + turn) % len(self._cores)]}) for at, thread in enumerate(self._threads)
+            ]
             try:
                 for thread, cores in [*places, *((thread, everywhere) for thread in self._threads)]:
                     _move(thread, cores)
