@@ -166,20 +166,40 @@ def _in_ddp(case: Case, how: Configuration, steps: int) -> dict[str, Any]:
 
 def _rank(case: str, how: Configuration, steps: int, store: str, rank: int) -> dict[str, Any]:
     import torch
-    from torch.nn.parallel import DistributedDataParallel
+
+    _join(store, rank, how.processes)
+    try:
+        return _steps_of_twin(CASES[case], how, steps, *_of_rank(CASES[case], how, rank))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def step_of_rank(rank: int, case: str, how: Configuration, store: str) -> Step:
+    """Returns PyTorch's step of a rank, which is this process, fresh and ended when the step is of no more use."""
+    import torch
+
+    torch.set_num_threads(how.threads)
+    threadpool_limits(how.threads)
+    _join(store, rank, how.processes)
+    return step_of_twin(CASES[case], how, initial_parameters(CASES[case]), *_of_rank(CASES[case], how, rank))
+
+
+def _join(store: str, rank: int, world: int) -> None:
+    import torch
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing need be found out about its network
     torch.distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=how.processes, timeout=timedelta(seconds=PATIENCE)
+        "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=PATIENCE)
     )
-    try:
-        share = CASES[case].batch // how.processes
-        part = slice(rank * share, (rank + 1) * share)
-        # Views of the buckets save it a second buffer of gradients.
-        wrapped = partial(DistributedDataParallel, gradient_as_bucket_view=True)
-        return _steps_of_twin(CASES[case], how, steps, part, wrapped)
-    finally:
-        torch.distributed.destroy_process_group()
+
+
+def _of_rank(case: Case, how: Configuration, rank: int) -> tuple[slice, Callable[[Any], Any]]:
+    """Returns a rank's part of the batch, and what makes a module one of several replicas."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    share = case.batch // how.processes
+    # Views of the buckets save it a second buffer of gradients.
+    return slice(rank * share, (rank + 1) * share), partial(DistributedDataParallel, gradient_as_bucket_view=True)
 
 
 def _steps_of_twin(

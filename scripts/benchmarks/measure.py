@@ -88,17 +88,31 @@ def in_fresh_process(function: Run, *arguments: Any) -> Any:
     Raises:
         RuntimeError: It failed; its last words are in the message.
     """
-    program = (
-        f"import sys, json; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        f"from {function.__module__} import {function.__name__} as function\n"
-        "print(json.dumps(function(*json.loads(sys.argv[1]))))"
-    )
-    command = [sys.executable, "-c", program, json.dumps(arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        program_of(function, "", "print(json.dumps(function(*arguments)))"),
+        json.dumps(arguments),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise RuntimeError(f"{function.__name__}{arguments} failed in its process: {last}")
+        raise failure(f"{function.__name__}{arguments}", done.stderr, done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def program_of(function: Run, imports: str, call: str) -> str:
+    """Returns a program that calls a function of a suite with the arguments in its command line, which are JSON."""
+    return (
+        f"import sys, json; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"from {function.__module__} import {function.__name__} as function\n{imports}\n"
+        f"if __name__ == '__main__':\n    arguments = json.loads(sys.argv[1])\n    {call}"
+    )
+
+
+def failure(what: str, errors: str, code: int) -> RuntimeError:
+    """Returns what is raised where a process has failed that printed such errors."""
+    last = (errors.strip() or f"exit code {code}").splitlines()[-1]
+    return RuntimeError(f"{what} failed in its process: {last}")
 
 
 def times(name: str, ours: Run, peer: Run | None, peer_name: str, runs: int) -> Row:

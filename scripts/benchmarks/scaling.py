@@ -4,32 +4,34 @@
   the batch and never wait for each other: what is lost is communication, waiting, and Ray. V is the same: a process has half of the shards. With
   shared weights (`--share-weights`) each worker updates half of the parameters; an independent process has to update all of its own.
   Workers wait for the slower one in each step, as independent processes would *in lockstep*: a step as long as the longer of the two.
+- **Changing cores** (`distributed.core_rotation`), beside the same workers where each stays where it is.
 - **DistributedDataParallel** over Gloo, two processes of one thread, with the AdamW that is the faster one there.
-- **The first step**: from the call of the Trainer's `fit`, planning included, to the end of the first step, when Ray is up.
 - **One worker** under the Trainer beside the plain loop of a process over the engine's steps.
+- **The first step**: from the call of the Trainer's `fit`, planning included, to the end of the first step, when Ray is up.
 - **Overlap** of reduction and backward: see `overlap`.
 - **Snapshots**, one in 50 steps: see `snapshots`.
 
-Every configuration runs in fresh processes, all in turn, and that in several rounds; a time is the median over all steps of all rounds, and there are
-rows for the shortest step, since other work on the machine only ever lengthens one. A
+All configurations but the last two live at once, each in fresh processes, and take turns of a few steps (see `turns`), since speeds of a shared machine
+move by more than what is compared. A time is the median over all steps, and there are rows for the shortest step. A
 step of our workers is from one report of the Trainer to the next: what the driver does between steps is part of it.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
-from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks import overlap, snapshots
 from benchmarks.engine_cases import CASES, Case, Configuration
-from benchmarks.engine_sides import OPTIMIZER, RATE, UNTIMED, run_here, step_of_ours
-from benchmarks.measure import Row, in_fresh_process, installed
+from benchmarks.engine_sides import OPTIMIZER, RATE, step_of_ours, step_of_rank
+from benchmarks.measure import Row, installed
+from benchmarks.turns import Found, Over, Turns, by_processes, in_turns
 from threadpoolctl import threadpool_limits
 
 from distributed import Trainer
@@ -38,16 +40,16 @@ from distributed.cluster import connect
 PACKAGES = ("numpy", "torch", "ray")
 WORKERS, SHARDS = 2, 8
 DDP = "PyTorch DistributedDataParallel over Gloo"
-#: Workers that have the weights once.
-SHARING = "workers, weights shared"
+#: Workers that have the weights once, and workers of whom each stays on a core.
+SHARING, STAYING = "workers, weights shared", "workers, each on its core"
+#: A run has as many steps as turns take.
+ENDLESS = 10**6
 AIM = "the aim, at most"
 #: Seconds from launch to the end of the first step.
 FIRST_STEP = 2.0
 
 #: Told before each run: the runs done, all runs, and what runs now.
 Tell = Callable[[int, int, str], None]
-#: What a run gives: lists of seconds by name.
-Found = dict[str, list[float]]
 
 
 def rows(
@@ -56,31 +58,27 @@ def rows(
     """Yields the comparisons.
 
     Args:
-        steps: Timed steps of a process.
-        rounds: Runs of each configuration.
+        steps: Timed steps in a round.
+        rounds: How many there are.
         only: The model; None for byte-gpt-small.
-        tell: Told before each run.
+        tell: Told before each turn.
         record: Given what was measured of each configuration.
     """
     case = CASES[only or "byte-gpt-small"]
-    runs: dict[str, Callable[[], Found]] = {
-        "workers": lambda: in_fresh_process(workers_here, case.name, WORKERS, steps),
-        SHARING: lambda: in_fresh_process(workers_here, case.name, WORKERS, steps, True),
-        "independent": lambda: in_fresh_process(independent_here, case.name, steps),
-        "one worker": lambda: in_fresh_process(workers_here, case.name, 1, steps),
-        "loop": lambda: in_fresh_process(loop_here, case.name, steps),
+    sides: dict[str, tuple[Any, ...]] = {
+        "workers": (workers_here, case.name, WORKERS, {}),
+        SHARING: (workers_here, case.name, WORKERS, {"share_weights": True}),
+        STAYING: (workers_here, case.name, WORKERS, {"rotate_cores": False}),
+        "independent": (independent_here, case.name),
+        "one worker": (workers_here, case.name, 1, {}),
+        "loop": (loop_here, case.name),
     }
     if installed("torch"):
         for fused in (False, True):
             how = Configuration("pytorch", processes=WORKERS, fused=fused).to_json()
-            runs[f"ddp{', fused' * fused}"] = lambda how=how: in_fresh_process(run_here, case.name, how, steps)
-    found: dict[str, Found] = {name: {"seconds": [], "first": [], "lockstep": []} for name in runs}
-    for turn in range(rounds):
-        for number, (name, run) in enumerate(runs.items()):
-            tell(turn * len(runs) + number, rounds * len(runs), f"{case.name}: {name}")
-            result = run()
-            for what, values in found[name].items():
-                values += result.get(what, [])
+            sides[f"ddp{', fused' * fused}"] = ddp_here, case.name, how
+    ready, found = in_turns(sides, rounds * steps, lambda done, total, name: tell(done, total, f"{case.name}: {name}"))
+    found["workers"]["first"] = ready["workers"]["first"]
     for name, each in found.items():
         record(
             {
@@ -114,6 +112,8 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
                 yield Row(f"{name} no communication, in lockstep", "1", ours, lockstep, alone, runs, "higher")
             peer = tokens / min(peers) if peers else None
             yield Row(f"{name} PyTorch", "1", ours, peer, DDP, runs, "higher", "torch")
+        name = f"{case.name}, {WORKERS} workers that change cores: {'shortest step' if of else 'time of a step'}"
+        yield Row(name, "s", step["workers"], step[STAYING], "each stays on its core", len(found["workers"]["seconds"]))
         name = f"{case.name}, one worker under the Trainer: {'shortest step' if of else 'time of a step'}"
         alike = len(found["one worker"]["seconds"])
         yield Row(name, "s", step["one worker"], step["loop"], "a loop in process", alike)
@@ -122,76 +122,67 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
     yield Row(name, "s", median(first), FIRST_STEP, AIM, len(first))
 
 
-def workers_here(case: str, workers: int, steps: int, shares: bool = False) -> Found:
-    """Returns what a run on Ray workers takes, with shared weights or not, measured in this process, which is a fresh one."""
+def workers_here(case: str, workers: int, options: dict[str, Any], turns: Turns) -> None:
+    """Takes turns as a run on Ray workers with more options of the Trainer, told by this process, which is a fresh one."""
     import ray
 
-    chosen, ends = CASES[case], []
+    chosen, first = CASES[case], list[float]()
     data = chosen.dataset()
     connect(ray, None, workers)
+    steps = turns.steps(first=first)
+    next(steps)
+
+    def ended(row: dict[str, Any]) -> None:
+        if not first:
+            first.append(time.perf_counter() - started)
+        next(steps)
+
     try:
         started = time.perf_counter()
-        Trainer(
-            chosen.model(),
-            optimizer=OPTIMIZER,
-            data=data,
-            workers=workers,
-            threads_per_worker=1,
-            shards=SHARDS,
-            batch=chosen.batch,
-            steps=UNTIMED + steps,
-            warmup_steps=0,
-            learning_rate=RATE,
-            clip_norm=None,
-            validation_examples=chosen.batch,
-            share_weights=shares,
-        ).fit(lambda row: ends.append(time.perf_counter()))
+        with suppress(Over):
+            Trainer(
+                chosen.model(),
+                optimizer=OPTIMIZER,
+                data=data,
+                workers=workers,
+                threads_per_worker=1,
+                shards=SHARDS,
+                batch=chosen.batch,
+                steps=ENDLESS,
+                warmup_steps=0,
+                learning_rate=RATE,
+                clip_norm=None,
+                validation_examples=chosen.batch,
+                **options,
+            ).fit(ended)
     finally:
         ray.shutdown()
-    return {"seconds": _differences(ends)[UNTIMED - 1 : -1], "first": [ends[0] - started]}
 
 
-def independent_here(case: str, steps: int) -> Found:
-    """Returns the seconds of steps of processes that each have a part of the batch and the shards, all running at once."""
-    context = get_context("spawn")
-    barrier = context.Barrier(WORKERS)
-    with ProcessPoolExecutor(WORKERS, context, _take_barrier, (barrier,)) as pool:
-        parts = [pool.submit(_independent, case, steps) for _ in range(WORKERS)]
-        each = [part.result() for part in parts]
-    return {"seconds": [seconds for part in each for seconds in part], "lockstep": [*map(max, zip(*each, strict=True))]}
+def independent_here(case: str, turns: Turns) -> None:
+    """Takes turns with processes that each have a part of the batch and the shards."""
+    by_processes(turns, WORKERS, _independent, case)
 
 
-def loop_here(case: str, steps: int) -> Found:
-    """Returns the seconds of steps in this process, which is a fresh one."""
-    return {"seconds": _steps(CASES[case], Configuration("ours", shards=SHARDS), steps)}
+def _independent(number: int, case: str) -> Callable[[int], Any]:
+    part = replace(CASES[case], batch=CASES[case].batch // WORKERS)
+    return _step(part, Configuration("ours", shards=SHARDS // WORKERS))
 
 
-_barrier: Any = None
+def ddp_here(case: str, how: dict[str, Any], turns: Turns) -> None:
+    """Takes turns with processes under DistributedDataParallel; both take as long over a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        by_processes(turns, WORKERS, step_of_rank, case, Configuration(**how), f"file://{Path(folder) / 'store'}")
 
 
-def _take_barrier(barrier: Any) -> None:
-    global _barrier
-    _barrier = barrier
+def loop_here(case: str, turns: Turns) -> None:
+    """Takes turns in this process, which is a fresh one."""
+    step = _step(CASES[case], Configuration("ours", shards=SHARDS))
+    with suppress(Over):
+        for number in turns.steps():
+            step(number)
 
 
-def _independent(case: str, steps: int) -> list[float]:
-    chosen = CASES[case]
-    part = replace(chosen, batch=chosen.batch // WORKERS)
-    return _steps(part, Configuration("ours", shards=SHARDS // WORKERS), steps, lambda: _barrier.wait())
-
-
-def _steps(case: Case, how: Configuration, steps: int, begin: Callable[[], Any] = lambda: None) -> list[float]:
+def _step(case: Case, how: Configuration) -> Callable[[int], Any]:
     threadpool_limits(how.threads)
-    step = step_of_ours(case, how)
-    for number in range(UNTIMED):
-        step(number)
-    begin()
-    ends = [time.perf_counter()]
-    for number in range(steps):
-        step(UNTIMED + number)
-        ends.append(time.perf_counter())
-    return _differences(ends)
-
-
-def _differences(times: list[float]) -> list[float]:
-    return [after - before for before, after in pairwise(times)]
+    return step_of_ours(case, how)
