@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Compiled at once, as pip does it with what it copies: each worker imports them.
+PACKAGES := framework checkpointing distributed scripts
 # In two processes; in one with ARGS="-n 0". What a test of the larger suites prints is shown at the end (-rP).
 PYTEST ?= $(BIN)/python -m pytest -n 2
 ARGS ?=
@@ -56,6 +58,7 @@ clean:
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable .
+	$(BIN)/python -m compileall -q $(PACKAGES)
 	touch $@
 
 .venv/.installed-test: .venv/.installed

@@ -15,6 +15,7 @@ memory that the leader has from the beginning.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -99,7 +100,7 @@ class GradientReduction:
             int, Array
         ] = {}  # while a step is reduced: the sums of this node's ranks, by their first shard
         self._totals: Totals | None = None
-        self._finishing = False  # whether the rank has nothing else to do than to wait for the reduction
+        self._finishing = threading.Event()  # the rank has nothing else to do than to wait for the reduction
         self._told = False  # whether other nodes have been told this node's totals
         self._rendezvous: Rendezvous | None = None
         if world == 1:
@@ -162,7 +163,7 @@ class GradientReduction:
             CollectiveError: Ranks did not come within the timeout, one died, or one gave up.
         """
         started = time.perf_counter()
-        self._finishing = True
+        self._finishing.set()
         try:
             for bucket in self._waiting:
                 self._reduce(*bucket)
@@ -211,7 +212,7 @@ class GradientReduction:
         """Adds this rank's share of a bucket when all ranks have made it."""
         if not self._everyone:
             self._publish(sums, totals)
-        self._reducing.barrier("all-reduce", calm=not self._finishing)
+        self._reducing.barrier("all-reduce", hurry=self._finishing)
         if not self._everyone:
             self._everyone = self._sums_of_all(sums)
         if self._bandwidth is not None:
@@ -222,7 +223,7 @@ class GradientReduction:
             reduce_in_tree(self._everyone, mine, self._totals.divisor)
             return
         add_in_tree(self._everyone, mine, self._hierarchy.within[self._node])
-        self._reducing.barrier("all-reduce", calm=not self._finishing)
+        self._reducing.barrier("all-reduce", hurry=self._finishing)
         if self._cross is not None:
             self._reduce_across(self._cross, places)
 
@@ -314,7 +315,8 @@ class GradientReduction:
 
     def _forget(self) -> None:
         """Holds no gradient any more."""
-        self._everyone, self._totals, self._told, self._finishing = {}, None, False, False
+        self._everyone, self._totals, self._told = {}, None, False
+        self._finishing.clear()
         self._waiting.clear()
         self._begun.clear()
 

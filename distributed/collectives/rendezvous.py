@@ -6,7 +6,7 @@ something useful. Counters are published by plain stores, which x86 keeps in ord
 A rank has several *channels*, each with a counter: what is done on one (by a thread that communicates) is independent of the others.
 
 Who waits polls: a few hundred times at once, then between short sleeps, so that more ranks than cores get on. A thread that waits *calmly*, since
-its rank's core has other work, sleeps at once. Whoever is late is looked at through its pidfd: a process that has ended is an error within a moment, not after the timeout.
+its rank's core has other work, sleeps at once and longer, until it is told to hurry. Whoever is late is looked at through its pidfd: a process that has ended is an error within a moment, not after the timeout.
 
 The control area at the head of a segment: the abort flag (0, or the id of the process that gave up), then a cache line for each channel.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -34,8 +35,9 @@ _SHORTEST, _SHORTEST_OF_MANY = 2e-5, 1e-4
 _LONGEST = 1e-3
 #: A sleep is this part of the time waited so far.
 _PART = 1 / 8
-#: The shortest sleep of who waits calmly, at once and without polls before it.
-_CALM = 2e-4
+#: The shortest and the longest sleep of who waits calmly, at once and without polls before it, and which part of the time waited it is: whoever
+#: wakes takes Python's lock and a part of the caches from the rank's own work.
+_CALM, _LONGEST_CALM, _PART_CALM = 2e-3, 1e-2, 1 / 4
 #: Seconds between looks at whether the late ones are alive.
 _LOOK = 0.05
 #: Seconds that a rank waits longer than its node's leader, who can say which ranks of other nodes are late.
@@ -75,7 +77,11 @@ class Rendezvous:
         return Channel(self, self._segments, number)
 
     def wait(
-        self, late: Callable[[], list[int]], operation: str, timeout: float | None = None, calm: bool = False
+        self,
+        late: Callable[[], list[int]],
+        operation: str,
+        timeout: float | None = None,
+        hurry: threading.Event | None = None,
     ) -> None:
         """Waits until nobody is late.
 
@@ -83,19 +89,19 @@ class Rendezvous:
             late: Returns the ranks that have not come yet.
             operation: For errors.
             timeout: Seconds to wait.
-            calm: Whether polls are to take little from what else runs on this core, at the cost of a fraction of a millisecond.
+            hurry: Until it is set polls are to take little from what else runs on this core, at the cost of some milliseconds.
 
         Raises:
             CollectiveError: A late rank's process has ended, somebody gave up, or the timeout has passed.
         """
         patience = self.timeout if timeout is None else timeout
-        spins, shortest = (0, _CALM) if calm else (self._spins, self._shortest)
         started, polls, look = time.monotonic(), 0, 0.0
         while missing := late():
             if any(flag[0] for flag in self._flags) and late():  # what all have reached is passed by all
                 raise self._given_up(operation, missing, time.monotonic() - started)
             polls += 1
-            if polls <= spins:
+            calm = hurry if hurry is not None and not hurry.is_set() else None
+            if polls <= self._spins and calm is None:
                 continue
             waited = time.monotonic() - started
             if waited >= look:
@@ -107,7 +113,10 @@ class Rendezvous:
                     f"rank {self.rank}: ranks {self._named(missing)} late, waited {waited:.1f} s in {operation}",
                     operation, self._named(missing), seconds=waited,
                 )  # fmt: skip
-            time.sleep(min(max(shortest, waited * _PART), _LONGEST))
+            if calm is not None:
+                calm.wait(min(max(_CALM, waited * _PART_CALM), _LONGEST_CALM))
+            else:
+                time.sleep(min(max(self._shortest, waited * _PART), _LONGEST))
         self.missing = []
 
     def require_all_well(self, operation: str) -> None:
@@ -178,13 +187,17 @@ class Channel:
         self._own[0] += 1
         return self._own[0]
 
-    def wait(self, meeting: int, operation: str, timeout: float | None = None, calm: bool = False) -> None:
+    def wait(
+        self, meeting: int, operation: str, timeout: float | None = None, hurry: threading.Event | None = None
+    ) -> None:
         """Waits until all ranks have come to a meeting; see `Rendezvous.wait`."""
-        self._rendezvous.wait(partial(self._late, meeting), operation, timeout, calm)
+        self._rendezvous.wait(partial(self._late, meeting), operation, timeout, hurry)
 
-    def barrier(self, operation: str = "barrier", timeout: float | None = None, calm: bool = False) -> None:
+    def barrier(
+        self, operation: str = "barrier", timeout: float | None = None, hurry: threading.Event | None = None
+    ) -> None:
         """Arrives, and waits for the others."""
-        self.wait(self.arrive(), operation, timeout, calm)
+        self.wait(self.arrive(), operation, timeout, hurry)
 
     def _late(self, meeting: int) -> list[int]:
         return [rank for rank, counter in enumerate(self._counters) if counter[0] < meeting]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,3 +141,33 @@ def test_ranks_are_added_in_the_order_of_tree_sum(world: int) -> None:
     for i, j in additions_between(range(world)):
         found[i] += found[j]
     assert found[0] == tree_sum(values)
+
+
+def test_who_waits_calmly_looks_rarely() -> None:
+    segments = [Segment.create("test", CONTROL_NBYTES) for _ in range(2)]
+    rank, looks, most = Rendezvous(0, segments, 60), [0], 20
+
+    def late() -> list[int]:
+        looks[0] += 1
+        return [1] if looks[0] < most else []
+
+    started = time.monotonic()
+    rank.wait(late, "test", hurry=threading.Event())
+    assert time.monotonic() - started >= (most - 1) * 2e-3  # it sleeps after every look but the last
+    rank.close()
+
+
+def test_who_waits_calmly_hurries_as_soon_as_it_is_told() -> None:
+    segments = [Segment.create("test", CONTROL_NBYTES) for _ in range(2)]
+    ranks = [Rendezvous(rank, segments, 60) for rank in range(2)]
+    hurry, polls = threading.Event(), [0, 0]
+
+    def late() -> list[int]:
+        polls[hurry.is_set()] += 1
+        return [] if polls[1] > 50 else [1]
+
+    threading.Timer(0.2, hurry.set).start()
+    ranks[0].wait(late, "test", hurry=hurry)
+    assert polls[0] <= 0.2 / 2e-3 + 2 and polls[1] == 51
+    for rank in ranks:
+        rank.close()
