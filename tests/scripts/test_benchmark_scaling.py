@@ -24,10 +24,13 @@ def found(**seconds: float) -> dict[str, dict[str, list[float]]]:
 
 def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer(suite: Any) -> None:
     case = suite.CASES["byte-gpt-small"]
-    others = {"workers, weights shared": 0.45, "one worker": 1.0, "loop": 0.8, "ddp": 0.7, "ddp, fused": 0.6}
+    staying = {"workers, each on its core": 0.55}
+    others = {"workers, weights shared": 0.45, **staying, "one worker": 1.0, "loop": 0.8, "ddp": 0.7, "ddp, fused": 0.6}
     runs = found(workers=0.5, independent=0.4, **others)
     runs["independent"]["lockstep"] = [0.45, 0.45, 0.6]
-    alone, together, ddp, sharing, sharing_together, sharing_ddp, one, *shortest, first = suite.compared(case, runs)
+    alone, together, ddp, sharing, sharing_together, sharing_ddp, cores, one, *shortest, first = suite.compared(
+        case, runs
+    )
     tokens = 8 * 256
     assert (alone.ours, alone.peer, alone.better) == (tokens / 0.5, tokens / 0.4, "higher")
     assert (together.ours, together.peer) == (tokens / 0.5, tokens / 0.45)
@@ -36,12 +39,14 @@ def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer
     assert (sharing.ours, sharing.peer) == (tokens / 0.45, tokens / 0.4)
     assert (sharing_ddp.ours, sharing_ddp.peer) == (tokens / 0.45, tokens / 0.6)
     assert (first.ours, first.peer, first.better) == (1.5, 2.0, "lower")
+    assert (cores.ours, cores.peer, cores.unit, cores.better) == (0.5, 0.55, "s", "lower")
     assert (one.ours, one.peer, one.unit) == (1.0, 0.8, "s")
     assert [(row.ours, row.peer) for row in shortest] == [
         (tokens / 0.25, tokens / 0.2),
         (tokens / 0.25, tokens / 0.3),
         (tokens / 0.225, tokens / 0.2),
         (tokens / 0.225, tokens / 0.3),
+        (0.25, 0.275),
         (0.5, 0.4),
     ]
     del runs["ddp"], runs["ddp, fused"]
@@ -65,7 +70,7 @@ def test_the_suite_measures_a_small_model(tmp_path: Path) -> None:
     done = run("benchmark", "scaling", "--only", "mlp", "--steps", "2", "--rounds", "1", "--json", cwd=tmp_path)
     data = last_json(done)
     names = [row["name"] for row in data["rows"]]
-    assert len(names) == len(set(names)) == 13
+    assert len(names) == len(set(names)) == 15
     assert all(row["ours"] > 0 for row in data["rows"])
     assert {"workers", "independent", "one worker", "loop"} <= {
         each["configuration"] for each in data["configurations"]
