@@ -9,8 +9,8 @@ import numpy as np
 
 from checkpointing.reduction_tree import additions_between
 from framework import kernels
-from framework.memory import Array
-from framework.optimizers import tree_sum
+from framework.memory import Array, Ledger
+from framework.optimizers import global_norm, tree_sum
 from framework.parameters import Parameters
 
 
@@ -54,6 +54,10 @@ class Reduction(Protocol):
         """Waits for all that was begun; returns the mean gradient in place of shard 0's buffer, and the totals over all shards."""
         ...
 
+    def norm(self, mean: Array, ledger: Ledger) -> float:
+        """Returns the norm of the mean gradient, or of a part of it; see `global_norm`. All ranks call it."""
+        ...
+
 
 class Sharing(Protocol):
     """Shares the optimizer's state out over ranks: each updates its part of the parameters, and is given the others'.
@@ -91,6 +95,9 @@ class LocalReduction:
         assert self._found is not None
         found, self._found = self._found, None
         return found
+
+    def norm(self, mean: Array, ledger: Ledger) -> float:
+        return global_norm(mean, ledger)
 
 
 def reduce_in_tree(sums: Mapping[int, Array], places: Sequence[slice], divisor: float) -> None:

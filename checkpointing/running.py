@@ -43,7 +43,6 @@ from framework.keys import Key
 from framework.layers import BATCH, Context
 from framework.layers.layer import Extent, require_output
 from framework.memory import Allocation, Allocator, Array, Moment
-from framework.optimizers import global_norm
 
 if TYPE_CHECKING:
     from checkpointing.executor import Executor
@@ -370,7 +369,7 @@ class Run:
 
     def norm(self, operation: Norm) -> None:
         cotangents, _ = self.executor.layout.parts(self.table[gradient(0, self.plan.shards)])
-        self.gradient_norm = global_norm(cotangents, self.ledger)
+        self.gradient_norm = self.executor.reduction.norm(cotangents, self.ledger)
 
     def update(self, operation: Update) -> None:
         if self.job.update is None:

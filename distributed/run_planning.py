@@ -272,7 +272,7 @@ class RunPlanning:
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
         options = self._options
-        static = static_nbytes(self._data, options.shards, bool(options.workers))
+        static = static_nbytes(self._data, options.shards, bool(options.workers), self.layout)
         return run_plans(
             self._model.chain,
             self._model.loss,

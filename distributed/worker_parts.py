@@ -91,7 +91,7 @@ class WorkerParts:
         return SharedWeights(task.rank, task.spread, layout, Key(task.seed), self.ledger)
 
     def _make_reduction(self, task: WorkerTask, layout: Layout) -> GradientReduction:
-        header = static_nbytes(task.data, task.shards, task.shared)["communication/segment header"]
+        header = static_nbytes(task.data, task.shards, task.shared, layout)["communication/segment header"]
         self._counted.append(self.ledger.count(header, "communication", "segment header"))
         chunks = chunk_nbytes(layout, task.shards, task.spread, task.network.chunk, task.rank)
         category, owner = CHUNKS.split("/")

@@ -23,19 +23,20 @@ def shard_specs(data: Dataset, batch: int, shards: int) -> tuple[Spec, Spec]:
     return Spec((rows, *data.inputs.shape), data.inputs.dtype), Spec((rows, *data.targets.shape), data.targets.dtype)
 
 
-def static_nbytes(data: Dataset, shards: int, shared: bool) -> dict[str, int]:
+def static_nbytes(data: Dataset, shards: int, shared: bool, layout: Layout) -> dict[str, int]:
     """Returns the bytes, besides parameters and optimizer state, that a worker holds throughout, by "category/owner".
 
     Args:
         data: The examples.
         shards: V.
         shared: Whether gradients lie in shared memory.
+        layout: Of the parameters.
     """
     size = data.size("train")
     return {
         "data/data set": data.nbytes,
         "data/epoch order": size * order_dtype(size).itemsize,
-        "communication/segment header": header_nbytes(shards) if shared else 0,
+        "communication/segment header": header_nbytes(shards, layout.gradients.size) if shared else 0,
     }
 
 

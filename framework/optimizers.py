@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from framework.parameters import Layout, Part
 NORM_BLOCK = 4_096
 #: Blocks that are squared at once.
 _NORM_ROWS = 8
+#: See `global_norm`.
+Exchange = Callable[[Array, slice], None]
 
 
 class Optimizer(ABC):
@@ -270,29 +273,50 @@ class AdamW(Optimizer):
         parameters -= along
 
 
-def global_norm(flat: Array, ledger: Ledger) -> float:
+def global_norm(flat: Array, ledger: Ledger, exchange: Exchange | None = None, place: int = 0, count: int = 1) -> float:
     """Returns the Euclidean norm in float64.
 
     The squares of each fixed block of 4,096 elements are summed, then the blocks' sums in a binary tree, so the
     bits do not depend on who computes which blocks.
+
+    Args:
+        flat: Shape (size,), on all ranks the same numbers.
+        ledger: Counts the scratch.
+        exchange: Where ranks sum the blocks together: given the blocks' sums (blocks,) and which of them are this rank's, writes
+            the other ranks' into them.
+        place: Which of these ranks this is.
+        count: How many they are.
     """
-    blocks = -(-flat.size // NORM_BLOCK)
+    blocks = norm_blocks(flat.size)
     sums = ledger.empty((blocks,), np.float64, "workspace", "norm")
     height = min(_NORM_ROWS, blocks)
     scratch = ledger.empty((height, NORM_BLOCK), np.float64, "workspace", "norm")
-    for first in range(0, blocks, _NORM_ROWS):
-        some = flat[first * NORM_BLOCK : (first + height) * NORM_BLOCK]
-        rows = min(height, blocks - first)
+    mine = norm_share(blocks, place, count)
+    for first in range(mine.start, mine.stop, _NORM_ROWS):
+        rows = min(height, mine.stop - first)
+        some = flat[first * NORM_BLOCK : (first + rows) * NORM_BLOCK]
         whole = scratch[:rows].reshape(-1)
         whole[: some.size] = some
         whole[some.size :] = 0
         np.vecdot(scratch[:rows], scratch[:rows], out=sums[first : first + rows])
+    if exchange is not None:
+        exchange(sums, mine)
     return math.sqrt(tree_sum(sums.tolist()))
+
+
+def norm_blocks(size: int) -> int:
+    """Returns how many blocks `global_norm` cuts so many elements into."""
+    return -(-size // NORM_BLOCK)
+
+
+def norm_share(blocks: int, place: int, count: int) -> slice:
+    """Returns the blocks that one of `count` ranks sums."""
+    return slice(blocks * place // count, blocks * (place + 1) // count)
 
 
 def norm_workspace_nbytes(layout: Layout) -> int:
     """Bytes of scratch of `global_norm` over a buffer of this layout."""
-    blocks = -(-layout.size // NORM_BLOCK)
+    blocks = norm_blocks(layout.size)
     return (blocks + min(_NORM_ROWS, blocks) * NORM_BLOCK) * np.dtype(np.float64).itemsize
 
 

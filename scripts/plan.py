@@ -205,13 +205,13 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str, Layout | None]:
     data = model.dataset(list(options.data))
     model = model.fitted(data)
     x, targets = shard_specs(data, batch, shards)
-    static = static_nbytes(data, shards, bool(options.workers))
+    layout = model.chain.layout(x)
+    static = static_nbytes(data, shards, bool(options.workers), layout)
     weighted = options.last_batch == "pad" and Batches(data.size("train"), batch, "pad").padded
     costs = costs_of(model.chain, model.loss, x, targets, AdamW(), static, weighted=weighted)
     if options.measured_costs:
         with _console.measuring() as progress:
             costs = costs.with_times(model_times(model, x, targets, 1, progress))
-    layout = model.chain.layout(x)
     return (
         costs,
         shards,

@@ -1,6 +1,6 @@
 """What ranks that reduce gradients have in memory: slots of gradients in their segments, and before them what they tell each other.
 
-A segment: the control area, the totals and the slots of roots by shard, then the slots.
+A segment: the control area, the totals and the slots of roots by shard, the sums of squares by block, then the slots.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from distributed.collectives.segment import PAGE, Segment, round_up
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import SlotSizes
 from framework.memory import Allocation, Array
+from framework.optimizers import norm_blocks
 
 #: Numbers of the totals of a shard.
 SUMS = len(Totals._fields)
 _FLOAT, _INTEGER = np.dtype(np.float64), np.dtype(np.int64)
 
 
-def header_nbytes(shards: int) -> int:
-    """Bytes of a segment before its slots."""
-    return round_up(CONTROL_NBYTES + shards * (SUMS * _FLOAT.itemsize + _INTEGER.itemsize), PAGE)
+def header_nbytes(shards: int, size: int) -> int:
+    """Bytes of a segment before its slots, which have so many elements each."""
+    by_shard = shards * (SUMS * _FLOAT.itemsize + _INTEGER.itemsize)
+    return round_up(CONTROL_NBYTES + by_shard + norm_blocks(size) * _FLOAT.itemsize, PAGE)
 
 
 def hierarchy_of(shards: int, spread: Spread) -> Hierarchy:
@@ -53,11 +55,14 @@ class Header:
     Attributes:
         sums: The totals of each shard.
         root_slots: The slot in which the root that begins with a shard lies.
+        squares: Sums of squares of the mean gradient, block by block, of those that the rank has summed; see `global_norm`.
     """
 
-    def __init__(self, segment: Segment, shards: int) -> None:
+    def __init__(self, segment: Segment, shards: int, size: int) -> None:
         self.sums = segment.array(CONTROL_NBYTES, shards * SUMS, _FLOAT).reshape(shards, SUMS)
-        self.root_slots = segment.array(CONTROL_NBYTES + self.sums.nbytes, shards, _INTEGER)
+        behind = CONTROL_NBYTES + self.sums.nbytes
+        self.root_slots = segment.array(behind, shards, _INTEGER)
+        self.squares = segment.array(behind + self.root_slots.nbytes, norm_blocks(size), _FLOAT)
 
 
 class Slot:

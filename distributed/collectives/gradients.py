@@ -32,7 +32,8 @@ from distributed.collectives.rendezvous import GRACE, Rendezvous, give_up
 from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress, attach_all, round_up
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import RETRY, Inbox, Network, Transport
-from framework.memory import Allocation, Array
+from framework.memory import Allocation, Array, Ledger
+from framework.optimizers import global_norm, norm_share
 
 
 class GradientReduction:
@@ -85,7 +86,7 @@ class GradientReduction:
         self.inbox = Inbox(sizes, memory) if sizes else None
         self._chunk, self._retry = chunk, retry
         self._cross: CrossNode | None = None
-        self._start = header_nbytes(shards)
+        self._start = header_nbytes(shards, size)
         self._stride = round_up(size * dtype.itemsize, CACHE_LINE)
         self._own = Segment.create("retape-gradients", self._start + slots * self._stride)
         self.address = self._own.address
@@ -117,7 +118,7 @@ class GradientReduction:
             CollectiveError: One cannot be attached to.
         """
         self._segments = attach_all(self.rank, self._own, [addresses[rank] for rank in self._here], self._here)
-        self._headers = [Header(segment, self.shards) for segment in self._segments]
+        self._headers = [Header(segment, self.shards, self.size) for segment in self._segments]
         alone = len(self._spread.nodes) == 1
         patience = self.timeout if alone or self.inbox else self.timeout + GRACE
         self._rendezvous = Rendezvous(self.rank, self._segments, patience, self._here)
@@ -182,6 +183,14 @@ class GradientReduction:
         total = self._exchange(sums)
         self.barrier("exchange of losses")  # nobody writes the next sums before all have read these
         return total
+
+    def norm(self, mean: Array, ledger: Ledger) -> float:
+        """Returns the norm of the mean gradient, of which each rank that shares memory sums the squares of a part.
+
+        Raises:
+            CollectiveError: See `barrier`.
+        """
+        return global_norm(mean, ledger, self._exchange_squares, self._here.index(self.rank), len(self._here))
 
     def barrier(self, what: str = "barrier") -> None:
         """Waits until all ranks that share memory have come here.
@@ -279,6 +288,14 @@ class GradientReduction:
         if len(self._spread.nodes) > 1:
             self.barrier("exchange of losses")
         return self._totals_of_all()
+
+    def _exchange_squares(self, sums: Array, mine: slice) -> None:
+        """Writes the sums of other ranks' blocks beside this rank's; theirs may be written again after the next meeting."""
+        self._headers[self._here.index(self.rank)].squares[mine] = sums[mine]
+        self.barrier("norm of the gradient")
+        for place, header in enumerate(self._headers):
+            theirs = norm_share(sums.size, place, len(self._here))
+            sums[theirs] = header.squares[theirs]
 
     def _node_totals(self) -> Array:
         """Puts the totals of this node's shards into the leader's header, and returns that: (V, 3)."""

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from distributed.collectives.gradient_memory import header_nbytes
 from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.segment import SegmentAddress
 from framework import Ledger
+from framework.optimizers import NORM_BLOCK, global_norm, norm_blocks, norm_share
 from tests.distributed.collectives.reductions import all_reduce, gradients, in_parallel, open_world, reference
 from tests.shared_files import shared_files
 
@@ -107,9 +109,36 @@ def test_no_rank_leaves_a_barrier_before_all_have_come() -> None:
     assert in_parallel(ranks, work) == [[4] * 20] * 4
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_sum_the_squares_of_the_mean_together_and_have_the_bits_of_one(world: int, dtype: str) -> None:
+    for size in (1, NORM_BLOCK, 2 * NORM_BLOCK + 1, 21 * NORM_BLOCK - 7):
+        ranks = open_world(world, 8, size, dtype)
+        means = [gradients(1, size, dtype)[0], np.full(size, 3.0, dtype)]
+        expected = [global_norm(mean, Ledger()) for mean in means]
+        touched: list[list[int]] = [[] for _ in ranks]
+
+        def work(rank: GradientReduction, means: Any = means, touched: Any = touched) -> list[float]:
+            found = []
+            for mean in means:
+                mine = mean.copy()
+                blocks = norm_blocks(mean.size)
+                share = norm_share(blocks, rank.rank, rank.world)
+                # What is not this rank's share is not read: it would spoil the norm.
+                mine[: share.start * NORM_BLOCK] = np.nan
+                mine[share.stop * NORM_BLOCK :] = np.nan
+                touched[rank.rank] = [*range(blocks)[share]]
+                found.append(rank.norm(mine, Ledger()))
+                rank.barrier()
+            return found
+
+        assert in_parallel(ranks, work) == [expected] * world
+        assert sorted(block for blocks in touched for block in blocks) == [*range(norm_blocks(size))]
+
+
 def test_the_header_holds_the_sums_of_any_number_of_shards() -> None:
     for shards in (1, 8, 256, 4096):
-        assert header_nbytes(shards) >= 64 + 32 * shards
+        assert header_nbytes(shards, 3) >= 64 + 32 * shards
         rank = GradientReduction(0, 1, shards, 3, np.dtype("float64"), slots=1)
         totals = rank.total(dict.fromkeys(range(shards), Totals(0.5, 1.0, 0.25)))
         assert totals == Totals(0.5 * shards, float(shards), 0.25 * shards)
