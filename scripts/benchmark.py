@@ -66,9 +66,9 @@ class Benchmark(_console.Common):
     """The one model that a suite measures: byte-gpt-small, mlp, resnet-small or tiny-chain of engine and scaling; byte-gpt-small, mlp-50,
     byte-gpt-tiny, mlp-deep or resnet-small of policies."""
     steps: int | None = None
-    """Timed steps in each process: 10 in the suites engine and scaling; 3 of each configuration in policies, or more where they are short."""
+    """Timed steps in each process, in scaling in each round: 10 in the suites engine and scaling; 3 of each configuration in policies, or more where they are short."""
     rounds: int = 3
-    """Processes of each configuration in the suites engine and scaling, of each side in policies."""
+    """Processes of each configuration in the suite engine, of each side in policies; rounds of steps in scaling, whose processes live at once and take turns."""
     profile: str | None = None
     """Instead of comparing, tell where the time of a step of this model of the suite engine goes."""
 
