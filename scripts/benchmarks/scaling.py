@@ -65,11 +65,12 @@ def rows(
         record: Given what was measured of each configuration.
     """
     case = CASES[only or "byte-gpt-small"]
+    # What is compared most closely takes its turns one after the other.
     sides: dict[str, tuple[Any, ...]] = {
         "workers": (workers_here, case.name, WORKERS, {}),
+        "independent": (independent_here, case.name),
         SHARING: (workers_here, case.name, WORKERS, {"share_weights": True}),
         STAYING: (workers_here, case.name, WORKERS, {"rotate_cores": False}),
-        "independent": (independent_here, case.name),
         "one worker": (workers_here, case.name, 1, {}),
         "loop": (loop_here, case.name),
     }
