@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -157,17 +158,26 @@ def test_who_waits_calmly_looks_rarely() -> None:
     rank.close()
 
 
-def test_who_waits_calmly_hurries_as_soon_as_it_is_told() -> None:
+def test_who_waits_calmly_sleeps_where_it_can_be_woken_and_then_hurries() -> None:
+    class Told(threading.Event):
+        """Set while it is waited for the fifth time."""
+
+        waits: ClassVar[list[float | None]] = []
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits.append(timeout)
+            if len(self.waits) == 5:
+                self.set()
+            return self.is_set()
+
     segments = [Segment.create("test", CONTROL_NBYTES) for _ in range(2)]
-    ranks = [Rendezvous(rank, segments, 60) for rank in range(2)]
-    hurry, polls = threading.Event(), [0, 0]
+    rank, hurry, looks = Rendezvous(0, segments, 60), Told(), [0]
 
     def late() -> list[int]:
-        polls[hurry.is_set()] += 1
-        return [] if polls[1] > 50 else [1]
+        looks[0] += 1
+        return [1] if looks[0] < 50 else []
 
-    threading.Timer(0.2, hurry.set).start()
-    ranks[0].wait(late, "test", hurry=hurry)
-    assert polls[0] <= 0.2 / 2e-3 + 2 and polls[1] == 51
-    for rank in ranks:
-        rank.close()
+    rank.wait(late, "test", hurry=hurry)
+    assert len(hurry.waits) == 5, "it sleeps nowhere else before it is told, and not there afterwards"
+    assert all(timeout is not None and 2e-3 <= timeout <= 1e-2 for timeout in hurry.waits)
+    rank.close()
