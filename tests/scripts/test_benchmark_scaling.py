@@ -54,9 +54,9 @@ def test_rows_are_medians_and_the_shortest_in_tokens_per_second_beside_each_peer
 
 
 @pytest.mark.memory
-def test_a_node_s_workers_take_less_the_more_they_share(suite: Any) -> None:
+def test_a_node_s_workers_take_less_the_more_they_share(suite: Any) -> None:  # the suite puts its folder on the path
     nodes = importlib.import_module("benchmarks.node_memory")
-    found = [suite.in_fresh_process(nodes.node_here, "mlp", options) for options in nodes.WAYS.values()]
+    found = [nodes.in_fresh_process(nodes.node_here, "mlp", options) for options in nodes.WAYS.values()]
     for each in found:
         assert each["ledgers"] == each["predicted"]
         # A budget keeps as much back of each process. Not all that is counted is touched.
