@@ -99,7 +99,7 @@ class Engine:
             advance_state(self._layer, self.parameters, statistics)
             part, sharing = self._part, self._sharing
             self.optimizer.update(
-                self.parameters.flat if sharing is None else sharing.begin(self.parameters),
+                self.parameters.flat[part],
                 gradient[part],
                 self.optimizer_state,
                 step=step,
@@ -107,6 +107,7 @@ class Engine:
                 factor=clip_factor(norm, self._clip),
                 ledger=self.ledger,
                 first=part.start,
+                out=None if sharing is None else sharing.begin(self.parameters),
             )
             if sharing is not None:
                 sharing.publish(self.parameters, step)

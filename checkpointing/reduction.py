@@ -68,8 +68,8 @@ class Sharing(Protocol):
 
     part: slice
 
-    def begin(self, parameters: Parameters) -> Array:
-        """Returns where this rank updates its part, with the present values in it: (elements of the part,).
+    def begin(self, parameters: Parameters) -> Array | None:
+        """Returns where this rank writes the new values of its part, (elements of the part,); None for where the present ones are.
 
         Called where all ranks have computed with the present parameters, and none will any more.
         """

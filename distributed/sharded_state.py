@@ -66,9 +66,9 @@ class ShardedState:
         nbytes = communication_nbytes(layout, spread)[f"communication/{_GATHERING}"]
         self._counted = ledger.count(nbytes, "communication", _GATHERING)
 
-    def begin(self, parameters: Parameters) -> Array:
-        """Returns where this rank updates its part; see `checkpointing.reduction.Sharing`."""
-        return parameters.begin(self.part) if isinstance(parameters, SharedWeights) else parameters.flat[self.part]
+    def begin(self, parameters: Parameters) -> Array | None:
+        """Returns where this rank writes its part; see `checkpointing.reduction.Sharing`."""
+        return parameters.begin(self.part) if isinstance(parameters, SharedWeights) else None
 
     def publish(self, parameters: Parameters, step: int) -> None:
         """Makes the parameters those after a step.

@@ -84,13 +84,12 @@ class SharedWeights(Parameters):
         """The steps that were done when this version was written, as all workers of the node are told; 0 for what they begin with, read from a file or not."""
         return self._number(self.version)[0]
 
-    def begin(self, part: slice) -> Array:
-        """Returns where this worker writes its part of the next version, with the published values in it: a view of `coming`."""
-        coming = self.coming[part]
-        if len(self._segments) > 1:
-            self._number(self._next)[0] = UNFINISHED
-            coming[...] = self.flat[part]
-        return coming
+    def begin(self, part: slice) -> Array | None:
+        """Returns where this worker writes its part of the next version, a view of `coming`; None if that is the published one."""
+        if len(self._segments) == 1:
+            return None
+        self._number(self._next)[0] = UNFINISHED
+        return self.coming[part]
 
     @property
     def coming(self) -> Array:

@@ -86,8 +86,9 @@ class Optimizer(ABC):
         factor: float = 1.0,
         ledger: Ledger | None = None,
         first: int = 0,
+        out: Array | None = None,
     ) -> None:
-        """Changes parameters and state in place.
+        """Changes state in place, and parameters too, unless they go elsewhere.
 
         Args:
             parameters: Shape (size,).
@@ -98,6 +99,7 @@ class Optimizer(ABC):
             factor: The gradient is multiplied by it (clipping).
             ledger: Counts the scratch.
             first: Where in the whole buffer the first of these elements lies: what decays is known by its place.
+            out: Where the new parameters are written, shape (size,), if not into `parameters`, which then are only read.
 
         Raises:
             ValueError: `decays` was selected from a smaller buffer.
@@ -111,13 +113,16 @@ class Optimizer(ABC):
         name, book = type(self).__name__, ledger or Ledger()
         scratch = book.empty((self.scratch_rows, height), parameters.dtype, "workspace", name)
         for block in kernels.row_blocks(parameters.size, 1):
-            some, g = scratch[:, : block.stop - block.start], gradient[block]
+            some, g, new = scratch[:, : block.stop - block.start], gradient[block], parameters[block]
             if factor != 1:
                 g = np.multiply(g, factor, out=some[0])
             decaying = [slice(None)]
             if self.decays is not None:
                 decaying = list(self.decays.inside(first + block.start, first + block.stop))
-            self._update_block(parameters[block], g, some[1:], state[:, block], step, learning_rate, decaying)
+            if out is not None:
+                out[block] = new
+                new = out[block]  # in the cache
+            self._update_block(new, g, some[1:], state[:, block], step, learning_rate, decaying)
 
     @abstractmethod
     def _update_block(

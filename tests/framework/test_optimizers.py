@@ -107,6 +107,21 @@ def test_any_cut_of_the_buffers_gives_the_same_bits(name: str, cuts: list[int]) 
     assert whole[1].tobytes() == pieces[1].tobytes()
 
 
+@each_optimizer
+def test_parameters_that_go_elsewhere_have_the_same_bits_and_what_was_there_stays(name: str) -> None:
+    size = 2 * BLOCK + 77
+    (parameters, gradients), optimizer = start(size, "float32"), OPTIMIZERS[name]
+    in_place, before = parameters.copy(), parameters.copy()
+    states = [optimizer.initialize(layout_of(size, "float32"), Ledger()) for _ in range(2)]
+    optimizer.update(in_place, gradients[0], states[0], step=0, learning_rate=0.1, factor=0.5)
+    parameters.setflags(write=False)
+    elsewhere = np.full_like(before, np.nan)
+    optimizer.update(parameters, gradients[0], states[1], step=0, learning_rate=0.1, factor=0.5, out=elsewhere)
+    assert (elsewhere == in_place).all() and (parameters == before).all()
+    assert (states[0] == states[1]).all()
+    assert (elsewhere != before).any()
+
+
 @each_dtype
 @each_size
 @each_optimizer
