@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,6 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        for name, value in _SETTINGS_ALONE.items():
-            os.environ.setdefault(name, value)
         # More workers than cores are allowed on one machine, so the cores are not the limit.
         cpus = max(cpus, os.cpu_count() or 1)
         options |= {
@@ -78,7 +76,8 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
         _require_token(ray, str(address))
     failures: tuple[type[Exception], ...] = (ConnectionError, RuntimeError, ValueError, *_token_errors(ray))
     try:
-        with _own_sigterm(), _shipped(address, own) as environment:
+        alone = _SETTINGS_ALONE if address is None else {}
+        with _own_sigterm(), _with_settings(alone), _shipped(address, own) as environment:
             ray.init(**options, runtime_env=environment)
     except failures as error:
         if _wants_token(ray, error):
@@ -87,6 +86,18 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
     if address is None:
         _end_idle_processes()
     return True
+
+
+@contextmanager
+def _with_settings(settings: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of the environment that are not set, for what is started inside alone: a cluster that is joined later has its own."""
+    missing = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 def _end_idle_processes() -> None:
