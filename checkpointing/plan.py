@@ -81,6 +81,14 @@ class Plan:
             buffers = tuple(buffer for buffer in buffers if buffer.category != "gradients")
         return pack(buffers, len(self.operations))
 
+    def work_out(self, block: bool) -> None:
+        """Makes now what is made when it is first asked for, so that it is there before `tracemalloc` traces, which looks at every object made since.
+
+        Args:
+            block: Whether the places in a block are of use.
+        """
+        _ = self.labels, self.simulation, self.packing if block else None
+
     @property
     def peak(self) -> int:
         """The most bytes alive at once."""

@@ -58,7 +58,10 @@ class WorkerParts:
     def _make(self, task: WorkerTask) -> None:
         self.ledger = Ledger(task.limit)
         leads = len(task.spread.nodes) > 1 and task.rank in task.spread.leaders
-        self.witness = Witness(self.ledger, CALLS_NBYTES if leads else 0) if task.verify else None
+        if task.verify:
+            for plan in (task.train, task.evaluate):
+                plan.work_out(task.block)
+            self.witness = Witness(self.ledger, CALLS_NBYTES if leads else 0)
         layout = task.model.chain.layout(shard_specs(task.data, task.batch, task.shards)[0])
         self._counted = [self.ledger.count(task.data.nbytes, "data", "data set")]
         if task.shared:
