@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import site
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from distributed.sources import collect
 
 _PROBE_SECONDS = 5.0
+#: The folder with the packages.
+_ROOT = os.path.realpath(Path(__file__).parents[1])
 #: Of Ray's object store, in /dev/shm: no gradients and no data pass there.
 OBJECT_STORE_NBYTES = 100 * 2**20
 #: What Ray's processes on this machine need not do for one run, so that its cores are the workers': keep statistics of their own events, tell
-#: what tasks there were (for the dashboard, which is not started), and look ten times a second whether to collect garbage.
+#: what tasks there were (for the dashboard, which is not started), and look ten times a second whether to collect garbage. And what they do at once:
+#: the processes that become workers import the code while the rest of Ray is still starting.
 _SETTINGS_ALONE = {
+    "RAY_preload_python_modules": "distributed.worker_actor",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -38,7 +43,7 @@ class ClusterError(RuntimeError):
     """Ray cannot be reached, or cannot place the workers."""
 
 
-def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -> bool:
+def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = (), threads: int = 1) -> bool:
     """Starts or joins Ray. A cluster that is joined is sent the code (see `distributed.sources`), unless a submitted job brings its own.
 
     Args:
@@ -46,6 +51,7 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
         address: HOST:PORT of a running cluster or "auto"; None starts Ray on this machine.
         cpus: CPUs that the workers ask for.
         own: A person's own modules that go along with the code, by their outermost names.
+        threads: Of matrix products in each worker.
 
     Returns:
         Whether it was done here, so that `ray.shutdown` is due in the end.
@@ -76,8 +82,8 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
         _require_token(ray, str(address))
     failures: tuple[type[Exception], ...] = (ConnectionError, RuntimeError, ValueError, *_token_errors(ray))
     try:
-        alone = _SETTINGS_ALONE if address is None else {}
-        with _own_sigterm(), _with_settings(alone), _shipped(address, own) as environment:
+        alone = nullcontext() if address is not None else _with_settings(_settings_alone(threads), _search_path())
+        with _own_sigterm(), alone, _shipped(address, own) as environment:
             ray.init(**options, runtime_env=environment)
     except failures as error:
         if _wants_token(ray, error):
@@ -88,16 +94,41 @@ def connect(ray: Any, address: str | None, cpus: int, own: Sequence[str] = ()) -
     return True
 
 
+def _settings_alone(threads: int) -> dict[str, str]:
+    """What Ray on this machine is told, unless a person has told it otherwise.
+
+    It would tell a worker its threads when it becomes one, which for BLAS is too late where the code is there before.
+    """
+    return {**_SETTINGS_ALONE, "OMP_NUM_THREADS": str(threads)}
+
+
+def _search_path() -> dict[str, str]:
+    """Where Ray's processes find this code, and no other package of the same name, before they are told this process's search path."""
+    if _ROOT in map(os.path.realpath, site.getsitepackages()):
+        return {}
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([_ROOT, before] if before else [_ROOT])}
+
+
 @contextmanager
-def _with_settings(settings: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables of the environment that are not set, for what is started inside alone: a cluster that is joined later has its own."""
-    missing = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(missing)
+def _with_settings(settings: Mapping[str, str], always: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Sets variables of the environment for what is started inside alone: a cluster that is joined later has its own.
+
+    Args:
+        settings: Set unless they are set already.
+        always: Set in any case.
+    """
+    new = {name: value for name, value in settings.items() if name not in os.environ} | dict(always or {})
+    old = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
     try:
         yield
     finally:
-        for name in missing:
-            os.environ.pop(name, None)
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _end_idle_processes() -> None:

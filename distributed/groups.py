@@ -138,7 +138,7 @@ class RayGroup:
         try:
             # An interrupt while Ray starts would leave half of it behind.
             with deferred_interrupts():
-                self._started = connect(ray, address, workers * threads, self.own)
+                self._started = connect(ray, address, workers * threads, self.own, threads)
                 room, by_node = Room(workers, threads, budget.nbytes or 0 if budget else 0), dict[str, ProcessBudget]()
                 shared = not self._started or self.joined  # else it has one node, with room for all in any case
                 several = shared and spread is None and (placement == "spread" or room.takes_several(alive(ray)))
