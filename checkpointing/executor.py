@@ -12,7 +12,7 @@ from checkpointing.block import Block
 from checkpointing.buckets import Finished, buckets_of
 from checkpointing.leaves import Leaf, leaves_of
 from checkpointing.offload import OffloadFile
-from checkpointing.plan import Plan
+from checkpointing.plan import Plan, pack_together
 from checkpointing.reduction import LocalReduction, Reduction
 from checkpointing.running import Job, Outcome, Run
 from checkpointing.witness import Witness
@@ -119,7 +119,7 @@ class Executor:
         for plan in plans:
             self._open_disk(plan)
         if self.block is not None:
-            self.block.use(max((plan.packing for plan in plans), key=lambda packing: packing.nbytes))
+            self.block.use(pack_together(plans))
 
     def close(self) -> None:
         """Lets go of the file of offloaded values."""

@@ -82,12 +82,13 @@ class Packing:
         return self.nbytes / self.bound - 1 if self.bound else 0.0
 
 
-def pack(buffers: Sequence[Buffer], operations: int) -> Packing:
+def pack(buffers: Sequence[Buffer], operations: int, enough: int = 0) -> Packing:
     """Returns the best packing found.
 
     Args:
         buffers: All buffers of a plan, in the order in which they are made.
         operations: How many operations the plan has.
+        enough: Bytes of a block that is there in any case: once a packing fits it, no better one is looked for.
     """
     sizes = np.array([buffer.packed_nbytes for buffer in buffers], np.int64)
     first = np.array([buffer.first for buffer in buffers], np.intp)
@@ -99,7 +100,7 @@ def pack(buffers: Sequence[Buffer], operations: int) -> Packing:
     for trial in _trials(sizes, first, last, short, long, bound, operations):
         if best is None or trial.nbytes < best.nbytes:
             best = trial
-        if best.nbytes == bound:
+        if best.nbytes <= max(bound, enough):
             break
     assert best is not None
     return Packing(best.nbytes, bound, _slots(buffers, best.offsets, operations), best.name)
@@ -124,9 +125,12 @@ def _trials(
     orders = _orders(sizes, first, last, operations)
     sides = (("", np.zeros_like(short)), (", from both ends", short))
     for number, (name, order) in enumerate(orders):
-        placed = [trial(name + side, _place(order, sizes, first, last, high, bound)) for side, high in sides]
-        yield from placed
-        if number == 0 and min(each.nbytes for each in placed) > _GOOD * bound:
+        nbytes = []
+        for side, high in sides:  # the second one only if it is asked for
+            placed = trial(name + side, _place(order, sizes, first, last, high, bound))
+            nbytes.append(placed.nbytes)
+            yield placed
+        if number == 0 and min(nbytes) > _GOOD * bound:
             yield trial("searched", _searched(sizes, first, last, long, bound, operations))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,18 +76,23 @@ class Plan:
     @cached_property
     def packing(self) -> Packing:
         """A place in one block for every buffer of the plan, but for gradients where they are another's (a caller's, or shared)."""
+        return self._pack(0)
+
+    def packing_within(self, nbytes: int) -> Packing:
+        """Returns `packing`; if it was not worked out before, one that fits a block of so many bytes will do."""
+        if "packing" not in self.__dict__:
+            self.__dict__["packing"] = self._pack(nbytes)
+        return self.packing
+
+    def _pack(self, enough: int) -> Packing:
         buffers = self.simulation.buffers
         if self.purpose == "gradient" or self.world > 1:
             buffers = tuple(buffer for buffer in buffers if buffer.category != "gradients")
-        return pack(buffers, len(self.operations))
+        return pack(buffers, len(self.operations), enough)
 
-    def work_out(self, block: bool) -> None:
-        """Makes now what is made when it is first asked for, so that it is there before `tracemalloc` traces, which looks at every object made since.
-
-        Args:
-            block: Whether the places in a block are of use.
-        """
-        _ = self.labels, self.simulation, self.packing if block else None
+    def work_out(self) -> None:
+        """Makes now what is made when it is first asked for, but for the packing: `tracemalloc`, when it traces, looks at every object made since."""
+        _ = self.labels, self.simulation
 
     @property
     def peak(self) -> int:
@@ -227,3 +232,13 @@ class Plan:
         except json.JSONDecodeError as error:
             raise PlanError(f"{path} is no JSON file: {error}") from error
         return cls.from_json(data)
+
+
+def pack_together(plans: Sequence[Plan]) -> Packing:
+    """Packs plans that have one block in turn, and returns the packing that needs most of it.
+
+    The largest is packed as well as can be; others need not be where its block has room for them.
+    """
+    largest, *others = sorted(plans, key=lambda plan: plan.peak, reverse=True)
+    first = largest.packing
+    return max([first, *(plan.packing_within(first.nbytes) for plan in others)], key=lambda packing: packing.nbytes)

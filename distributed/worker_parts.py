@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from checkpointing.engine import Engine
+from checkpointing.plan import pack_together
 from checkpointing.process_memory import give_back_free_memory
 from checkpointing.reduction import LocalReduction
 from checkpointing.witness import Witness
@@ -39,10 +40,13 @@ class WorkerParts:
     """
 
     def __init__(self, task: WorkerTask) -> None:
+        # What plans say is worked out now: what that takes is given back before the first array, and no witness has to look at it.
+        plans = task.train, task.evaluate
         if task.block:
-            assert (
-                task.train.packing and task.evaluate.packing
-            )  # made now, and what that took is given back before the first array
+            pack_together(plans)
+        if task.verify:
+            for plan in plans:
+                plan.work_out()
         give_back_free_memory()
         self.witness: Witness | None = None
         self.reduction: GradientReduction | None = None
@@ -59,8 +63,6 @@ class WorkerParts:
         self.ledger = Ledger(task.limit)
         leads = len(task.spread.nodes) > 1 and task.rank in task.spread.leaders
         if task.verify:
-            for plan in (task.train, task.evaluate):
-                plan.work_out(task.block)
             self.witness = Witness(self.ledger, CALLS_NBYTES if leads else 0)
         layout = task.model.chain.layout(shard_specs(task.data, task.batch, task.shards)[0])
         self._counted = [self.ledger.count(task.data.nbytes, "data", "data set")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpointing.plan import Plan
+from checkpointing.plan import Plan, pack_together
 from checkpointing.reduction_tree import roots_of, shards_of
 from distributed.collectives.gradient_memory import header_nbytes, message_sizes
 from distributed.collectives.spread import Spread
@@ -75,7 +75,7 @@ def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
     if not block:
         return max(train.peak, evaluate.peak)
     simulation = train.simulation
-    in_block = max(plan.packing.nbytes for plan in (train, evaluate))
+    in_block = pack_together((train, evaluate)).nbytes
     shared = 0
     if train.world > 1:  # gradients lie in shared memory
         shared = max(moment.categories.get("gradients", 0) for moment in simulation.timeline)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from checkpointing import InfeasibleBudget, costs_of, parse_policy, plan_run, run_plans
 from checkpointing.packing import ALIGNMENT, Buffer, Packing, pack
+from checkpointing.plan import pack_together
 from framework import AdamW, Spec, build
 from framework.models import MODELS
 from tests.checkpointing.cases import POLICIES, all_cases
@@ -58,6 +59,10 @@ def test_any_packing_is_sound_and_no_smaller_than_its_bound(buffers: list[Buffer
     live = [sum(b.packed_nbytes for b in buffers if b.first <= t <= b.last) for t in range(8)]
     assert packing.bound == max(live) <= packing.nbytes
     assert pack(buffers, 8) == packing  # no chance is left to it
+    for enough in (0, packing.bound, 2 * packing.bound):
+        fitting = pack(buffers, 8, enough)
+        require_sound(buffers, fitting)
+        assert fitting.nbytes <= max(enough, packing.nbytes)
 
 
 def test_a_packing_of_few_buffers_is_the_best_there_is() -> None:
@@ -82,6 +87,16 @@ def _height_of(order: tuple[Buffer, ...]) -> int:
                 at = max(at, stop)
         placed.append((at, at + buffer.packed_nbytes, buffer))
     return max(stop for _, stop, _ in placed)
+
+
+def test_where_the_largest_plan_has_room_the_others_need_not_be_packed_as_well() -> None:
+    case = all_cases()[0]
+    plans = case.plans("store-all", shards=4)
+    (train,), (evaluate,) = plans.train, plans.evaluate
+    assert pack_together([evaluate, train]) is train.packing
+    require_sound(evaluate.simulation.buffers, evaluate.packing)
+    assert evaluate.packing.nbytes <= train.packing.nbytes
+    assert evaluate.packing_within(0) is evaluate.packing  # where things lie does not change any more
 
 
 @pytest.mark.parametrize("policy", POLICIES)
