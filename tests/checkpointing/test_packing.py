@@ -63,6 +63,7 @@ def test_any_packing_is_sound_and_no_smaller_than_its_bound(buffers: list[Buffer
         fitting = pack(buffers, 8, enough)
         require_sound(buffers, fitting)
         assert fitting.nbytes <= max(enough, packing.nbytes)
+    assert pack(buffers, 8, 10**9).name == "largest first"  # what is tried first will do
 
 
 def test_a_packing_of_few_buffers_is_the_best_there_is() -> None:

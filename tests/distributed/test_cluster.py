@@ -64,7 +64,6 @@ def test_ray_looks_for_this_code_here_first_unless_it_is_installed(monkeypatch: 
     assert _search_path() == {"PYTHONPATH": str(ROOT)}
     monkeypatch.setenv("PYTHONPATH", "mine")
     assert _search_path() == {"PYTHONPATH": f"{ROOT}{os.pathsep}mine"}
-    monkeypatch.setattr(
-        "site.getsitepackages", lambda: [str(ROOT)]
-    )  # whose other packages must not come before Python's own
+    # Other packages that are installed there must not come before Python's own.
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(ROOT)])
     assert _search_path() == {}
