@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -93,17 +94,42 @@ def pack(buffers: Sequence[Buffer], operations: int, enough: int = 0) -> Packing
     sizes = np.array([buffer.packed_nbytes for buffer in buffers], np.int64)
     first = np.array([buffer.first for buffer in buffers], np.intp)
     last = np.array([buffer.last for buffer in buffers], np.intp)
-    bound = int(_live(sizes, first, last, operations).max(initial=0))
     short = np.array([buffer.category in _SHORT_LIVED for buffer in buffers], bool)
     long = np.array([buffer.category == _LONG_LIVED for buffer in buffers], bool)
+    # Who lives together with whom is all that counts, and moments at which a buffer begins are enough for that.
+    begins = np.unique(first)
+    first, last = np.searchsorted(begins, first), np.searchsorted(begins, last, side="right") - 1
+    live = _live(sizes, first, last)
+    bound = int(live.max(initial=0))
+    # Shards have nothing to do with each other unless gradients live through all of them. The fullest first: it says what others have room for.
+    parts = [np.arange(len(sizes))] if long.any() else components(first, last)
+    offsets, nbytes, name = np.zeros_like(sizes), 0, ""
+    for part in sorted(parts, key=lambda part: -int(live[first[part].min() : last[part].max() + 1].max())):
+        start = first[part].min()
+        arrays = sizes[part], first[part] - start, last[part] - start, short[part], long[part]
+        best = _best(*(a.tobytes() for a in arrays), max(bound, nbytes, enough))
+        offsets[part] = best.offsets
+        if best.nbytes > nbytes or not name:
+            nbytes, name = best.nbytes, best.name
+    return Packing(nbytes, bound, _slots(buffers, offsets, operations), name)
+
+
+@lru_cache(maxsize=64)
+def _best(sizes: bytes, first: bytes, last: bytes, short: bytes, long: bytes, enough: int) -> _Trial:
+    """Returns the lowest of the packings that are tried, or the first that is low enough.
+
+    Shards have the same buffers, and so have ranks, but for their names and a moment here and there. So the last answers are remembered.
+    """
+    lives = np.frombuffer(first, np.intp), np.frombuffer(last, np.intp)
+    kinds = np.frombuffer(short, bool), np.frombuffer(long, bool)
     best: _Trial | None = None
-    for trial in _trials(sizes, first, last, short, long, bound, operations):
+    for trial in _trials(np.frombuffer(sizes, np.int64), *lives, *kinds, enough):
         if best is None or trial.nbytes < best.nbytes:
             best = trial
-        if best.nbytes <= max(bound, enough):
+        if best.nbytes <= enough:
             break
     assert best is not None
-    return Packing(best.nbytes, bound, _slots(buffers, best.offsets, operations), best.name)
+    return best
 
 
 class _Trial(NamedTuple):
@@ -115,35 +141,35 @@ class _Trial(NamedTuple):
 
 
 def _trials(
-    sizes: Array, first: Array, last: Array, short: Array, long: Array, bound: int, operations: int
+    sizes: Array, first: Array, last: Array, short: Array, long: Array, enough: int
 ) -> Iterator[_Trial]:
     """Packings, the one that is quick and usually good enough first."""
 
     def trial(name: str, offsets: Array) -> _Trial:
         return _Trial(int(np.max(offsets + sizes, initial=0)), name, offsets)
 
-    orders = _orders(sizes, first, last, operations)
+    orders = _orders(sizes, first, last)
     sides = (("", np.zeros_like(short)), (", from both ends", short))
     for number, (name, order) in enumerate(orders):
         nbytes = []
         for side, high in sides:  # the second one only if it is asked for
-            placed = trial(name + side, _place(order, sizes, first, last, high, bound))
+            placed = trial(name + side, _place(order, sizes, first, last, high, enough))
             nbytes.append(placed.nbytes)
             yield placed
-        if number == 0 and min(nbytes) > _GOOD * bound:
-            yield trial("searched", _searched(sizes, first, last, long, bound, operations))
+        if number == 0 and min(nbytes) > _GOOD * enough:
+            yield trial("searched", _searched(sizes, first, last, long, enough))
 
 
-def _searched(sizes: Array, first: Array, last: Array, long: Array, bound: int, operations: int) -> Array:
+def _searched(sizes: Array, first: Array, last: Array, long: Array, enough: int) -> Array:
     """Places what outlives the shards below all else, and searches for the places of the rest, of one shard after the other."""
-    offsets, floor = np.zeros_like(sizes), np.zeros(operations, np.int64)
+    offsets, floor = np.zeros_like(sizes), np.zeros(last.max() + 1, np.int64)
     for i in np.flatnonzero(long):  # they come and go like a stack
         life = slice(first[i], last[i] + 1)
         offsets[i] = floor[life].max()
         floor[life] = offsets[i] + sizes[i]
     rest = np.flatnonzero(~long)
-    live = floor + _live(sizes[rest], first[rest], last[rest], operations)
-    search = Search(bound, ALIGNMENT)
+    live = floor + _live(sizes[rest], first[rest], last[rest], len(floor))
+    search = Search(enough, ALIGNMENT)
     parts = [rest[part] for part in components(first[rest], last[rest])]
     # The fullest first: what serves it serves its twins, too.
     for part in sorted(parts, key=lambda part: -int(live[first[part].min() : last[part].max() + 1].max())):
@@ -156,24 +182,24 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _live(sizes: Array, first: Array, last: Array, operations: int) -> Array:
-    """The bytes that live at each operation."""
-    change = np.zeros(operations + 1, np.int64)
+def _live(sizes: Array, first: Array, last: Array, moments: int = 0) -> Array:
+    """The bytes that live at each moment, of so many at least."""
+    change = np.zeros(max(moments, last.max(initial=-1) + 1) + 1, np.int64)
     np.add.at(change, first, sizes)
     np.add.at(change, last + 1, -sizes)
     live: Array = np.cumsum(change)[:-1]
     return live
 
 
-def _orders(sizes: Array, first: Array, last: Array, operations: int) -> Iterator[tuple[str, Array]]:
+def _orders(sizes: Array, first: Array, last: Array) -> Iterator[tuple[str, Array]]:
     """The orders in which buffers are placed; ties go to the earlier buffer."""
     life = last - first + 1
     yield "largest first", np.argsort(-sizes, kind="stable")
     yield "longest life first", np.lexsort((-sizes, -life))
     yield "largest area first", np.argsort(-sizes * life, kind="stable")
     yield "in order of time", np.lexsort((-sizes, first))
-    # The operations at which most bytes live are the hardest: what lives there goes first, below all else.
-    live = _live(sizes, first, last, operations)
+    # The moments at which most bytes live are the hardest: what lives there goes first, below all else.
+    live = _live(sizes, first, last)
     busiest = np.array([live[a : b + 1].max() for a, b in zip(first, last, strict=True)])
     yield "busiest operation first", np.lexsort((-sizes, -busiest))
     yield "busiest operation first, longest life", np.lexsort((-life, -busiest))
