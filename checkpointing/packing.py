@@ -140,9 +140,7 @@ class _Trial(NamedTuple):
     offsets: Array
 
 
-def _trials(
-    sizes: Array, first: Array, last: Array, short: Array, long: Array, enough: int
-) -> Iterator[_Trial]:
+def _trials(sizes: Array, first: Array, last: Array, short: Array, long: Array, enough: int) -> Iterator[_Trial]:
     """Packings, the one that is quick and usually good enough first."""
 
     def trial(name: str, offsets: Array) -> _Trial:

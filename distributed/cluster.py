@@ -22,9 +22,11 @@ _ROOT = os.path.realpath(Path(__file__).parents[1])
 OBJECT_STORE_NBYTES = 100 * 2**20
 #: What Ray's processes on this machine need not do for one run, so that its cores are the workers': keep statistics of their own events, tell
 #: what tasks there were (for the dashboard, which is not started), and look ten times a second whether to collect garbage. And what they do at once:
-#: the processes that become workers import the code while the rest of Ray is still starting.
+#: the processes that become workers import the code while the rest of Ray is still starting, and are not ended again before the run asks for them,
+#: which Ray does after a second.
 _SETTINGS_ALONE = {
     "RAY_preload_python_modules": "distributed.worker_actor",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",

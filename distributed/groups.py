@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,8 +42,12 @@ class Group(Protocol):
         """Calls a method of rank 0."""
         ...
 
-    def measure(self, *how: Any) -> list[int]:
-        """Returns what each worker's process takes before its first array; see `process_memory.measure_baseline`."""
+    def measure(self, *how: Any) -> Callable[[], list[int]]:
+        """Has each worker measure what its process takes before its first array (see `process_memory.measure_baseline`).
+
+        Returns:
+            What waits for the answers.
+        """
         ...
 
     def start(self, tasks: Sequence[WorkerTask]) -> None:
@@ -69,8 +73,9 @@ class LocalGroup:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def measure(self, *how: Any) -> list[int]:
-        return [measure_baseline(*how)]
+    def measure(self, *how: Any) -> Callable[[], list[int]]:
+        found = measure_baseline(*how)
+        return lambda: [found]
 
     def start(self, tasks: Sequence[WorkerTask]) -> None:
         (task,) = tasks
@@ -192,8 +197,9 @@ class RayGroup:
             placement.set_aside(memory)
         return found
 
-    def measure(self, *how: Any) -> list[int]:
-        return self.call("measure", *how)
+    def measure(self, *how: Any) -> Callable[[], list[int]]:
+        calls = [actor.measure.remote(*how) for actor in self._actors]
+        return lambda: self._get(calls)
 
     def start(self, tasks: Sequence[WorkerTask]) -> None:
         threads = self._get([actor.start.remote(task) for actor, task in zip(self._actors, tasks, strict=True)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from checkpointing.budgets import HEAP_PERCENT, USUAL_GROWTH_NBYTES, MemoryBudge
 from checkpointing.costs import Times, UpdateCost, costs_of
 from checkpointing.engine import run_plans
 from checkpointing.offload import measure_disk
+from checkpointing.plan import pack_together
 from checkpointing.policies import Policy, StoreAll
 from checkpointing.runs import InfeasibleBudget, RunPlans
 from checkpointing.timing import Progress, measure_times
@@ -80,7 +81,8 @@ def together(shares: Sequence[Share]) -> RunPlans:
 class RunPlanning:
     """Plans a run within its budget.
 
-    Without a budget of the whole process `plans` and `budget` are there at once, else after `measure`.
+    Without a budget of the whole process `plans` and `budget` are there at once, else after `measure`; what comes of measuring is there after
+    `take_measured`.
 
     Args:
         model: The model, of the data's sizes.
@@ -123,6 +125,7 @@ class RunPlanning:
         require_paddable(model, self.layout, data, self._specs, batches)
         self.budget: int | None = None
         self.process: ProcessUse | None = None
+        self._baselines: Callable[[], list[int]] | None = None
         self.baselines: list[int] = []
         self.measured_how: tuple[Any, ...] = ()
         self.spread: Spread = options.spread or Spread.of([0] * options.world)
@@ -141,7 +144,7 @@ class RunPlanning:
         return max(found, key=lambda budget: budget.nbytes or 0, default=None)
 
     def measure(self, group: Group) -> None:
-        """Measures what the workers' processes take, and plans within a budget of the whole process.
+        """Has the workers measure what their processes take, and plans within a budget of the whole process, for which it waits for them.
 
         Raises:
             InfeasibleBudget: What the processes take leaves too little for every plan.
@@ -156,10 +159,38 @@ class RunPlanning:
             self._budgets = (self.process_budget.on_this_node(),) * self._options.world
         # A plan stays, and making it leaves gaps in the heap of this very process; so a first one is there when it is measured.
         rehearsal = self._planned(budget=2**62) if self.process_budget and not self._options.workers else None
-        self.process = self._process_use(group)
+        steps = flatten(self._model.chain)
+        given = input_specs(steps, self._specs[0])
+        specs = [spec for each in given for spec in (each if isinstance(each, tuple) else (each,))]
+        rows, width = max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs)
+        self.measured_how = (self.layout.dtype.name, self._options.threads_per_worker, rows, width)
+        self._baselines, self.process = group.measure(*self.measured_how), None
         del rehearsal
         if self.process_budget is not None:
+            self.take_measured()
             self.plan()
+
+    def take_measured(self) -> None:
+        """Takes what the workers have measured."""
+        if self.process is not None or self._baselines is None:
+            return
+        options = self._options
+        # In this process the data set is there already, and the ledger counts it.
+        held = 0 if options.workers else self._data.nbytes
+        self.baselines = [baseline - held for baseline in self._baselines()]
+        outside = outside_nbytes(self.layout, options.shards, self.spread, options.network.chunk)
+        versions = max(map(self.versions_nbytes, range(options.world)))
+        # The largest counts for all.
+        self.process = ProcessUse(max(self.baselines), outside + self.passing_nbytes + versions)
+
+    def pack(self) -> None:
+        """Works out for workers in other processes where in their blocks the arrays lie, if there are plans yet.
+
+        In this process it comes after `measure`, since it leaves gaps in the heap.
+        """
+        if self._options.workers and self._options.memory == "block" and self.process_budget is None:
+            for plans in zip(self.plans.train, self.plans.evaluate, strict=True):
+                pack_together(plans)
 
     def plan(self) -> None:
         """Makes `plans` within `budget`, the limit of the engine's bytes.
@@ -225,21 +256,6 @@ class RunPlanning:
     def store_all(self) -> RunPlans:
         """Returns the plans of the same run by store-all, to compare with."""
         return self._planned(StoreAll())
-
-    def _process_use(self, group: Group) -> ProcessUse:
-        """Measures what the worker processes take besides the engine; the largest counts for all."""
-        options = self._options
-        steps = flatten(self._model.chain)
-        given = input_specs(steps, self._specs[0])
-        specs = [spec for each in given for spec in (each if isinstance(each, tuple) else (each,))]
-        rows, width = max(spec.rows for spec in specs), max(spec.shape[-1] for spec in specs)
-        self.measured_how = (self.layout.dtype.name, options.threads_per_worker, rows, width)
-        # In this process the data set is there already, and the ledger counts it.
-        held = 0 if options.workers else self._data.nbytes
-        self.baselines = [baseline - held for baseline in group.measure(*self.measured_how)]
-        outside = outside_nbytes(self.layout, options.shards, self.spread, options.network.chunk)
-        versions = max(map(self.versions_nbytes, range(options.world)))
-        return ProcessUse(max(self.baselines), outside + self.passing_nbytes + versions)
 
     @property
     def updates(self) -> tuple[UpdateCost, ...]:

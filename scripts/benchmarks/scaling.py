@@ -7,7 +7,8 @@
 - **Changing cores** (`distributed.core_rotation`), beside the same workers where each stays where it is.
 - **DistributedDataParallel** over Gloo, two processes of one thread, with the AdamW that is the faster one there.
 - **One worker** under the Trainer beside the plain loop of a process over the engine's steps.
-- **The first step**: from the call of the Trainer's `fit`, planning included, to the end of the first step, when Ray is up.
+- **The first step**: from the making of the Trainer, planning included, to the end of the first step, when Ray is up: its processes, which
+  go on starting for half a second after `ray.init`, have come to rest.
 - **Overlap** of reduction and backward: see `overlap`.
 - **Snapshots**, one in 50 steps: see `snapshots`.
 
@@ -27,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from benchmarks import overlap, snapshots
 from benchmarks.engine_cases import CASES, Case, Configuration
 from benchmarks.engine_sides import OPTIMIZER, RATE, step_of_ours, step_of_rank
@@ -47,6 +49,9 @@ ENDLESS = 10**6
 AIM = "the aim, at most"
 #: Seconds from launch to the end of the first step.
 FIRST_STEP = 2.0
+
+#: Seconds over which Ray's processes are to do nothing before, and that this may take to come.
+MOMENT, PATIENCE = 0.2, 30.0
 
 #: Told before each run: the runs done, all runs, and what runs now.
 Tell = Callable[[int, int, str], None]
@@ -132,6 +137,7 @@ def workers_here(case: str, workers: int, options: dict[str, Any], turns: Turns)
     connect(ray, None, workers)
     steps = turns.steps(first=first)
     next(steps)
+    _come_to_rest()
 
     def ended(row: dict[str, Any]) -> None:
         if not first:
@@ -158,6 +164,25 @@ def workers_here(case: str, workers: int, options: dict[str, Any], turns: Turns)
             ).fit(ended)
     finally:
         ray.shutdown()
+
+
+def _come_to_rest() -> None:
+    """Waits until what this process has started does nothing."""
+    for _ in range(int(PATIENCE / MOMENT)):
+        before = _busy_seconds()
+        time.sleep(MOMENT)
+        if _busy_seconds() - before <= MOMENT / 10:
+            return
+    raise RuntimeError(f"Ray's processes are still busy after {PATIENCE:.0f} s")
+
+
+def _busy_seconds() -> float:
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def independent_here(case: str, turns: Turns) -> None:

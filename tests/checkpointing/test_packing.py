@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpointing import InfeasibleBudget, costs_of, parse_policy, plan_run, run_plans
+from checkpointing import packing as packing_module
 from checkpointing.packing import ALIGNMENT, Buffer, Packing, pack
 from checkpointing.plan import pack_together
 from framework import AdamW, Spec, build
+from framework.memory import Array
 from framework.models import MODELS
 from tests.checkpointing.cases import POLICIES, all_cases
 
@@ -98,6 +102,23 @@ def test_where_the_largest_plan_has_room_the_others_need_not_be_packed_as_well()
     require_sound(evaluate.simulation.buffers, evaluate.packing)
     assert evaluate.packing.nbytes <= train.packing.nbytes
     assert evaluate.packing_within(0) is evaluate.packing  # where things lie does not change any more
+
+
+def test_shards_that_are_alike_are_packed_once_also_where_they_are_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two shards of a rank the second adds its gradients to the first one's: there are two kinds, and the norm and the update are alone."""
+    tried, trials = [], packing_module._trials
+
+    def counted(sizes: Array, *more: Any) -> Iterator[Any]:
+        tried.append(len(sizes))
+        return trials(sizes, *more)
+
+    monkeypatch.setattr(packing_module, "_trials", counted)
+    packing_module._best.cache_clear()
+    plans = all_cases()[0].plans("store-all", shards=8, world=4).train
+    for plan in plans:
+        require_sound([b for b in plan.simulation.buffers if b.category != "gradients"], plan.packing)
+    assert len({plan.operations for plan in plans}) == 4
+    assert len(tried) == 4 and sum(n > 1 for n in tried) == 2
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -36,7 +36,7 @@ def test_the_block_and_what_a_layer_takes_besides_it_fit_a_budget_of_the_whole_p
     chain = Chain(Linear(512), Swish(), *(layer for _ in range(6) for layer in (Linear(512), GELU())), Linear(4))
     data = clusters(examples=4096, features=16, classes=4)
     process = ProcessUse(baseline=0, reserve=0)
-    monkeypatch.setattr(RunPlanning, "_process_use", lambda self, group: process)
+    monkeypatch.setattr(RunPlanning, "take_measured", lambda planning: setattr(planning, "process", process))
 
     def planned(memory: str, budget: int) -> Trainer:
         trainer = Trainer(

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from distributed import (
 )
 from distributed.snapshots import snapshots_in
 from distributed.worker_sizes import validation_windows
+from distributed.worker_task import WorkerTask
 from framework import (
     SGD,
     AdamW,
@@ -57,6 +59,9 @@ from framework import (
 from framework.data import clusters
 from framework.models import Model
 from framework.parameters import Constant
+from tests.distributed.thread_group import ThreadGroup, threads
+
+__all__ = ["threads"]  # the fixture
 
 
 @pytest.mark.parametrize(
@@ -589,6 +594,27 @@ def test_a_trainer_can_be_started_before_it_fits_closed_and_used_again() -> None
     trainer.close()
     hashes = {trainer.fit().summary["parameters_sha256"] for _ in range(2)}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(("memory", "budget"), [("heap", None), ("block", None), ("block", "2GiB")])
+def test_workers_are_given_plans_that_say_where_arrays_lie(
+    threads: None, monkeypatch: pytest.MonkeyPatch, memory: str, budget: str | None
+) -> None:
+    given = list[WorkerTask]()
+
+    def taken(group: ThreadGroup, tasks: Sequence[WorkerTask]) -> None:
+        given.extend(pickle.loads(pickle.dumps([*tasks])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadGroup, "start", taken)
+    trainer = Trainer(
+        build("mlp-small"), steps=1, batch=16, workers=3, shards=8, memory=memory, memory_budget=budget, schedule=WarmupConstant(1e-3)
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        trainer.start()
+    assert len(given) == 3
+    packed = ["packing" in vars(plan) for task in given for plan in (task.train, task.evaluate)]
+    assert packed == [memory == "block"] * 6
 
 
 def test_verify_memory_stops_a_run_whose_layer_lies_and_names_it() -> None:
