@@ -14,7 +14,7 @@ from framework.data import Batches, EpochOrder, clusters
 from tests.pairwise import pairwise, require_all_pairs
 
 ONE_HASH: set[tuple[Any, ...]] = set()
-RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 20, "clip_norm": 0.5, "validation_examples": 16, "seed": 7}
+RUN: dict[str, Any] = {"batch": 8, "shards": 4, "steps": 6, "clip_norm": 0.5, "validation_examples": 16, "seed": 7}
 
 
 def train(workers: int, **options: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_the_covering_set_has_every_pair_and_is_small() -> None:
 
 @pytest.fixture(scope="module")
 def alone_in_eight() -> dict[str, Any]:
-    return train(0, shards=8)
+    return train(0, shards=8, steps=20)
 
 
 @pytest.mark.memory
@@ -86,7 +86,9 @@ def test_one_hash_whatever_buckets_overlap_policies_memory_and_sharding(
     alone_in_eight: dict[str, Any], ray_cluster: None, combination: dict[str, Any]
 ) -> None:
     options = dict(combination)
-    assert hashes(train(options.pop("workers"), shards=8, **options.pop("how"), **options)) == hashes(alone_in_eight)
+    assert hashes(train(options.pop("workers"), shards=8, steps=20, **options.pop("how"), **options)) == hashes(
+        alone_in_eight
+    )
 
 
 @pytest.mark.soak
