@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from checkpointing.explanation import Explanation
 
 FORMAT, VERSION = "retape.plan", 1
+
+#: A plan's time has so many parts, where it is told how much of it has passed.
+PARTS = 1 << 20
 
 #: train: a whole step. gradient: up to the mean gradient, which is left in g[0,V]. evaluate: losses alone.
 PURPOSES = ("train", "gradient", "evaluate")
@@ -92,12 +96,18 @@ class Plan:
 
     def work_out(self) -> None:
         """Makes now what is made when it is first asked for, but for the packing: `tracemalloc`, when it traces, looks at every object made since."""
-        _ = self.labels, self.simulation
+        _ = self.labels, self.simulation, self.passed
 
     @property
     def peak(self) -> int:
         """The most bytes alive at once."""
         return self.simulation.peak
+
+    @cached_property
+    def passed(self) -> tuple[int, ...]:
+        """How much of the planned time has passed after each operation, of `PARTS`, which is reached at the end."""
+        so_far = list(accumulate(moment.seconds for moment in self.simulation.timeline))
+        return (*(round(PARTS * seconds / (so_far[-1] or 1.0)) for seconds in so_far[:-1]), PARTS)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

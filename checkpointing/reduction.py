@@ -38,7 +38,14 @@ Sums = dict[int, Totals]
 
 
 class Reduction(Protocol):
-    """Adds gradients and losses across ranks."""
+    """Adds gradients and losses across ranks.
+
+    Attributes:
+        progress: One number, of how far this rank is: `checkpointing.plan.PARTS` for each plan that it has run, and as many of them as have
+            passed of the present one. Other ranks may see it.
+    """
+
+    progress: list[int] | memoryview[int]
 
     def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
         """Begins to reduce some elements of the gradient, and may return before that is done.
@@ -84,6 +91,7 @@ class LocalReduction:
     """One rank: its sums are added and divided by the count of targets."""
 
     def __init__(self) -> None:
+        self.progress: list[int] | memoryview[int] = [0]
         self._found: tuple[Array, Totals] | None = None
 
     def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:

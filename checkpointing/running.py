@@ -34,7 +34,7 @@ from checkpointing.operations import (
     gradient,
     output,
 )
-from checkpointing.plan import Plan
+from checkpointing.plan import PARTS, Plan
 from checkpointing.reduction import Sums, Totals
 from checkpointing.simulation import Merge, holder_of
 from checkpointing.witness import Witness
@@ -126,7 +126,8 @@ class Run:
         }
         ledger, block, witness = self.ledger, self.block, self.witness
         record = ledger.mark if ledger.timeline is not None else None
-        timeline = self.simulation.timeline
+        timeline, passed, progress = self.simulation.timeline, self.plan.passed, self.executor.reduction.progress
+        begun = progress[0] // PARTS * PARTS
         held = ledger.live - self.simulation.static  # besides what the plan makes
         for place, (operation, label) in enumerate(zip(self.plan.operations, self.plan.labels, strict=True)):
             self.place, kind = place, type(operation)
@@ -151,6 +152,7 @@ class Run:
                 record(label)
             elif kind is not Drop or witness is not None:  # of a drop nobody else asks what lived at most
                 ledger.begin()
+            progress[0] = begun + passed[place]
         left = self.table.pop(gradient(0, self.plan.shards), None)
         return Outcome(self.sums, self.mean, self.gradient_norm, left)
 

@@ -2,12 +2,13 @@
 
 A step lasts as long as its slowest rank, and cores are not equally fast: one serves interrupts and other programs, on a virtual machine one
 shares its hardware with a busy neighbour, on some processors there are two kinds of them. A scheduler that sees each core busy with one
-rank has no reason to move any, so the rank on the slow core is late in every step. Ranks that change places several times a step all
+rank has no reason to move any, so the rank on the slow core is late in every step. Ranks that change places within a step all
 get the mean of what the cores give.
 
-The first rank of a node does that for all, from a thread: it puts each rank on the next core, and when all are there lets the scheduler move them
-again, so nothing stays of it. A change costs a rank the core's own caches. So it is done where these are filled again from a cache that all
-cores share, and where each core has a rank: with fewer ranks the scheduler has cores to choose from.
+The first rank of a node does that for all, from a thread. Each rank says in shared memory how much of its plan's time has passed. When one is
+behind another, and no less than the last time, each is put on the next core, and when all are there the scheduler may move them
+again, so nothing stays of it. A change costs a rank the core's own caches, a millisecond or so in all. So ranks that keep abreast stay where they are; and
+it is done where caches are filled again from one that all cores share, and where each core has a rank: with fewer ranks the scheduler has cores to choose from.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-#: Seconds between changes.
-PERIOD = 0.1
+from checkpointing.plan import PARTS
+
+#: Seconds between looks at how far ranks are, and so between changes.
+PERIOD = 0.05
+#: The part of a step by which one has to be behind another: less is not worth a change, and not seen well, since ranks tell it operation by operation.
+BEHIND = 0.05
 _CPUS = Path("/sys/devices/system/cpu")
 _libc, _BITS = ctypes.CDLL(None, use_errno=True), 8 * ctypes.sizeof(ctypes.c_ulong)
 
@@ -30,14 +35,21 @@ class CoreRotation:
     Args:
         threads: Native ids of the threads, as many as cores.
         cores: The cores.
+        progress: Returns how far the rank of each thread is; see `checkpointing.reduction.Reduction`.
         tell: Is told, in the rotation's thread, why it ends before: a thread is gone, or may not be moved.
-        period: Seconds between changes.
+        period: Seconds between looks.
     """
 
     def __init__(
-        self, threads: Sequence[int], cores: Sequence[int], tell: Callable[[str], None], period: float = PERIOD
+        self,
+        threads: Sequence[int],
+        cores: Sequence[int],
+        progress: Callable[[], Sequence[int]],
+        tell: Callable[[str], None],
+        period: float = PERIOD,
     ) -> None:
-        self._threads, self._cores, self._tell, self._period = [*threads], [*cores], tell, period
+        self._threads, self._cores, self._progress = [*threads], [*cores], progress
+        self._tell, self._period = tell, period
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="core rotation", daemon=True)
         self._thread.start()
@@ -48,8 +60,12 @@ class CoreRotation:
         self._thread.join()
 
     def _run(self) -> None:
-        turn, everywhere = 0, {*self._cores}
+        turn, behind, everywhere = 0, 0, {*self._cores}
         while not self._closed.wait(self._period):
+            progress, before = self._progress(), behind
+            behind = max(progress) - min(progress)
+            if behind < max(before, BEHIND * PARTS):
+                continue  # or it catches up
             turn += 1
             places = [
                 (thread, {self._cores[(at + turn) % len(self._cores)]}) for at, thread in enumerate(self._threads)

@@ -94,7 +94,7 @@ class TrainingOptions:
     overlap: bool = True
     """With workers: reduce buckets while the backward goes on, instead of all at the end."""
     rotate_cores: bool = True
-    """With as many workers of one thread on a node as it has cores: let them change cores ten times a second, so that a slow core does not hold up all of them."""
+    """With as many workers of one thread on a node as it has cores: let them change cores when one falls behind, so that a slow core does not hold up all of them."""
     shard_optimizer: bool = False
     """With workers: each holds the optimizer's state of its part of the parameters alone (ZeRO stage 1), updates that part, and is given the others'. Bits stay the same; with one rank it changes nothing, since that holds all."""
     share_weights: bool = False

@@ -88,7 +88,9 @@ class WorkerActor(Worker):
         if task.rotate_cores and task.rank in task.spread.leaders:
             here = [threads[rank] for rank in task.spread.nodes[task.spread.node_of[task.rank]]]
             if cores := cores_to_change(here, task.threads):
-                self._rotation = CoreRotation(here, cores, lambda why: self._log.warning("%s", why))
+                assert self._shared is not None
+                progress = self._shared.progress_here
+                self._rotation = CoreRotation(here, cores, progress, lambda why: self._log.warning("%s", why))
 
     def connect_state(  # type: ignore[override]
         self, addresses: Sequence[StateAddress], leaders: Sequence[Any] | None = None
@@ -124,7 +126,7 @@ class WorkerActor(Worker):
         if logs is not None:
             log_warnings(self._log)
             if self._rotation is not None:
-                self._log.info("the ranks of this node change cores every %g s", PERIOD)
+                self._log.info("the ranks of this node change cores where one falls behind, at most every %g s", PERIOD)
         return fault
 
     def step(self, step: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from checkpointing.reduction_tree import roots_of, shards_of
 from distributed.collectives.communicator import share_of
 from distributed.collectives.cross_node import Carried, CrossNode
 from distributed.collectives.gradient_memory import SUMS, Header, Slot, header_nbytes, hierarchy_of, message_sizes
-from distributed.collectives.rendezvous import GRACE, Rendezvous, give_up
+from distributed.collectives.rendezvous import GRACE, PROGRESS, Rendezvous, give_up
 from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress, attach_all, round_up
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import RETRY, Inbox, Network, Transport
@@ -56,6 +56,7 @@ class GradientReduction:
 
     Attributes:
         seconds: How long the last reduction kept the rank waiting.
+        progress: How far this rank is; see `checkpointing.reduction.Reduction`.
         inbox: Where messages from other nodes arrive; None if this rank gets none.
     """
 
@@ -90,6 +91,7 @@ class GradientReduction:
         self._stride = round_up(size * dtype.itemsize, CACHE_LINE)
         self._own = Segment.create("retape-gradients", self._start + slots * self._stride)
         self.address = self._own.address
+        self.progress: list[int] | memoryview[int] = self._own.words(PROGRESS, 1)
         self._free = list(range(slots))
         self._slot_at: dict[int, int] = {}  # address -> slot
         self.seconds = 0.0
@@ -129,6 +131,10 @@ class GradientReduction:
             self._cross = CrossNode(
                 self._spread, roots, self._chunk, self.inbox, transport, self._rendezvous, self._retry
             )
+
+    def progress_here(self) -> list[int]:
+        """Returns how far each of the ranks is that share memory; any thread may ask."""
+        return [segment.words(PROGRESS, 1)[0] for segment in self._segments]
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], allocation: Allocation) -> Array:
         """Returns a free slot as a gradient buffer; it is free again when the last view of it has died."""

@@ -8,7 +8,8 @@ A rank has several *channels*, each with a counter: what is done on one (by a th
 Who waits polls: a few hundred times at once, then between short sleeps, so that more ranks than cores get on. A thread that waits *calmly*, since
 its rank's core has other work, sleeps at once and longer, until it is told to hurry. Whoever is late is looked at through its pidfd: a process that has ended is an error within a moment, not after the timeout.
 
-The control area at the head of a segment: the abort flag (0, or the id of the process that gave up), then a cache line for each channel.
+The control area at the head of a segment: the abort flag (0, or the id of the process that gave up), a number that says how far the rank is, if
+it tells that, then a cache line for each channel.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress
 #: Channels of a rank.
 CHANNELS = 4
 CONTROL_NBYTES = CACHE_LINE * (1 + CHANNELS)
+#: Where a rank says how far it is.
+PROGRESS = 8
 #: Polls of the counters before a waiting rank begins to sleep, and its shortest sleep in seconds: where each rank has a core, and where
 #: the late one may be waiting for ours, from which looking takes time, too.
 _SPINS, _SPINS_OF_MANY = 200, 10

@@ -115,10 +115,12 @@ class Case:
 
         return load
 
-    def engine(self, ledger: Ledger | None = None, block: bool = False, folder: Path | None = None) -> Engine:
+    def engine(
+        self, ledger: Ledger | None = None, block: bool = False, folder: Path | None = None, **more: Any
+    ) -> Engine:
         layout = self.chain.layout(self.specs(1)[0])
         how: dict[str, Any] = {"seed": 3, "clip": 0.5, "ledger": ledger, "block": block, "offload_dir": folder}
-        return Engine(self.chain, self.loss, layout, AdamW(), **how)
+        return Engine(self.chain, self.loss, layout, AdamW(), **how, **more)
 
     def bits_after(self, plan: Plan, steps: int = 2) -> tuple[str, tuple[float, ...]]:
         """The parameters' hash and the losses after some training steps."""

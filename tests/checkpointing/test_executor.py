@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from checkpointing import predict, value_and_grad
+from checkpointing.plan import PARTS
+from checkpointing.reduction import LocalReduction
 from framework import (
     BudgetExceeded,
     Chain,
@@ -164,6 +166,37 @@ def test_after_an_exception_nothing_of_the_step_is_alive_and_the_next_step_has_t
     fresh = good.engine()
     fresh.train_step(plan, good.loader(2), 0, 1e-2)
     assert engine.parameters.sha256() == fresh.parameters.sha256()
+
+
+class Noted(list[int]):
+    """Progress as a rank tells it."""
+
+    def __init__(self) -> None:
+        super().__init__([0])
+        self.told = list[int]()
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self.told.append(value)
+        super().__setitem__(at, value)
+
+
+def test_a_rank_tells_after_each_operation_how_much_of_the_planned_time_has_passed() -> None:
+    good, bad, reduction, noted = faulty_case(), faulty_case(fails=True), LocalReduction(), Noted()
+    reduction.progress = noted
+    plan = good.plans("every-k:1", shards=2).train[0]
+    engines = [case.engine(reduction=reduction) for case in (good, bad)]
+    engines[0].train_step(plan, good.loader(2), 0, 1e-2)
+    moments, seconds = plan.simulation.timeline, plan.simulation.seconds
+    assert len(noted.told) == len(moments) and noted.told == sorted(noted.told) and noted.told[-1] == PARTS
+    half = noted.told[len(moments) // 2]
+    assert half == pytest.approx(PARTS * sum(m.seconds for m in moments[: len(moments) // 2 + 1]) / seconds, abs=1)
+    noted.told.clear()
+    with pytest.raises(ArithmeticError, match="planted"):
+        engines[1].train_step(plan, bad.loader(2), 0, 1e-2)
+    assert PARTS < noted.told[-1] < 2 * PARTS
+    noted.told.clear()
+    engines[0].train_step(plan, good.loader(2), 0, 1e-2)
+    assert noted.told[0] == PARTS and noted.told[-1] == 2 * PARTS  # the load takes no time
 
 
 def test_no_array_of_a_step_outlives_it_without_the_cycle_collector() -> None:

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from checkpointing.plan import PARTS
 from distributed import RunFolder, Trainer, core_rotation
-from distributed.core_rotation import CoreRotation, cores_to_change
+from distributed.core_rotation import BEHIND, CoreRotation, cores_to_change
 from framework import Chain, CrossEntropy, Linear
 from framework.data import clusters
 
 CORES = sorted(os.sched_getaffinity(0))
 several = pytest.mark.skipif(len(CORES) < 2, reason="one core")
+
+
+def falling_behind() -> list[int]:
+    """What ranks tell of whom one falls behind all the time."""
+    return [PARTS, 0]
 
 
 def refuse(why: str) -> None:
@@ -69,7 +75,7 @@ def test_each_rank_has_a_core_of_its_own_at_any_time_and_comes_to_all(
     moves: list[tuple[int, set[int]]] = []
     monkeypatch.setattr(core_rotation, "_move", lambda thread, cores: moves.append((thread, cores)))
     threads, cores = range(100, 100 + count), [*range(7, 7 + count)]
-    rotation = CoreRotation(threads, cores, refuse, 0.001)
+    rotation = CoreRotation(threads, cores, falling_behind, refuse, 0.001)
     while len(moves) < 2 * count * (count + 1):
         time.sleep(0.001)
     rotation.close()
@@ -84,11 +90,46 @@ def test_each_rank_has_a_core_of_its_own_at_any_time_and_comes_to_all(
     assert all(found == {*cores} for found in been.values())
 
 
+def test_ranks_change_when_one_is_behind_and_does_not_catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    little, much = round(0.9 * BEHIND * PARTS), round(1.5 * BEHIND * PARTS)
+    told = [
+        (much, 0),
+        (much - 1, 0),
+        (much - 1, 0),
+        (little, 0),
+        (little + 1, 0),
+        (0, little),
+        (0, much),
+        (1, much),
+        (9 * much, 0),
+    ]
+    looks, changes = iter(told), list[int]()
+
+    def progress() -> tuple[int, ...]:
+        changes.append(0)
+        found = next(looks, None)
+        if found is None:
+            end.set()
+            return 0, 0
+        return found
+
+    def moved(thread: int, cores: set[int]) -> None:
+        changes[-1] += 1
+
+    end = threading.Event()
+    monkeypatch.setattr(core_rotation, "_move", moved)
+    rotation = CoreRotation([100, 101], [0, 1], progress, refuse, 0.001)
+    assert end.wait(10)
+    rotation.close()
+    # At once; catching up; no more; enough; as little; the other one, little; much; catching up; far.
+    assert [count > 0 for count in changes[: len(told)]] == [True, False, True, False, False, False, True, False, True]
+
+
 @several
 def test_busy_processes_come_to_all_cores_and_nothing_of_it_stays() -> None:
     with busy_processes(len(CORES)) as processes:
         been: dict[int, set[int]] = {process: set() for process in processes}
-        rotation = CoreRotation(processes, CORES, refuse, 0.02)
+        rotation = CoreRotation(processes, CORES, falling_behind, refuse, 0.02)
         end = time.monotonic() + 30
         while any(found != {*CORES} for found in been.values()) and time.monotonic() < end:
             for process in processes:
@@ -104,7 +145,7 @@ def test_the_rotation_ends_with_words_when_a_rank_is_gone() -> None:
     with busy_processes(1) as (gone,):
         pass
     told: list[str] = []
-    rotation = CoreRotation([gone, gone], [0, 1], told.append, 0.001)
+    rotation = CoreRotation([gone, gone], [0, 1], falling_behind, told.append, 0.001)
     rotation._thread.join(10)
     assert told == [f"ranks change cores no more: [Errno 3] thread {gone} cannot be moved: No such process"]
     rotation.close()

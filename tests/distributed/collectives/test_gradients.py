@@ -18,6 +18,7 @@ from distributed.collectives.communicator import CollectiveError
 from distributed.collectives.gradient_memory import header_nbytes
 from distributed.collectives.gradients import GradientReduction
 from distributed.collectives.segment import SegmentAddress
+from distributed.collectives.spread import Spread
 from framework import Ledger
 from framework.optimizers import NORM_BLOCK, global_norm, norm_blocks, norm_share
 from tests.distributed.collectives.reductions import all_reduce, gradients, in_parallel, open_world, reference
@@ -61,6 +62,18 @@ def test_the_result_lies_in_the_buffer_of_shard_0_and_no_name_is_left_in_shared_
     assert first.result()[0] is buffers[0]
     np.testing.assert_array_equal(second.result()[0], np.full(10, 2.0, np.float32))
     assert not shared_files() - before
+
+
+def test_ranks_that_share_memory_see_how_far_each_is_and_give_up_all_the_same() -> None:
+    ranks = open_world(4, 4, 10, spread=Spread.of([0, 0, 1, 1]))
+    for rank in ranks:
+        rank.progress[0] = 10**12 + rank.rank
+    assert [[told - 10**12 for told in rank.progress_here()] for rank in ranks] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    ranks[1].abort()
+    with pytest.raises(CollectiveError, match="gave up"):
+        ranks[0].barrier()
+    for rank in ranks:
+        rank.close()
 
 
 def test_a_slot_is_free_again_when_the_last_view_of_it_has_died() -> None:
