@@ -25,7 +25,7 @@ ALIGNMENT = 64
 _SCRATCH_SLACK = 8 * ALIGNMENT
 
 
-#: Where the first order comes within this factor of the bound, other orders are tried, but nothing is searched.
+#: Where the first order comes within this factor of what is aimed at, other orders are tried, but nothing is searched.
 _GOOD = 1.002
 #: What lives for few operations, so that it can come from the upper end while the rest grows from the lower one.
 _SHORT_LIVED = frozenset({"cotangents", "workspace"})
@@ -104,10 +104,15 @@ def pack(buffers: Sequence[Buffer], operations: int, enough: int = 0) -> Packing
     # Shards have nothing to do with each other unless gradients live through all of them. The fullest first: it says what others have room for.
     parts = [np.arange(len(sizes))] if long.any() else components(first, last)
     offsets, nbytes, name = np.zeros_like(sizes), 0, ""
+    twins: dict[tuple[bytes, ...], _Trial] = {}
     for part in sorted(parts, key=lambda part: -int(live[first[part].min() : last[part].max() + 1].max())):
         start = first[part].min()
-        arrays = sizes[part], first[part] - start, last[part] - start, short[part], long[part]
-        best = _best(*(a.tobytes() for a in arrays), max(bound, nbytes, enough))
+        kind = tuple(
+            a.tobytes() for a in (sizes[part], first[part] - start, last[part] - start, short[part], long[part])
+        )
+        if kind not in twins:
+            twins[kind] = _best(*kind, max(bound, nbytes), enough)
+        best = twins[kind]
         offsets[part] = best.offsets
         if best.nbytes > nbytes or not name:
             nbytes, name = best.nbytes, best.name
@@ -115,18 +120,18 @@ def pack(buffers: Sequence[Buffer], operations: int, enough: int = 0) -> Packing
 
 
 @lru_cache(maxsize=64)
-def _best(sizes: bytes, first: bytes, last: bytes, short: bytes, long: bytes, enough: int) -> _Trial:
-    """Returns the lowest of the packings that are tried, or the first that is low enough.
+def _best(sizes: bytes, first: bytes, last: bytes, short: bytes, long: bytes, aim: int, enough: int) -> _Trial:
+    """Returns the lowest of the packings that are tried, or the first that is as low as is aimed at, or low enough.
 
-    Shards have the same buffers, and so have ranks, but for their names and a moment here and there. So the last answers are remembered.
+    Ranks have the same buffers but for their names and a moment here and there. So the last answers are remembered.
     """
     lives = np.frombuffer(first, np.intp), np.frombuffer(last, np.intp)
     kinds = np.frombuffer(short, bool), np.frombuffer(long, bool)
     best: _Trial | None = None
-    for trial in _trials(np.frombuffer(sizes, np.int64), *lives, *kinds, enough):
+    for trial in _trials(np.frombuffer(sizes, np.int64), *lives, *kinds, aim):
         if best is None or trial.nbytes < best.nbytes:
             best = trial
-        if best.nbytes <= enough:
+        if best.nbytes <= max(aim, enough):
             break
     assert best is not None
     return best
@@ -140,7 +145,7 @@ class _Trial(NamedTuple):
     offsets: Array
 
 
-def _trials(sizes: Array, first: Array, last: Array, short: Array, long: Array, enough: int) -> Iterator[_Trial]:
+def _trials(sizes: Array, first: Array, last: Array, short: Array, long: Array, aim: int) -> Iterator[_Trial]:
     """Packings, the one that is quick and usually good enough first."""
 
     def trial(name: str, offsets: Array) -> _Trial:
@@ -151,14 +156,14 @@ def _trials(sizes: Array, first: Array, last: Array, short: Array, long: Array, 
     for number, (name, order) in enumerate(orders):
         nbytes = []
         for side, high in sides:  # the second one only if it is asked for
-            placed = trial(name + side, _place(order, sizes, first, last, high, enough))
+            placed = trial(name + side, _place(order, sizes, first, last, high, aim))
             nbytes.append(placed.nbytes)
             yield placed
-        if number == 0 and min(nbytes) > _GOOD * enough:
-            yield trial("searched", _searched(sizes, first, last, long, enough))
+        if number == 0 and min(nbytes) > _GOOD * aim:
+            yield trial("searched", _searched(sizes, first, last, long, aim))
 
 
-def _searched(sizes: Array, first: Array, last: Array, long: Array, enough: int) -> Array:
+def _searched(sizes: Array, first: Array, last: Array, long: Array, aim: int) -> Array:
     """Places what outlives the shards below all else, and searches for the places of the rest, of one shard after the other."""
     offsets, floor = np.zeros_like(sizes), np.zeros(last.max() + 1, np.int64)
     for i in np.flatnonzero(long):  # they come and go like a stack
@@ -167,7 +172,7 @@ def _searched(sizes: Array, first: Array, last: Array, long: Array, enough: int)
         floor[life] = offsets[i] + sizes[i]
     rest = np.flatnonzero(~long)
     live = floor + _live(sizes[rest], first[rest], last[rest], len(floor))
-    search = Search(enough, ALIGNMENT)
+    search = Search(aim, ALIGNMENT)
     parts = [rest[part] for part in components(first[rest], last[rest])]
     # The fullest first: what serves it serves its twins, too.
     for part in sorted(parts, key=lambda part: -int(live[first[part].min() : last[part].max() + 1].max())):

@@ -192,7 +192,7 @@ class _Skylines:
             places = places[(places >= lowest[i]) & (places <= ceiling - sizes[i])]
             met = (places[:, None] < ends) & (places[:, None] + sizes[i] > starts)
             # A little chance, so that equals take turns.
-            chosen = np.argmin(met @ price[others] * (1 + 0.1 * generator.random(len(places))))
+            chosen = np.argmin(np.where(met, price[others], 0).sum(axis=1) * (1 + 0.1 * generator.random(len(places))))
             offsets[i], there[i] = places[chosen], True
             ejected = others[met[chosen]]
             there[ejected] = False

@@ -5,7 +5,7 @@ shares its hardware with a busy neighbour, on some processors there are two kind
 rank has no reason to move any, so the rank on the slow core is late in every step. Ranks that change places within a step all
 get the mean of what the cores give.
 
-The first rank of a node does that for all, from a thread. Each rank says in shared memory how much of its plan's time has passed. When one is
+The first rank of a node does that for all, from a thread. Each rank says in shared memory how much of its plan's time has passed. When one of those with the most shards is
 behind another, and no less than the last time, each is put on the next core, and when all are there the scheduler may move them
 again, so nothing stays of it. A change costs a rank the core's own caches, a millisecond or so in all. So ranks that keep abreast stay where they are; and
 it is done where caches are filled again from one that all cores share, and where each core has a rank: with fewer ranks the scheduler has cores to choose from.
@@ -35,7 +35,7 @@ class CoreRotation:
     Args:
         threads: Native ids of the threads, as many as cores.
         cores: The cores.
-        progress: Returns how far the rank of each thread is; see `checkpointing.reduction.Reduction`.
+        progress: Returns how far ranks are that have equally much to do; see `checkpointing.reduction.Reduction`.
         tell: Is told, in the rotation's thread, why it ends before: a thread is gone, or may not be moved.
         period: Seconds between looks.
     """

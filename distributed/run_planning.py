@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -183,14 +186,34 @@ class RunPlanning:
         # The largest counts for all.
         self.process = ProcessUse(max(self.baselines), outside + self.passing_nbytes + versions)
 
-    def pack(self) -> None:
-        """Works out for workers in other processes where in their blocks the arrays lie, if there are plans yet.
+    @contextmanager
+    def packed_meanwhile(self) -> Iterator[None]:
+        """Works out in a thread where arrays lie in the blocks of all ranks, while workers in other processes start: else all would do it at once.
 
-        In this process it comes after `measure`, since it leaves gaps in the heap.
+        What is left of it is left to them where something fails, or plans are made again. In this process it comes after measuring, since it
+        leaves gaps in the heap; and with a budget of the whole process plans come after that in any case.
         """
-        if self._options.workers and self._options.memory == "block" and self.process_budget is None:
-            for plans in zip(self.plans.train, self.plans.evaluate, strict=True):
-                pack_together(plans)
+        options, left = self._options, threading.Event()
+        if not options.workers or options.memory != "block" or self.process_budget is not None:
+            yield
+            return
+        plans = self.plans
+
+        def pack() -> None:
+            for pair in zip(plans.train, plans.evaluate, strict=True):
+                if not left.is_set():
+                    pack_together(pair)
+
+        with ThreadPoolExecutor(1, "packing") as meanwhile:
+            packing = meanwhile.submit(pack)
+            try:
+                yield
+            except BaseException:
+                left.set()
+                raise
+            if self.plans is not plans:
+                left.set()
+            packing.result()
 
     def plan(self) -> None:
         """Makes `plans` within `budget`, the limit of the engine's bytes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -277,11 +276,9 @@ class Trainer:
         if self._group is not None:
             return
         try:
-            with _no_collections(), ThreadPoolExecutor(1, "packing") as meanwhile:
-                packing = meanwhile.submit(self.planning.pack)  # else all workers would do it at once
+            with _no_collections(), self.planning.packed_meanwhile():
                 self._group = self._processes()
                 self.planning.measure(self._group)
-                packing.result()
             self._require_ready(self._group)
             self._group.start([self._task(rank) for rank in range(self.options.world)])
             self.planning.take_measured()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpointing.process_memory import measure_baseline
+from checkpointing.reduction_tree import shards_of
 from distributed.collectives.gloo_transport import GlooTransport
 from distributed.collectives.hierarchical import Hierarchical
 from distributed.collectives.ray_transport import RayTransport
@@ -88,9 +89,15 @@ class WorkerActor(Worker):
         if task.rotate_cores and task.rank in task.spread.leaders:
             here = [threads[rank] for rank in task.spread.nodes[task.spread.node_of[task.rank]]]
             if cores := cores_to_change(here, task.threads):
-                assert self._shared is not None
-                progress = self._shared.progress_here
-                self._rotation = CoreRotation(here, cores, progress, lambda why: self._log.warning("%s", why))
+                self._rotation = CoreRotation(here, cores, self._progress, lambda why: self._log.warning("%s", why))
+
+    def _progress(self) -> list[int]:
+        """How far the ranks of this node are that have the most shards: the others have time."""
+        task = self._task
+        assert self._shared is not None
+        here = task.spread.nodes[task.spread.node_of[task.rank]]
+        shards = [len(shards_of(task.shards, task.world, rank)) for rank in here]
+        return [told for told, own in zip(self._shared.progress_here(), shards, strict=True) if own == max(shards)]
 
     def connect_state(  # type: ignore[override]
         self, addresses: Sequence[StateAddress], leaders: Sequence[Any] | None = None

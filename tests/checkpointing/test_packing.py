@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -119,6 +120,25 @@ def test_shards_that_are_alike_are_packed_once_also_where_they_are_other_ranks(m
         require_sound([b for b in plan.simulation.buffers if b.category != "gradients"], plan.packing)
     assert len({plan.operations for plan in plans}) == 4
     assert len(tried) == 4 and sum(n > 1 for n in tried) == 2
+
+
+def test_shards_that_are_alike_lie_alike_also_where_none_is_as_low_as_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    aims = list[int]()
+
+    def one_above_the_other(sizes: Array, *more: Any) -> Iterator[Any]:
+        aims.append(more[-1])
+        yield packing_module._Trial(int(sizes.sum()), "stacked", np.cumsum(sizes) - sizes)
+
+    monkeypatch.setattr(packing_module, "_trials", one_above_the_other)
+    shard = [Buffer("activations", "x", (1,), first, first + 1) for first in range(3)]
+    alone = pack(shard, 4)
+    assert alone.nbytes == 1.5 * alone.bound
+    shards = [replace(b, first=b.first + 4 * n, last=b.last + 4 * n) for n in range(3) for b in shard]
+    several = pack(shards, 12)
+    assert several.nbytes == alone.nbytes and several.slots == alone.slots * 3
+    assert aims == [alone.bound]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -10,12 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from checkpointing.plan import PARTS
 from distributed import RunFolder, Trainer, core_rotation
+from distributed.collectives.spread import Spread
 from distributed.core_rotation import BEHIND, CoreRotation, cores_to_change
+from distributed.worker_actor import WorkerActor
 from framework import Chain, CrossEntropy, Linear
 from framework.data import clusters
 
@@ -123,6 +127,14 @@ def test_ranks_change_when_one_is_behind_and_does_not_catch_up(monkeypatch: pyte
     rotation.close()
     # At once; catching up; no more; enough; as little; the other one, little; much; catching up; far.
     assert [count > 0 for count in changes[: len(told)]] == [True, False, True, False, False, False, True, False, True]
+
+
+def test_ranks_with_fewer_shards_than_others_have_time() -> None:
+    actor: Any = WorkerActor()
+    actor._shared = SimpleNamespace(progress_here=lambda: [5, 6, 9])
+    for spread, shards, expected in (([0, 0, 0], 8, [5, 6]), ([0, 0, 0], 6, [5, 6, 9]), ([0, 0, 0, 1], 5, [5])):
+        actor._task = SimpleNamespace(shards=shards, world=len(spread), rank=0, spread=Spread.of(spread))
+        assert actor._progress() == expected
 
 
 @several

@@ -22,6 +22,7 @@ import pytest
 
 from checkpointing import Engine, InfeasibleBudget, OffloadError, predict, run_plans
 from checkpointing.inspector import Finding, Statistics
+from checkpointing.plan import Plan
 from checkpointing.running import NotAsPlanned
 from distributed import (
     Callback,
@@ -615,6 +616,30 @@ def test_workers_are_given_plans_that_say_where_arrays_lie(
     assert len(given) == 3
     packed = ["packing" in vars(plan) for task in given for plan in (task.train, task.evaluate)]
     assert packed == [memory == "block"] * 6
+
+
+def test_what_fails_while_workers_start_does_not_wait_until_all_plans_are_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = list[tuple[Plan, ...]]()
+
+    def slowly(plans: tuple[Plan, ...]) -> None:
+        packed.append(plans)
+        time.sleep(0.1)
+
+    monkeypatch.setattr("distributed.run_planning.pack_together", slowly)
+    planning = Trainer(build("mlp-small"), steps=1, batch=16, workers=8, shards=8).planning
+    with pytest.raises(InterruptedError), planning.packed_meanwhile():
+        raise InterruptedError
+    assert len(packed) < 8
+    packed.clear()
+    with planning.packed_meanwhile():
+        planning.plan()
+    assert len(packed) < 8  # plans of before are of no use
+    packed.clear()
+    with planning.packed_meanwhile():
+        pass
+    assert packed == [*zip(planning.plans.train, planning.plans.evaluate, strict=True)]
 
 
 def test_verify_memory_stops_a_run_whose_layer_lies_and_names_it() -> None:
