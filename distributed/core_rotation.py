@@ -25,6 +25,8 @@ from checkpointing.plan import PARTS
 PERIOD = 0.05
 #: The part of a step by which one has to be behind another: less is not worth a change, and not seen well, since ranks tell it operation by operation.
 BEHIND = 0.05
+#: And the part of what has passed since the last look: a twentieth of a short step is less than a change costs.
+LATE = 0.1
 _CPUS = Path("/sys/devices/system/cpu")
 _libc, _BITS = ctypes.CDLL(None, use_errno=True), 8 * ctypes.sizeof(ctypes.c_ulong)
 
@@ -60,11 +62,11 @@ class CoreRotation:
         self._thread.join()
 
     def _run(self) -> None:
-        turn, behind, everywhere = 0, 0, {*self._cores}
+        turn, reached, behind, everywhere = 0, 0, 0, {*self._cores}
         while not self._closed.wait(self._period):
-            progress, before = self._progress(), behind
-            behind = max(progress) - min(progress)
-            if behind < max(before, BEHIND * PARTS):
+            progress, before, start = self._progress(), behind, reached
+            reached, behind = max(progress), max(progress) - min(progress)
+            if behind < max(before, BEHIND * PARTS, LATE * (reached - start)):
                 continue  # or it catches up
             turn += 1
             places = [
