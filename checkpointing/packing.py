@@ -96,9 +96,6 @@ def pack(buffers: Sequence[Buffer], operations: int, enough: int = 0) -> Packing
     last = np.array([buffer.last for buffer in buffers], np.intp)
     short = np.array([buffer.category in _SHORT_LIVED for buffer in buffers], bool)
     long = np.array([buffer.category == _LONG_LIVED for buffer in buffers], bool)
-    # Who lives together with whom is all that counts, and moments at which a buffer begins are enough for that.
-    begins = np.unique(first)
-    first, last = np.searchsorted(begins, first), np.searchsorted(begins, last, side="right") - 1
     live = _live(sizes, first, last)
     bound = int(live.max(initial=0))
     # Shards have nothing to do with each other unless gradients live through all of them. The fullest first: it says what others have room for.
@@ -123,7 +120,7 @@ def pack(buffers: Sequence[Buffer], operations: int, enough: int = 0) -> Packing
 def _best(sizes: bytes, first: bytes, last: bytes, short: bytes, long: bytes, aim: int, enough: int) -> _Trial:
     """Returns the lowest of the packings that are tried, or the first that is as low as is aimed at, or low enough.
 
-    Ranks have the same buffers but for their names and a moment here and there. So the last answers are remembered.
+    Shards of other ranks have the same buffers but for their names. So the last answers are remembered.
     """
     lives = np.frombuffer(first, np.intp), np.frombuffer(last, np.intp)
     kinds = np.frombuffer(short, bool), np.frombuffer(long, bool)
@@ -186,7 +183,7 @@ def _aligned(nbytes: int) -> int:
 
 
 def _live(sizes: Array, first: Array, last: Array, moments: int = 0) -> Array:
-    """The bytes that live at each moment, of so many at least."""
+    """The bytes that live at each operation, of so many at least."""
     change = np.zeros(max(moments, last.max(initial=-1) + 1) + 1, np.int64)
     np.add.at(change, first, sizes)
     np.add.at(change, last + 1, -sizes)
@@ -201,7 +198,7 @@ def _orders(sizes: Array, first: Array, last: Array) -> Iterator[tuple[str, Arra
     yield "longest life first", np.lexsort((-sizes, -life))
     yield "largest area first", np.argsort(-sizes * life, kind="stable")
     yield "in order of time", np.lexsort((-sizes, first))
-    # The moments at which most bytes live are the hardest: what lives there goes first, below all else.
+    # The operations at which most bytes live are the hardest: what lives there goes first, below all else.
     live = _live(sizes, first, last)
     busiest = np.array([live[a : b + 1].max() for a, b in zip(first, last, strict=True)])
     yield "busiest operation first", np.lexsort((-sizes, -busiest))
