@@ -37,6 +37,14 @@ class Totals(NamedTuple):
 Sums = dict[int, Totals]
 
 
+class Word(Protocol):
+    """One number, as the first of a list."""
+
+    def __getitem__(self, at: int) -> int: ...
+
+    def __setitem__(self, at: int, number: int) -> None: ...
+
+
 class Reduction(Protocol):
     """Adds gradients and losses across ranks.
 
@@ -45,7 +53,7 @@ class Reduction(Protocol):
             passed of the present one. Other ranks may see it.
     """
 
-    progress: list[int] | memoryview[int]
+    progress: Word
 
     def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
         """Begins to reduce some elements of the gradient, and may return before that is done.
@@ -91,7 +99,7 @@ class LocalReduction:
     """One rank: its sums are added and divided by the count of targets."""
 
     def __init__(self) -> None:
-        self.progress: list[int] | memoryview[int] = [0]
+        self.progress: Word = [0]
         self._found: tuple[Array, Totals] | None = None
 
     def begin(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:

@@ -17,7 +17,7 @@ from distributed.collectives.hierarchical import Hierarchical
 from distributed.collectives.ray_transport import RayTransport
 from distributed.collectives.segment import SegmentAddress
 from distributed.collectives.transport import Faults, Faulty, Message, Transport
-from distributed.core_rotation import PERIOD, CoreRotation, cores_to_change
+from distributed.core_rotation import CoreRotation, cores_to_change
 from distributed.logs import log_warnings
 from distributed.ray_metrics import RayMetrics
 from distributed.readiness import Needs, State, look
@@ -89,15 +89,18 @@ class WorkerActor(Worker):
         if task.rotate_cores and task.rank in task.spread.leaders:
             here = [threads[rank] for rank in task.spread.nodes[task.spread.node_of[task.rank]]]
             if cores := cores_to_change(here, task.threads):
-                self._rotation = CoreRotation(here, cores, self._progress, lambda why: self._log.warning("%s", why))
+                assert self._shared is not None
+                rotation = CoreRotation(here, cores, self._progress, lambda why: self._log.warning("%s", why))
+                self._rotation, self._shared.progress = rotation, rotation.watch(self._shared.progress)
 
-    def _progress(self) -> list[int]:
-        """How far the ranks of this node are that have the most shards: the others have time."""
+    def _progress(self) -> dict[int, int]:
+        """How far the ranks of this node are that have the most shards, by their place on it: the others have time."""
         task = self._task
         assert self._shared is not None
         here = task.spread.nodes[task.spread.node_of[task.rank]]
         shards = [len(shards_of(task.shards, task.world, rank)) for rank in here]
-        return [told for told, own in zip(self._shared.progress_here(), shards, strict=True) if own == max(shards)]
+        told = self._shared.progress_here()
+        return {at: told[at] for at, own in enumerate(shards) if own == max(shards)}
 
     def connect_state(  # type: ignore[override]
         self, addresses: Sequence[StateAddress], leaders: Sequence[Any] | None = None
@@ -133,7 +136,7 @@ class WorkerActor(Worker):
         if logs is not None:
             log_warnings(self._log)
             if self._rotation is not None:
-                self._log.info("the ranks of this node change cores where one falls behind, at most every %g s", PERIOD)
+                self._log.info("the ranks of this node change cores where one falls behind")
         return fault
 
     def step(self, step: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpointing.reduction import Sums, Totals, add_in_tree, reduce_in_tree, total_of
+from checkpointing.reduction import Sums, Totals, Word, add_in_tree, reduce_in_tree, total_of
 from checkpointing.reduction_tree import roots_of, shards_of
 from distributed.collectives.communicator import share_of
 from distributed.collectives.cross_node import Carried, CrossNode
@@ -91,7 +91,7 @@ class GradientReduction:
         self._stride = round_up(size * dtype.itemsize, CACHE_LINE)
         self._own = Segment.create("retape-gradients", self._start + slots * self._stride)
         self.address = self._own.address
-        self.progress: list[int] | memoryview[int] = self._own.words(PROGRESS, 1)
+        self.progress: Word = self._own.words(PROGRESS, 1)
         self._free = list(range(slots))
         self._slot_at: dict[int, int] = {}  # address -> slot
         self.seconds = 0.0
