@@ -119,6 +119,7 @@ def test_two_ranks_on_cores_of_any_speeds_end_their_steps_together(speeds: list[
     lags = Lags(2)
     for step in range(3):
         apart, changes = step_of(speeds, lags, step)
+        # Over a quarter of a step a change gains half of what they would be apart by in the whole step, and has to gain GAIN.
         assert apart <= max(2 * GAIN, staying / 8)
         assert changes > 0 or staying < 2.1 * GAIN
         assert changes <= 3
