@@ -17,6 +17,7 @@ from checkpointing.policies import Policy, parse_policy
 from checkpointing.reduction_tree import require_shards
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Faults, Network
+from distributed.holding import ShareWeights
 from distributed.placement import PlacementKind
 from framework.data import LastBatch
 from framework.schedules import Schedule, WarmupConstant, WarmupCosine, WarmupLinear
@@ -97,8 +98,8 @@ class TrainingOptions:
     """With as many workers of one thread on a node as it has cores: let them change cores when one falls behind, so that a slow core does not hold up all of them."""
     shard_optimizer: bool = False
     """With workers: each holds the optimizer's state of its part of the parameters alone (ZeRO stage 1), updates that part, and is given the others'. Bits stay the same; with one rank it changes nothing, since that holds all."""
-    share_weights: bool = False
-    """With workers: those of one node have one copy of the weights, in two versions, instead of one each; and the optimizer's state is shared out as with --shard-optimizer. Bits stay the same."""
+    share_weights: ShareWeights = "auto"
+    """With workers: whether those of one node have one copy of the weights, in two versions, instead of one each; then the optimizer's state is shared out, too, as with --shard-optimizer. Bits stay the same. auto: if all are on one node, none takes more memory by it, and --shard-optimizer is not given."""
     cross_node: str = "auto"
     """With workers: which of them share memory. auto: those on one node of the cluster; forced: none, each is reached as if it were on a node of its own; 2+1: the first two, and the third, as if they were on two nodes."""
     chunk_size: str = "512KiB"
@@ -165,6 +166,8 @@ class TrainingOptions:
         if self.address is not None and not self.workers:
             raise ValueError(f"{flag('address')} is for workers, but there are none; give {flag('workers')}")
         self._check_placement()
+        if self.share_weights not in get_args(ShareWeights):
+            raise ValueError(f"--share-weights is auto, yes or no, but got {self.share_weights!r}")
         if self.memory not in ("block", "heap"):
             raise ValueError(f"--memory is block or heap, but got {self.memory!r}")
         if self.plan is not None and self.policy is not None:
@@ -214,16 +217,6 @@ class TrainingOptions:
     def world(self) -> int:
         """Number of ranks: one in process, else one a worker."""
         return max(1, self.workers)
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the optimizer's state is shared out: there must be several ranks for that."""
-        return (self.shard_optimizer or self.share_weights) and self.world > 1
-
-    @property
-    def shares_weights(self) -> bool:
-        """Whether workers of a node have one copy of the parameters: there must be several ranks for that."""
-        return self.share_weights and self.world > 1
 
     @property
     def spread(self) -> Spread | None:

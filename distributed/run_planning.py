@@ -19,10 +19,10 @@ from checkpointing.runs import InfeasibleBudget, RunPlans
 from checkpointing.timing import Progress, measure_times
 from distributed.collectives.spread import Spread
 from distributed.groups import Group, RayGroup
+from distributed.holding import Holding
 from distributed.options import TrainingOptions
 from distributed.padding import require_paddable
-from distributed.sharded_state import across_nbytes, communication_nbytes, others_nbytes, update_costs
-from distributed.shared_weights import others_versions_nbytes, with_weights
+from distributed.sharded_state import across_nbytes
 from distributed.worker_sizes import CHUNKS, chunk_nbytes, outside_nbytes, reserved_nbytes, shard_specs, static_nbytes
 from framework.data import Batches, Dataset
 from framework.layers import flatten, input_specs
@@ -182,9 +182,10 @@ class RunPlanning:
         held = 0 if options.workers else self._data.nbytes
         self.baselines = [baseline - held for baseline in self._baselines()]
         outside = outside_nbytes(self.layout, options.shards, self.spread, options.network.chunk)
-        versions = max(map(self.versions_nbytes, range(options.world)))
         # The largest counts for all.
-        self.process = ProcessUse(max(self.baselines), outside + self.passing_nbytes + versions)
+        self.process = ProcessUse(
+            max(self.baselines), outside + max(map(self.holding.others_nbytes, range(options.world)))
+        )
 
     @contextmanager
     def packed_meanwhile(self) -> Iterator[None]:
@@ -255,6 +256,14 @@ class RunPlanning:
         return ", ".join(f"{share.plans.policy.name} on {share.told_ranks}" for share in self.shares)
 
     @property
+    def holding(self) -> Holding:
+        """How ranks hold parameters and optimizer state."""
+        options = self._options
+        return Holding.chosen(
+            self._optimizer, self.layout, self.spread, options.shard_optimizer, options.share_weights, self.process_budget is not None
+        )  # fmt: skip
+
+    @property
     def reserved_nbytes(self) -> int:
         """Bytes that the rank with the most takes for its arrays: in the block they are a little more than the peak."""
         return self._reserved_nbytes(self.plans)
@@ -283,31 +292,18 @@ class RunPlanning:
     @property
     def updates(self) -> tuple[UpdateCost, ...]:
         """What the optimizer takes on each rank, and what each holds otherwise than others; nothing where all ranks hold alike."""
-        options, world = self._options, self._options.world
+        options, holding = self._options, self.holding
         chunks = [
             chunk_nbytes(self.layout, options.shards, self.spread, options.network.chunk, rank)
-            + (across_nbytes(self.spread, rank) if options.sharded else 0)
-            for rank in range(world)
+            + (across_nbytes(self.spread, rank) if holding.sharded else 0)
+            for rank in range(options.world)
         ]
-        if not options.sharded and not any(chunks):
+        if not holding.sharded and not any(chunks):
             return ()
-        alike = (UpdateCost.of(self._optimizer, self.layout),) * world
-        updates = update_costs(self._optimizer, self.layout, world) if options.sharded else alike
-        if options.shares_weights:
-            updates = with_weights(updates, self.layout, self.spread)
         return tuple(
             update._replace(held=(*update.held, (CHUNKS, nbytes)))
-            for update, nbytes in zip(updates, chunks, strict=True)
+            for update, nbytes in zip(holding.updates, chunks, strict=True)
         )
-
-    @property
-    def passing_nbytes(self) -> int:
-        """Bytes of other ranks' memory that a rank sees parameters and state pass through, where the optimizer's state is shared out."""
-        return others_nbytes(self.layout, self.spread) if self._options.sharded else 0
-
-    def versions_nbytes(self, rank: int) -> int:
-        """Bytes of parameters in other ranks' memory that a rank sees, where workers of a node have one copy."""
-        return others_versions_nbytes(self.layout, self.spread, rank) if self._options.shares_weights else 0
 
     def _planned(self, policy: Policy | None = None, budget: int | None = None) -> RunPlans:
         options = self._options
@@ -321,7 +317,7 @@ class RunPlanning:
             budget=budget,
             shards=options.shards,
             world=options.world,
-            static={**static, **(communication_nbytes(self.layout, self.spread) if options.sharded else {})},
+            static={**static, **self.holding.communication},
             times=self._times,
             offload=options.offload_dir is not None,
             disk_bandwidth=self._disk_bandwidth,

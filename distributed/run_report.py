@@ -168,7 +168,7 @@ def _process(trainer: Trainer, rank: int, plain: int | None) -> Process | None:
         return None
     engine = reserved_nbytes(planning.plans.train[rank], planning.plans.evaluate[rank], options.memory == "block")
     engine += outside_of(rank, trainer.layout, options.shards, planning.spread, options.network.chunk)
-    engine += planning.passing_nbytes + planning.versions_nbytes(rank)
+    engine += planning.holding.others_nbytes(rank)
     ray = max(0, baseline - plain) if plain is not None else 0
     return Process(
         rss=rss,

@@ -82,7 +82,7 @@ class Saving:
         losses = np.array([row["loss"] for row in history], np.float64)
         keep = self._trainer.options.keep_snapshots
         arguments = self._folder, keep, self._about(len(history)), losses
-        if self._trainer.options.sharded:  # rank 0 writes, and the others send it what they hold
+        if self._trainer.planning.holding.sharded:  # rank 0 writes, and the others send it what they hold
             self.taken.append(group.call("snapshot", *arguments)[0])
         else:  # all ranks hold the same
             self.taken.append(group.call_first("snapshot", *arguments))

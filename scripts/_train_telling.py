@@ -98,13 +98,13 @@ def told_share(share: Share) -> str:
 
 
 def told_sharding(trainer: Trainer) -> str:
-    """Says who holds the optimizer's state, where it was asked to be shared out."""
-    if not trainer.options.shard_optimizer and not trainer.options.share_weights:
-        return ""
-    if not trainer.options.sharded:
-        return "; one rank holds all of the optimizer's state"
+    """Says who holds the optimizer's state and weights, where they are shared out or were asked to be."""
+    options, holding = trainer.options, trainer.planning.holding
+    if not holding.sharded:
+        asked = options.shard_optimizer or options.share_weights == "yes"
+        return "; one rank holds all of the optimizer's state" if asked else ""
     most = max(update.state for update in trainer.planning.updates)
-    weights = "one copy of the weights on each node; " if trainer.options.shares_weights else ""
+    weights = "one copy of the weights on each node; " if holding.weights else ""
     return f"; {weights}of the optimizer's state {format_size(most)} in each"
 
 

@@ -46,8 +46,7 @@ from checkpointing.profiler import model_times
 from checkpointing.profiler import process_use as process_use_here
 from checkpointing.reduction_tree import require_shards
 from distributed.collectives.spread import Spread
-from distributed.sharded_state import communication_nbytes, update_costs
-from distributed.shared_weights import with_weights
+from distributed.holding import Holding, ShareWeights
 from distributed.worker_sizes import shard_specs, static_nbytes
 from framework import AdamW, build
 from framework.data import Batches, LastBatch
@@ -79,8 +78,8 @@ class PlanOptions(_console.Common):
     """Ray workers that the shards are dealt to; 0 is one process. The plan with the largest peak is shown."""
     shard_optimizer: bool = False
     """Plan for workers that share the optimizer's state out, as for train.py."""
-    share_weights: bool = False
-    """Plan for workers, all on one node, that have one copy of the weights, in two versions, and share the optimizer's state out, as for train.py."""
+    share_weights: ShareWeights = "auto"
+    """Whether to plan for workers, all on one node, that have one copy of the weights, in two versions, and share the optimizer's state out, as for train.py."""
     policy: str | None = None
     """What to keep and what to recompute, as for train.py. Default: budget."""
     plan: Path | None = None
@@ -110,8 +109,7 @@ def main(options: PlanOptions) -> dict[str, Any]:
     costs, shards, what, layout = chain(options)
     world = max(1, options.workers)
     ways = held_ways(costs, layout, world) if layout is not None and world > 1 else {REPLICATED: (costs, ())}
-    asked = WEIGHTS_TOO if options.share_weights else SHARED_OUT if options.shard_optimizer else REPLICATED
-    costs, updates = ways.get(asked, ways[REPLICATED])
+    costs, updates = ways[held(options, layout, world)]
     with waiting("planning"):
         plans, budget = chosen(options, costs, shards, world, updates)
         plan = max(plans.train, key=lambda plan: plan.peak)
@@ -160,7 +158,7 @@ def _require(options: PlanOptions) -> None:
             "--data": options.data,
             "--measured-costs": options.measured_costs,
             "--shard-optimizer": options.shard_optimizer,
-            "--share-weights": options.share_weights,
+            "--share-weights": options.share_weights != "auto",
         }
         if named := [name for name, value in given.items() if value]:
             raise ValueError(
@@ -223,13 +221,20 @@ def chain(options: PlanOptions) -> tuple[Costs, int, str, Layout | None]:
 def held_ways(costs: Costs, layout: Layout, world: int) -> dict[str, tuple[Costs, tuple[UpdateCost, ...]]]:
     """Returns for each way in which ranks may hold weights and optimizer state the costs, and what ranks take if that differs."""
     spread = Spread.of([0] * world)
-    shared = replace(costs, static={**costs.static, **communication_nbytes(layout, spread)})
-    updates = update_costs(AdamW(), layout, world)
-    return {
-        REPLICATED: (costs, ()),
-        SHARED_OUT: (shared, updates),
-        WEIGHTS_TOO: (shared, with_weights(updates, layout, spread)),
-    }
+    state, weights = (Holding(AdamW(), layout, spread, sharded=True, weights=also) for also in (False, True))
+    shared = replace(costs, static={**costs.static, **state.communication})
+    return {REPLICATED: (costs, ()), SHARED_OUT: (shared, state.updates), WEIGHTS_TOO: (shared, weights.updates)}
+
+
+def held(options: PlanOptions, layout: Layout | None, world: int) -> str:
+    """Returns in which of these ways ranks hold weights and optimizer state."""
+    if layout is None:
+        return REPLICATED
+    whole = options.memory_budget is not None and isinstance(parse_budget(options.memory_budget), ProcessBudget)
+    found = Holding.chosen(
+        AdamW(), layout, Spread.of([0] * world), options.shard_optimizer, options.share_weights, whole
+    )
+    return WEIGHTS_TOO if found.weights else SHARED_OUT if found.sharded else REPLICATED
 
 
 def nodes(ways: dict[str, tuple[Costs, tuple[UpdateCost, ...]]], plan: Plan) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ class Configuration:
         shards: V; ours only.
         budget: What `--memory-budget` would be; ours only.
         fused: Whether AdamW is one kernel (`fused=True`) instead of PyTorch's default; PyTorch only.
-        shares: Whether processes have the weights once and the optimizer's state shared out (`--share-weights`); ours only.
+        shares: Whether processes have the weights once and the optimizer's state shared out (`--share-weights yes`); ours only.
     """
 
     side: Literal["ours", "pytorch"]

@@ -107,7 +107,7 @@ def plan_of_ours(model: Model, x: Array, targets: Array, how: Configuration, tin
 
 def _on_workers(case: Case, how: Configuration, steps: int) -> dict[str, Any]:
     """Our step on Ray workers of one thread, timed by the process that asks for it."""
-    trainer, rows, reports = trained_on_workers(case, how, steps, share_weights=how.shares)
+    trainer, rows, reports = trained_on_workers(case, how, steps, share_weights="yes" if how.shares else "no")
     return {
         "seconds": [row["step_seconds"] for row in rows[UNTIMED:]],
         "peak": memory_of_workers(trainer, reports),

@@ -18,9 +18,9 @@ from benchmarks.scaling import DDP
 CASE, WORKERS, SHARDS, STEPS = "byte-gpt-small", 4, 8, 1
 #: Ways to hold weights and state, and the Trainer's options for them.
 WAYS: dict[str, dict[str, Any]] = {
-    "each all of it": {},
+    "each all of it": {"share_weights": "no"},
     "state shared out": {"shard_optimizer": True},
-    "weights shared too": {"share_weights": True},
+    "weights shared too": {"share_weights": "yes"},
 }
 
 

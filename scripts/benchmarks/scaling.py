@@ -1,8 +1,9 @@
 """Two workers of one thread beside what they could be at best, beside PyTorch's DistributedDataParallel, and what a run costs besides.
 
 - **Two workers**, which share a global batch and add their gradients, beside two independent processes that each train on half of
-  the batch and never wait for each other: what is lost is communication, waiting, and Ray. V is the same: a process has half of the shards. With
-  shared weights (`--share-weights`) each worker updates half of the parameters; an independent process has to update all of its own.
+  the batch and never wait for each other: what is lost is communication, waiting, and Ray. V is the same: a process has half of the shards. Workers
+  of one machine have one copy of the weights, of which each updates half; an independent process has to update all of its own, as workers do
+  that have *a copy each* (`--share-weights no`).
   Workers wait for the slower one in each step, as independent processes would *in lockstep*: a step as long as the longer of the two.
 - **Changing cores** (`distributed.core_rotation`), beside the same workers where each stays where it is.
 - **DistributedDataParallel** over Gloo, two processes of one thread, with the AdamW that is the faster one there.
@@ -13,7 +14,8 @@
 - **Snapshots**, one in 50 steps: see `snapshots`.
 
 All configurations but the last two live at once, each in fresh processes, and take turns of a few steps (see `turns`), since speeds of a shared machine
-move by more than what is compared. A time is the median over all steps, and there are rows for the shortest step. A
+move by more than what is compared. A time is the median over all steps. There are rows for all steps, whose tokens are divided by all their seconds: a core that
+is slow for some steps holds up both workers, and in the median of independent processes it is the slower half of one of them; and rows for the shortest step. A
 step of our workers is from one report of the Trainer to the next: what the driver does between steps is part of it.
 """
 
@@ -25,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import psutil
@@ -42,8 +44,8 @@ from distributed.cluster import connect
 PACKAGES = ("numpy", "torch", "ray")
 WORKERS, SHARDS = 2, 8
 DDP = "PyTorch DistributedDataParallel over Gloo"
-#: Workers that have the weights once, and workers of whom each stays on a core.
-SHARING, STAYING = "workers, weights shared", "workers, each on its core"
+#: Workers of whom each has weights of its own, and workers of whom each stays on a core.
+APART, STAYING = "workers, a copy of the weights each", "workers, each on its core"
 #: A run has as many steps as turns take.
 ENDLESS = 10**6
 AIM = "the aim, at most"
@@ -74,7 +76,7 @@ def rows(
     sides: dict[str, tuple[Any, ...]] = {
         "workers": (workers_here, case.name, WORKERS, {}),
         "independent": (independent_here, case.name),
-        SHARING: (workers_here, case.name, WORKERS, {"share_weights": True}),
+        APART: (workers_here, case.name, WORKERS, {"share_weights": "no"}),
         STAYING: (workers_here, case.name, WORKERS, {"rotate_cores": False}),
         "one worker": (workers_here, case.name, 1, {}),
         "loop": (loop_here, case.name),
@@ -106,10 +108,10 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
     tokens = case.batch * (shape[0] if shape else 1)
     unit = "tokens" if shape else "examples"
     alone = f"{WORKERS} independent processes of one thread"
-    for of, statistic in (("", median), (" of the shortest step", min)):
+    for of, statistic in (("", median), (" of all steps", mean), (" of the shortest step", min)):
         step = {name: statistic(each["seconds"]) for name, each in found.items()}
         peers = [seconds for which, seconds in step.items() if which.startswith("ddp")]
-        for which, told in (("workers", ""), (SHARING, ", weights shared")):
+        for which, told in (("workers", ""), (APART, ", a copy of the weights each")):
             ours, runs = tokens / step[which], len(found[which]["seconds"])
             name = f"{case.name}, {WORKERS} workers of one thread, V = {SHARDS}{told}: {unit} per second{of} beside"
             yield Row(f"{name} no communication", "1", ours, tokens / step["independent"], alone, runs, "higher")
@@ -118,9 +120,9 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
                 yield Row(f"{name} no communication, in lockstep", "1", ours, lockstep, alone, runs, "higher")
             peer = tokens / min(peers) if peers else None
             yield Row(f"{name} PyTorch", "1", ours, peer, DDP, runs, "higher", "torch")
-        name = f"{case.name}, {WORKERS} workers that change cores: {'shortest step' if of else 'time of a step'}"
+        name = f"{case.name}, {WORKERS} workers that change cores: time{of or ' of a step'}"
         yield Row(name, "s", step["workers"], step[STAYING], "each stays on its core", len(found["workers"]["seconds"]))
-        name = f"{case.name}, one worker under the Trainer: {'shortest step' if of else 'time of a step'}"
+        name = f"{case.name}, one worker under the Trainer: time{of or ' of a step'}"
         alike = len(found["one worker"]["seconds"])
         yield Row(name, "s", step["one worker"], step["loop"], "a loop in process", alike)
     first = found["workers"]["first"]

@@ -181,14 +181,14 @@ def test_each_rank_holds_its_part_of_the_state_and_no_more_than_a_twentieth_besi
 def test_a_budget_is_met_that_replicated_state_cannot_meet(threads: None) -> None:
     model, options = build("mlp-deep"), {"batch": 8, "shards": 4, "steps": 2, "validation_examples": 8, "workers": 4}
     with pytest.raises(InfeasibleBudget) as replicated:
-        Trainer(model, memory_budget="engine:1KiB", **options)
+        Trainer(model, memory_budget="engine:1KiB", share_weights="no", **options)
     with pytest.raises(InfeasibleBudget) as shared:
         Trainer(model, memory_budget="engine:1KiB", shard_optimizer=True, **options)
     smallest = shared.value.smallest
     saved = Trainer(model, **options).optimizer.state_nbytes(Trainer(model, **options).layout)
     assert replicated.value.smallest - smallest > 0.7 * saved
     with pytest.raises(InfeasibleBudget):
-        Trainer(model, memory_budget=f"engine:{smallest}", **options)
+        Trainer(model, memory_budget=f"engine:{smallest}", share_weights="no", **options)
     summary = Trainer(model, memory_budget=f"engine:{smallest}", shard_optimizer=True, **options).fit().summary
     assert [rank["ledger_peak_bytes"] for rank in summary["ranks"]] == [
         rank["predicted_peak_bytes"] for rank in summary["ranks"]
@@ -249,8 +249,8 @@ def test_a_choice_fits_all_ranks_where_one_has_most_gradients_and_another_most_o
     [
         ({"workers": 4, "shard_optimizer": True}, {"workers": 3, "shard_optimizer": False}),
         ({"workers": 3}, {"workers": 4, "shard_optimizer": True}),
-        ({"workers": 4, "share_weights": True}, {"workers": 3}),
-        ({"workers": 3}, {"workers": 4, "share_weights": True}),
+        ({"workers": 4, "share_weights": "yes"}, {"workers": 3}),
+        ({"workers": 3}, {"workers": 4, "share_weights": "yes"}),
         pytest.param(
             {"workers": 2, "shard_optimizer": True},
             {"workers": 8, "shard_optimizer": True, "policy": "recompute-all"},

@@ -134,7 +134,7 @@ def test_a_rank_alone_on_its_node_updates_its_one_version_in_place() -> None:
 def test_a_run_has_the_bits_of_one_process_and_each_rank_s_bytes_are_predicted(threads: None, world: int) -> None:
     optimizer = SGD(0.9, weight_decay=0.1, nesterov=True)
     alone = trainer(optimizer=optimizer).fit().summary
-    made = trainer(optimizer=optimizer, workers=world, share_weights=True, policy="sqrt-n", bucket_size="1KiB")
+    made = trainer(optimizer=optimizer, workers=world, share_weights="yes", policy="sqrt-n", bucket_size="1KiB")
     summary = made.fit().summary
     assert hashes(summary) == hashes(alone)
     state = made.layout.state.nbytes  # each rank has BatchNorm's statistics
@@ -146,7 +146,7 @@ def test_a_run_has_the_bits_of_one_process_and_each_rank_s_bytes_are_predicted(t
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_with_one_rank_the_option_changes_nothing(threads: None, workers: int) -> None:
-    plain, shared = (trainer(workers=workers, share_weights=on, steps=3) for on in (False, True))
+    plain, shared = (trainer(workers=workers, share_weights=on, steps=3) for on in ("no", "yes"))
     assert plain.plans == shared.plans
     assert hashes(plain.fit().summary) == hashes(shared.fit().summary)
 
@@ -156,12 +156,12 @@ def test_a_budget_is_met_by_every_rank_and_the_least_is_no_more_than_with_the_st
 ) -> None:
     options = {"batch": 8, "shards": 4, "steps": 2, "validation_examples": 8, "workers": 4}
     least = []
-    for how in ("shard_optimizer", "share_weights"):
+    for how in ({"shard_optimizer": True}, {"share_weights": "yes"}):
         with pytest.raises(InfeasibleBudget) as error:
-            Trainer(build("mlp-deep"), memory_budget="engine:1KiB", **{how: True}, **options)
+            Trainer(build("mlp-deep"), memory_budget="engine:1KiB", **how, **options)
         least.append(error.value.smallest)
     assert least[1] <= least[0] + 4096
     summary = (
-        Trainer(build("mlp-deep"), memory_budget=f"engine:{least[1]}", share_weights=True, **options).fit().summary
+        Trainer(build("mlp-deep"), memory_budget=f"engine:{least[1]}", share_weights="yes", **options).fit().summary
     )
     assert summary["ledger_peak_bytes"] <= least[1]

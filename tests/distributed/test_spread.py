@@ -47,13 +47,13 @@ def alone() -> dict[str, Any]:
 FORCED = [
     (2, {"cross_node": "forced", "verify_memory": True, "shard_optimizer": True}),
     (3, {"cross_node": "2+1", "bucket_size": "64KiB", "chunk_size": "10KB", "memory": "heap", "pretend_loss": 0.05}),
-    (4, {"share_weights": True, "verify_memory": True, "memory_budget": "engine:100%"}),
-    (3, {"cross_node": "2+1", "share_weights": True, "chunk_size": "1MB"}),
-    (4, {"cross_node": "2+2", "share_weights": True, "policy": "sqrt-n", "chunk_size": "10KB"}),
+    (4, {"share_weights": "yes", "verify_memory": True, "memory_budget": "engine:100%"}),
+    (3, {"cross_node": "2+1", "share_weights": "yes", "chunk_size": "1MB"}),
+    (4, {"cross_node": "2+2", "share_weights": "yes", "policy": "sqrt-n", "chunk_size": "10KB"}),
 ]
 FACTORS: dict[str, tuple[Any, ...]] = {
     "where": ((4, "auto"), (2, "forced"), (3, "2+1"), (4, "2+2"), (4, "3+1")),
-    "state": ({}, {"shard_optimizer": True}, {"share_weights": True}),
+    "state": ({}, {"shard_optimizer": True}, {"share_weights": "yes"}),
     "chunk_size": ("1KB", "64KiB", "512KiB"),
     "policy": ("store-all", "sqrt-n"),
     "memory": ("block", "heap"),

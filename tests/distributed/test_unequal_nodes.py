@@ -54,7 +54,7 @@ def planned(group: Placed, **options: Any) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("options", [{}, {"share_weights": True}])
+@pytest.mark.parametrize("options", [{}, {"share_weights": "yes"}])
 def test_each_node_is_planned_within_its_own_budget(options: dict[str, Any]) -> None:
     tight, loose = TAKEN + 16 * MIB, TAKEN + 60 * MIB
     planning = planned(Placed([0, 0, 1], tight, tight, loose), **options).planning

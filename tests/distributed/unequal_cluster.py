@@ -49,7 +49,7 @@ def main() -> None:
     )  # an address of its own, as on a machine of its own
     try:
         auto: dict[str, Any] = {"memory_budget": "auto", "placement": "spread"}
-        runs = {"auto": auto, "fixed": {"memory_budget": "250MiB"}, "shared": {**auto, "share_weights": True}}
+        runs = {"auto": auto, "fixed": {"memory_budget": "250MiB"}, "shared": {**auto, "share_weights": "yes"}}
         for name, options in runs.items():
             watch = Watch()
             found[name] = train(2, address=cluster.address, callbacks=[watch], **options)

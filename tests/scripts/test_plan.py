@@ -166,10 +166,12 @@ def elsewhere() -> dict[str, Any]:
 def test_what_a_node_takes_is_what_the_workers_of_a_run_take_however_they_hold_weights_and_state(
     tmp_path: Path,
 ) -> None:
-    options = ("--model", "mlp-deep", "--shards", "8", "--workers", "3", "--policy", "sqrt-n", "--share-weights")
+    options = ("--model", "mlp-deep", "--shards", "8", "--workers", "3", "--policy", "sqrt-n", "--share-weights", "yes")
     done = run("plan", *options, "--json", cwd=tmp_path)
     data = last_json(done)
-    for row, how in zip(data["node"], ({}, {"shard_optimizer": True}, {"share_weights": True}), strict=True):
+    for row, how in zip(
+        data["node"], ({"share_weights": "no"}, {"shard_optimizer": True}, {"share_weights": "yes"}), strict=True
+    ):
         trainer = Trainer(build("mlp-deep"), workers=3, policy="sqrt-n", batch=8, shards=8, **how)
         assert row["peak_bytes"] == [plan.peak for plan in trainer.plans.train]
         assert row["bytes"] == sum(row["peak_bytes"])
