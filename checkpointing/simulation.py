@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 from checkpointing.costs import Costs
 from checkpointing.operations import (
@@ -106,6 +107,14 @@ class Simulation:
     def peak(self) -> int:
         """The most bytes alive at once."""
         return max((moment.inside for moment in self.timeline), default=self.static)
+
+    @cached_property
+    def gradient_nbytes(self) -> int:
+        """The most bytes of gradients alive at once, all buffers of the reduction tree together."""
+        return max(
+            sum(nbytes for (category, _), nbytes in moment.holders.items() if category == "gradients")
+            for moment in self.timeline
+        )
 
     @property
     def most_on_heap(self) -> int:

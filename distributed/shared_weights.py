@@ -5,7 +5,7 @@ version: the new values of the elements whose optimizer state it holds. When all
 published one. So nobody has to be sent what a neighbour has updated, and until a step is finished the parameters before it are whole.
 
 Version 0 lies in the memory of the node's first worker, version 1 in that of its second: with two workers each holds as much as without
-sharing, and each further one holds nothing. A worker that is alone on its node has one version and updates it in place.
+sharing, and each further one holds nothing. Each of the two draws half of the initial values. A worker that is alone on its node has one version and updates it in place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNFINISHED = -1
 
 
 class SharedWeights(Parameters):
-    """A model's parameters as a worker sees those of its node. Until `connect` only the first worker of a node sees their values.
+    """A model's parameters as a worker sees those of its node. Their values are there when all of them are connected.
 
     Args:
         rank: This rank.
@@ -48,14 +48,14 @@ class SharedWeights(Parameters):
         self._counted = [ledger.count(nbytes, "parameters", owner) for owner, nbytes in held.items()]
         if held:
             self._own = Segment.create("retape-weights", PAGE + max(PAGE, layout.nbytes))
-        self._segments = [self._own] if self._own is not None and self._place == 0 else []
+        self._segments = [self._own] if self._own is not None else []
         # Nobody reads it: a worker computes when it is connected.
         unseen = np.broadcast_to(np.zeros((), layout.dtype), (layout.size,))
         super().__init__(
             layout, self._flat(layout, 0) if self._segments else unseen, self.initial_state(layout, key, ledger)
         )
         if self._segments:
-            self.fill(key)
+            self.fill(key, self._drawn_by(self._place))
 
     @property
     def address(self) -> SegmentAddress | None:
@@ -78,6 +78,10 @@ class SharedWeights(Parameters):
             mine = place == self._place and self._own is not None
             self._segments.append(self._own if mine else Segment.attach(address, f"rank {rank}"))  # type: ignore[arg-type]
         self._read(0)
+        if self._place == 0 and len(self._segments) == 2:
+            drawn = self.layout.views(self.coming)
+            for name in self._drawn_by(1):
+                self[name][...] = drawn[name]
 
     @property
     def published(self) -> int:
@@ -106,6 +110,17 @@ class SharedWeights(Parameters):
         """Lets nobody attach any more. The memory is gone when the last mapping is."""
         if self._own is not None:
             self._own.close()
+
+    def _drawn_by(self, place: int) -> list[str]:
+        """The parameters whose initial values the first or second worker of a node draws into its own version."""
+        if len(self._here) == 1:
+            return [*self.layout.specs]
+        middle = self.layout.size / 2
+        return [
+            name
+            for name, where in self.layout.slices.items()
+            if ((where.start + where.stop) / 2 < middle) == (place == 0)
+        ]
 
     @property
     def _next(self) -> int:

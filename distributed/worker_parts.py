@@ -100,10 +100,9 @@ class WorkerParts:
         self._counted.append(self.ledger.count(header, "communication", "segment header"))
         chunks = chunk_nbytes(layout, task.shards, task.spread, task.network.chunk, task.rank)
         category, owner = CHUNKS.split("/")
-        most = max(moment.categories.get("gradients", 0) for moment in task.train.simulation.timeline)
         return GradientReduction(
             task.rank, task.world, task.shards, layout.gradients.size, layout.dtype,
-            most // layout.gradients.nbytes, task.timeout, task.overlap, task.bandwidth,
+            task.train.simulation.gradient_nbytes // layout.gradients.nbytes, task.timeout, task.overlap, task.bandwidth,
             task.spread, task.network.chunk,
             self.ledger.empty((chunks,), np.uint8, category, owner) if chunks else None, task.network.retry,
         )  # fmt: skip

@@ -76,9 +76,7 @@ def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:
         return max(train.peak, evaluate.peak)
     simulation = train.simulation
     in_block = pack_together((train, evaluate)).nbytes
-    shared = 0
-    if train.world > 1:  # gradients lie in shared memory
-        shared = max(moment.categories.get("gradients", 0) for moment in simulation.timeline)
+    shared = simulation.gradient_nbytes if train.world > 1 else 0  # there they lie in shared memory
     on_heap = max(plan.simulation.most_on_heap for plan in (train, evaluate))
     return simulation.static + in_block + shared + on_heap
 

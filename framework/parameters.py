@@ -313,10 +313,10 @@ class Parameters(Mapping[str, Array]):
         state.fill(key)
         return state
 
-    def fill(self, key: Key) -> None:
-        """Writes initial values; each parameter draws from a key of its own name."""
-        for name, view in self.items():
-            self.layout.specs[name].initializer(view, key.fold("initialize", name))
+    def fill(self, key: Key, names: Iterable[str] | None = None) -> None:
+        """Writes initial values, of all parameters or some; each draws from a key of its own name."""
+        for name in self.layout.specs if names is None else names:
+            self.layout.specs[name].initializer(self[name], key.fold("initialize", name))
 
     def use(self, flat: Array) -> None:
         """Reads another buffer of the same layout from now on."""
