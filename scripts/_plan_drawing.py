@@ -108,7 +108,9 @@ def _fitting(title: str, *spare: str, caption: str | None = None) -> Table:
 def node_table(rows: Sequence[dict[str, Any]], world: int) -> Table:
     """Draws what a node takes with weights and the optimizer's state held in one way or another."""
     title = f"one node with all {world} workers, who run as the plan chosen"
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    (held,) = (row["held"] for row in rows if row["chosen"])
+    caption = f"the plan is for: {held}" if len(rows) > 1 else None
+    drawn = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     for name in ("held", "weights", "optimizer", "a worker's peak", "the node's engines"):
         drawn.add_column(name, justify="right", no_wrap=True)
     sizes: list[int] = []

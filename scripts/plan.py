@@ -109,13 +109,14 @@ def main(options: PlanOptions) -> dict[str, Any]:
     costs, shards, what, layout = chain(options)
     world = max(1, options.workers)
     ways = held_ways(costs, layout, world) if layout is not None and world > 1 else {REPLICATED: (costs, ())}
-    costs, updates = ways[held(options, layout, world)]
+    way = held(options, layout, world)
+    costs, updates = ways[way]
     with waiting("planning"):
         plans, budget = chosen(options, costs, shards, world, updates)
         plan = max(plans.train, key=lambda plan: plan.peak)
         told = explain(plan, budget)
         rows = policies(Setting(costs, shards, world, updates=updates), plans, budget)
-        on_a_node = nodes(ways, plan) if world > 1 else []
+        on_a_node = nodes(ways, way, plan) if world > 1 else []
     curve = frontier(options, Setting(costs, shards, world, updates=updates)) if options.frontier else None
     found = holdings(plan)
     console.print(f"[bold]{what}[/bold]; times are {costs.source}", markup=True)
@@ -237,8 +238,9 @@ def held(options: PlanOptions, layout: Layout | None, world: int) -> str:
     return WEIGHTS_TOO if found.weights else SHARED_OUT if found.sharded else REPLICATED
 
 
-def nodes(ways: dict[str, tuple[Costs, tuple[UpdateCost, ...]]], plan: Plan) -> list[dict[str, Any]]:
-    """Returns what a node takes on which all workers are, for each way to hold weights and optimizer state: ranks run as the plan does."""
+def nodes(ways: dict[str, tuple[Costs, tuple[UpdateCost, ...]]], chosen: str, plan: Plan) -> list[dict[str, Any]]:
+    """Returns what a node takes on which all workers are, for each way to hold weights and optimizer state: ranks run as the plan does, which is
+    for the chosen way."""
     found = []
     for name, (costs, updates) in ways.items():
         plans = plan_run(costs, policy=Planned(plan), shards=plan.shards, world=plan.world, updates=updates).train
@@ -248,7 +250,7 @@ def nodes(ways: dict[str, tuple[Costs, tuple[UpdateCost, ...]]], plan: Plan) -> 
         )
         peaks = [each.peak for each in plans]
         told = {"parameters_bytes": weights, "optimizer_bytes": state, "peak_bytes": peaks, "bytes": sum(peaks)}
-        found.append({"held": name, **told})
+        found.append({"held": name, "chosen": name == chosen, **told})
     return found
 
 

@@ -181,6 +181,8 @@ def test_what_a_node_takes_is_what_the_workers_of_a_run_take_however_they_hold_w
             assert held == plan.simulation.timeline[-1].categories.get("parameters", 0)
         assert f"{row['bytes'] / 2**20:.1f} MiB" in done.stdout
     replicated, shared_out, shared = data["node"]
+    assert [row["chosen"] for row in data["node"]] == [False, False, True]
+    assert "the plan is for: weights shared too" in done.stdout
     assert sum(shared_out["optimizer_bytes"]) * 3 == sum(replicated["optimizer_bytes"])
     assert shared_out["optimizer_bytes"] == shared["optimizer_bytes"]
     model = sum(replicated["parameters_bytes"]) // 3
