@@ -62,7 +62,7 @@ class RunPlans:
         policy: The policy that was named or chosen.
         train: The plan of a training step for each rank.
         evaluate: The plan of a validation batch for each rank (none if there is no validation).
-        store_all_activation_nbytes: What StoreAll would hold at its peak besides parameters, gradients and optimizer state.
+        store_all_activation_nbytes: What StoreAll would hold at its peak besides parameters, gradients, optimizer state and communication.
     """
 
     policy: Policy
@@ -77,7 +77,7 @@ class RunPlans:
 
     @property
     def activation_nbytes(self) -> int:
-        """What the rank with the most holds at its peak besides parameters, gradients and optimizer state."""
+        """What the rank with the most holds at its peak besides parameters, gradients, optimizer state and communication."""
         return _largest(self.train).simulation.activation_nbytes
 
 

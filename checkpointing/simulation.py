@@ -123,9 +123,9 @@ class Simulation:
 
     @property
     def activation_nbytes(self) -> int:
-        """The bytes at the peak that are not parameters, gradients or optimizer state."""
+        """The bytes at the peak that are not parameters, gradients, optimizer state, or what ranks pass these on by."""
         moment = max(self.timeline, key=lambda moment: moment.inside)
-        lasting = ("parameters", "gradients", "optimizer")
+        lasting = ("parameters", "gradients", "optimizer", "communication")
         return moment.inside - sum(moment.categories.get(category, 0) for category in lasting)
 
 

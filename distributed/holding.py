@@ -8,7 +8,7 @@ from typing import Literal
 from checkpointing.costs import UpdateCost
 from distributed.collectives.spread import Spread
 from distributed.sharded_state import communication_nbytes, others_nbytes, update_costs
-from distributed.shared_weights import held_nbytes, others_versions_nbytes, with_weights
+from distributed.shared_weights import others_versions_nbytes, with_weights
 from framework.optimizers import Optimizer
 from framework.parameters import Layout
 
@@ -47,8 +47,8 @@ class Holding:
         """Returns what options ask for; with one rank there is nobody to share with.
 
         With auto weights are shared where all ranks are on one node and none takes more memory by it: each updates its part alone, which is
-        faster, and nobody has to be sent what others have updated. Between nodes they would have to be. In a budget of the whole process counts,
-        too, what a rank sees of others' memory.
+        faster, and nobody has to be sent what others have updated. Between nodes they would have to be. In a budget of whole processes each
+        counts what it sees of others' memory, and the rank that sees most stands for all: the least of such budgets would be higher.
 
         Args:
             optimizer: See `Holding`.
@@ -68,7 +68,7 @@ class Holding:
             return cls(optimizer, layout, spread, sharded=True)
         if share_weights == "no" or len(spread.nodes) > 1:
             return alike
-        return shared if shared._most_nbytes(whole_process) <= alike._most_nbytes(whole_process) else alike
+        return shared if not whole_process and shared._most_nbytes <= alike._most_nbytes else alike
 
     @property
     def communication(self) -> dict[str, int]:
@@ -89,13 +89,10 @@ class Holding:
         passing = others_nbytes(self.layout, self.spread) if self.sharded else 0
         return passing + (others_versions_nbytes(self.layout, self.spread, rank) if self.weights else 0)
 
-    def _most_nbytes(self, whole_process: bool) -> int:
+    @property
+    def _most_nbytes(self) -> int:
         """Bytes of parameters, state, and what passes them on, of the rank with the most."""
-        communication = sum(self.communication.values())
-        return max(
-            update.state
-            + (sum(held_nbytes(self.layout, self.spread, rank).values()) if self.weights else self.layout.nbytes)
-            + communication
-            + (self.others_nbytes(rank) if whole_process else 0)
-            for rank, update in enumerate(self.updates)
+        return sum(self.communication.values()) + max(
+            update.state + (sum(nbytes for _, nbytes in update.held) if self.weights else self.layout.nbytes)
+            for update in self.updates
         )

@@ -99,7 +99,7 @@ class TrainingOptions:
     shard_optimizer: bool = False
     """With workers: each holds the optimizer's state of its part of the parameters alone (ZeRO stage 1), updates that part, and is given the others'. Bits stay the same; with one rank it changes nothing, since that holds all."""
     share_weights: ShareWeights = "auto"
-    """With workers: whether those of one node have one copy of the weights, in two versions, instead of one each; then the optimizer's state is shared out, too, as with --shard-optimizer. Bits stay the same. auto: if all are on one node, none takes more memory by it, and --shard-optimizer is not given."""
+    """With workers: whether those of one node have one copy of the weights, in two versions, instead of one each; then the optimizer's state is shared out, too, as with --shard-optimizer. Bits stay the same. auto: if all are on one node, none takes more memory by it, there is no budget of whole processes, and --shard-optimizer is not given."""
     cross_node: str = "auto"
     """With workers: which of them share memory. auto: those on one node of the cluster; forced: none, each is reached as if it were on a node of its own; 2+1: the first two, and the third, as if they were on two nodes."""
     chunk_size: str = "512KiB"

@@ -89,6 +89,8 @@ def summary_of(trainer: Trainer, history: list[dict[str, Any]], reports: list[di
         "step_seconds_median": seconds,
         "workers": options.workers,
         "nodes": str(planning.spread),
+        "optimizer_shared_out": planning.holding.sharded,
+        "weights_shared": planning.holding.weights,
         "shards": options.shards,
         "threads_per_worker": options.threads_per_worker,
         "policy": planning.policy,

@@ -172,11 +172,14 @@ def with_identity(given: dict[str, Any], config: Mapping[str, Any], path: Path) 
 def stored_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all options that a run was started with, as `TrainingOptions` takes them."""
     fields = {each.name: each for each in dataclasses.fields(TrainingOptions)}
-    return {
+    found = {
         name: Path(value) if "Path" in str(fields[name].type) and value is not None else value
         for name, value in config["options"].items()
         if name in fields
     }
+    if isinstance(shared := found.get("share_weights"), bool):  # as it was until it had an auto
+        found["share_weights"] = "yes" if shared else "auto"
+    return found
 
 
 def _short(value: Any) -> str:

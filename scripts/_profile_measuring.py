@@ -24,9 +24,13 @@ from checkpointing.profiler import Profile, Subject, measure_plan, process_use
 from checkpointing.report import build, json_file
 from checkpointing.report.data import FrontierPoint, PolicyRow, Rank, Report
 from checkpointing.report.machine import machine
+from distributed.collectives.spread import Spread
+from distributed.holding import Holding
 from distributed.options import TrainingOptions
 from distributed.records import versions
+from distributed.resuming import stored_options
 from distributed.run_folder import read_json
+from framework import AdamW
 from framework import build as build_model
 
 #: Told how many of how many are done, and what is next.
@@ -176,17 +180,26 @@ def of_run(folder: Path) -> Report:
         )
     planned = Planned.load(folder / "plan.json")
     first = planned.plan
-    names = TrainingOptions.__dataclass_fields__
-    options = TrainingOptions(**{name: value for name, value in config["options"].items() if name in names})
+    options = TrainingOptions(**stored_options(config))
+    layout = build_model(**config["build"]).chain.layout(first.costs.batch)
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    spread = Spread.parse(summary["nodes"], first.world) if "nodes" in summary else Spread.of([0] * first.world)
+    whole = isinstance(options.parsed_budget(), ProcessBudget)
+    # What train.py starts has this optimizer.
+    holding = Holding.chosen(AdamW(), layout, spread, options.shard_optimizer, options.share_weights, whole)
     others = plan_run(
-        first.costs, policy=planned, shards=first.shards, world=first.world, bucket_nbytes=options.bucket_nbytes
+        first.costs,
+        policy=planned,
+        shards=first.shards,
+        world=first.world,
+        bucket_nbytes=options.bucket_nbytes,
+        updates=holding.updates if holding.sharded else (),
     )
     plans = (first, *others.train[1:])
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     return build.report(
         config["model"],
         plans,
-        build_model(**config["build"]).chain.layout(first.costs.batch),
+        layout,
         title=f"{config['model']}, as planned for the run {folder.name}",
         budget=summary.get("engine_budget_bytes"),
         configuration=config["options"],

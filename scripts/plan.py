@@ -231,9 +231,9 @@ def held(options: PlanOptions, layout: Layout | None, world: int) -> str:
     """Returns in which of these ways ranks hold weights and optimizer state."""
     if layout is None:
         return REPLICATED
-    whole = options.memory_budget is not None and isinstance(parse_budget(options.memory_budget), ProcessBudget)
+    # Workers are planned for within no budget of whole processes.
     found = Holding.chosen(
-        AdamW(), layout, Spread.of([0] * world), options.shard_optimizer, options.share_weights, whole
+        AdamW(), layout, Spread.of([0] * world), options.shard_optimizer, options.share_weights, whole_process=False
     )
     return WEIGHTS_TOO if found.weights else SHARED_OUT if found.sharded else REPLICATED
 

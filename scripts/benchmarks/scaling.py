@@ -108,7 +108,11 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
     tokens = case.batch * (shape[0] if shape else 1)
     unit = "tokens" if shape else "examples"
     alone = f"{WORKERS} independent processes of one thread"
-    for of, statistic in (("", median), (" of all steps", mean), (" of the shortest step", min)):
+    for of, timed, statistic in (
+        ("", "time of a step", median),
+        (" of all steps", "mean time of a step", mean),
+        (" of the shortest step", "shortest step", min),
+    ):
         step = {name: statistic(each["seconds"]) for name, each in found.items()}
         peers = [seconds for which, seconds in step.items() if which.startswith("ddp")]
         for which, told in (("workers", ""), (APART, ", a copy of the weights each")):
@@ -120,9 +124,9 @@ def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
                 yield Row(f"{name} no communication, in lockstep", "1", ours, lockstep, alone, runs, "higher")
             peer = tokens / min(peers) if peers else None
             yield Row(f"{name} PyTorch", "1", ours, peer, DDP, runs, "higher", "torch")
-        name = f"{case.name}, {WORKERS} workers that change cores: time{of or ' of a step'}"
+        name = f"{case.name}, {WORKERS} workers that change cores: {timed}"
         yield Row(name, "s", step["workers"], step[STAYING], "each stays on its core", len(found["workers"]["seconds"]))
-        name = f"{case.name}, one worker under the Trainer: time{of or ' of a step'}"
+        name = f"{case.name}, one worker under the Trainer: {timed}"
         alike = len(found["one worker"]["seconds"])
         yield Row(name, "s", step["one worker"], step["loop"], "a loop in process", alike)
     first = found["workers"]["first"]

@@ -48,24 +48,22 @@ def test_what_is_asked_for_is_done_and_auto_shares_on_one_node_alone(
         assert (found.sharded, found.weights) == (several, False)
     else:
         assert found.sharded == found.weights
-        assert not found.weights or (several and len(spread.nodes) == 1)
+        assert not found.weights or (several and len(spread.nodes) == 1 and not whole)
 
 
-@given(st.sampled_from(OPTIMIZERS), st.integers(1, 3_000_000), st.integers(2, 8), st.booleans())
-def test_auto_shares_where_no_rank_holds_more_by_it(optimizer: Optimizer, size: int, world: int, whole: bool) -> None:
-    """Counted here by hand: what a rank holds, and in a budget of whole processes what it sees of others' memory."""
+@given(st.sampled_from(OPTIMIZERS), st.integers(1, 3_000_000), st.integers(2, 8))
+def test_auto_shares_where_no_rank_holds_more_by_it(optimizer: Optimizer, size: int, world: int) -> None:
     layout, spread = layout_of_sizes([size], "float32"), Spread.of([0] * world)
-    alike, shared = (chosen(optimizer, layout, spread, asked, whole_process=whole) for asked in ("no", "yes"))
+    alike, shared = (chosen(optimizer, layout, spread, asked) for asked in ("no", "yes"))
 
     def held(holding: Holding, rank: int) -> int:
         update = holding.updates[rank]
         weights = sum(nbytes for of, nbytes in update.held if of.startswith("parameters/"))
-        own = (weights if holding.weights else layout.nbytes) + update.state + sum(holding.communication.values())
-        return own + (holding.others_nbytes(rank) if whole else 0)
+        return (weights if holding.weights else layout.nbytes) + update.state + sum(holding.communication.values())
 
     most = [max(held(holding, rank) for rank in range(world)) for holding in (alike, shared)]
     assert most[0] == layout.nbytes + optimizer.state_nbytes(layout)
-    assert chosen(optimizer, layout, spread, whole_process=whole) == (shared if most[1] <= most[0] else alike)
+    assert chosen(optimizer, layout, spread) == (shared if most[1] <= most[0] else alike)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +89,14 @@ def test_by_default_no_rank_s_predicted_peak_is_higher_than_with_a_copy_each(
     assert made["yes"].plans != made["no"].plans
     for auto, apart in zip(made["auto"].plans.train, made["no"].plans.train, strict=True):
         assert auto.peak <= apart.peak
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 8])
+def test_by_default_the_least_budget_of_whole_processes_is_that_of_a_copy_each(workers: int) -> None:
+    """There each would count both versions."""
+    options = {"workers": workers, "memory_budget": "1GiB", **RUN}
+    made = [Trainer(build("mlp-deep"), share_weights=asked, **options) for asked in ("auto", "no", "yes")]
+    assert [trainer.planning.holding.weights for trainer in made] == [False, False, True]
 
 
 def test_a_run_that_shares_by_default_has_the_bits_of_one_process(threads: None) -> None:

@@ -42,10 +42,10 @@ def alone() -> dict[str, Any]:
         (0, {"memory_budget": "engine:50%"}),
         (1, {"policy": "recompute-all", "memory": "heap"}),
         (2, {"memory_budget": "engine:60%", "bucket_size": "64KiB"}),
-        (2, {"policy": "offload", "overlap": False}),
+        (2, {"policy": "offload", "overlap": False, "share_weights": "no"}),
         (2, {"bucket_size": "1MB", "memory": "heap"}),
         (3, {"policy": "sqrt-n", "bucket_size": "1B"}),
-        (4, {}),
+        (4, {}),  # with one copy of the weights, as by default
         (4, {"bucket_size": "300kB", "overlap": False, "shard_optimizer": True}),
     ],
 )
@@ -63,7 +63,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "how": ({"policy": "store-all"}, {"policy": "sqrt-n"}, {"memory_budget": "engine:60%"}),
     "overlap": (True, False),
     "memory": ("block", "heap"),
-    "shard_optimizer": (True, False),
+    "held": ({"shard_optimizer": True}, {"share_weights": "no"}, {}),
 }
 
 
@@ -86,9 +86,8 @@ def test_one_hash_whatever_buckets_overlap_policies_memory_and_sharding(
     alone_in_eight: dict[str, Any], ray_cluster: None, combination: dict[str, Any]
 ) -> None:
     options = dict(combination)
-    assert hashes(train(options.pop("workers"), shards=8, steps=20, **options.pop("how"), **options)) == hashes(
-        alone_in_eight
-    )
+    workers, more = options.pop("workers"), options.pop("how") | options.pop("held")
+    assert hashes(train(workers, shards=8, steps=20, **more, **options)) == hashes(alone_in_eight)
 
 
 @pytest.mark.soak

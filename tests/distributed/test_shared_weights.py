@@ -20,7 +20,7 @@ from distributed.collectives.transport import InProcess, Network
 from distributed.sharded_state import ShardedState, StateCarrier, across_nbytes
 from distributed.shared_weights import UNFINISHED, SharedWeights, held_nbytes, others_versions_nbytes
 from framework import SGD, Key, Ledger, Parameters, build
-from framework.parameters import Layout
+from framework.parameters import Layout, ParameterSpec, Uniform
 from tests.distributed.collectives.worlds import in_parallel
 from tests.distributed.saved_runs import hashes
 from tests.distributed.test_sharded_state import layout_of_sizes, spreads, trainer
@@ -100,6 +100,17 @@ def test_all_ranks_read_what_all_have_written_and_hold_what_is_predicted(
             assert whole == min(2, len(here)) * (layout.nbytes + page)
             for rank in here:
                 assert ranks[rank].ledger.live + others_versions_nbytes(layout, spread, rank) == whole
+
+
+@given(spread=spreads, sizes=st.lists(st.sampled_from([1, 7, 4097, 30_000]), min_size=1, max_size=6))
+def test_ranks_begin_with_the_values_of_one_process_whoever_has_drawn_them(spread: Spread, sizes: list[int]) -> None:
+    specs = {f"p{n}.weight": ParameterSpec((size,), np.dtype("float32"), Uniform(1.0)) for n, size in enumerate(sizes)}
+    layout = Layout(specs)
+    alone = Parameters.initialize(layout, KEY)
+    with opened(spread, layout) as ranks:
+        for rank in ranks:
+            assert rank.weights.flat.tobytes() == alone.flat.tobytes()
+            assert rank.weights.published == 0
 
 
 def test_until_a_step_is_finished_the_weights_before_it_are_whole() -> None:

@@ -53,7 +53,7 @@ FORCED = [
 ]
 FACTORS: dict[str, tuple[Any, ...]] = {
     "where": ((4, "auto"), (2, "forced"), (3, "2+1"), (4, "2+2"), (4, "3+1")),
-    "state": ({}, {"shard_optimizer": True}, {"share_weights": "yes"}),
+    "state": ({"share_weights": "no"}, {"shard_optimizer": True}, {"share_weights": "yes"}),
     "chunk_size": ("1KB", "64KiB", "512KiB"),
     "policy": ("store-all", "sqrt-n"),
     "memory": ("block", "heap"),

@@ -78,7 +78,7 @@ def test_the_suite_measures_a_small_model(tmp_path: Path) -> None:
     done = run("benchmark", "scaling", "--only", "mlp", "--steps", "2", "--rounds", "1", "--json", cwd=tmp_path)
     data = last_json(done)
     names = [row["name"] for row in data["rows"]]
-    assert len(names) == len(set(names)) == 15
+    assert len(names) == len(set(names)) == 21
     assert all(row["ours"] > 0 for row in data["rows"])
     assert {"workers", "independent", "one worker", "loop"} <= {
         each["configuration"] for each in data["configurations"]

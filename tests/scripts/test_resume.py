@@ -235,6 +235,14 @@ def test_a_policy_a_plan_or_a_budget_replaces_all_three_and_what_is_not_named_st
         given()
 
 
+def test_a_run_from_when_shared_weights_were_a_flag_goes_on_as_it_was_asked_for(tmp_path: Path, train: Any) -> None:
+    request = {"model": "mlp-small", "data": [], "target": None, "task": None, "dtype": "float32", "dropout": 0.0}
+    for then, now in ((False, "auto"), (True, "yes"), ("no", "no")):
+        config = {"options": {"share_weights": then}, "request": {**request, "folder": None, "default_budget": True}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert train.defaults(["--resume", str(tmp_path)]).share_weights == now
+
+
 def test_text_is_written_from_a_snapshot(tmp_path: Path) -> None:
     options: dict[str, Any] = {"batch": 2, "shards": 1, "steps": 2, "validation_examples": 2, "snapshot_every": 1}
     Trainer(build("byte-gpt-tiny"), run_folder=RunFolder(tmp_path / "run"), **options).fit()
