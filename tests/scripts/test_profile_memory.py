@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from checkpointing.report import json_file, text, trace
+from distributed import Trainer
+from distributed.records import config_of
+from framework import build
 from tests.scripts.programs import Runner
 
 PREDICTED = ("--model", "mlp-small", "--batch", "16", "--no-measure")
@@ -113,6 +116,21 @@ def test_a_runs_folder_is_reported_by_its_plan_or_its_own_report(program: Runner
     assert sum(row.parameters for row in report.layers) == summary["parameters"]
     json_file.save(replace(report, title="what the run wrote"), own)
     assert program("profile_memory", "run").stdout.startswith("what the run wrote\n")
+
+
+@pytest.mark.parametrize("how", [{}, {"share_weights": "no"}, {"shard_optimizer": True}])
+def test_a_run_that_wrote_no_report_is_told_of_every_rank_as_it_held_weights_and_state(
+    program: Runner, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    options = {"workers": 4, "shards": 4, "batch": 8, "policy": "sqrt-n", "validation_examples": 8}
+    trainer = Trainer(build("byte-gpt-tiny"), **options, **how)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config_of(trainer)))
+    trainer.plans.train[0].save(tmp_path / "run" / "plan.json")
+    done = program("profile_memory", "run", "--json", "--out", "p.json")
+    assert done.returncode == 0, done.stderr
+    peaks = [max(rank.predicted.inside) for rank in json_file.load(Path("p.json")).ranks]
+    assert peaks == [plan.peak for plan in trainer.plans.train]
 
 
 @pytest.mark.parametrize(
