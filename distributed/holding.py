@@ -46,8 +46,8 @@ class Holding:
     ) -> Holding:
         """Returns what options ask for; with one rank there is nobody to share with.
 
-        With auto weights are shared where all ranks are on one node and none takes more memory by it: each updates its part alone, which is
-        faster, and nobody has to be sent what others have updated. Between nodes they would have to be. In a budget of whole processes each
+        With auto weights are shared where all ranks are on one node and none takes more memory by it: a node holds less, each
+        updates its part alone, and nobody has to be sent what others have updated. Between nodes they would have to be. In a budget of whole processes each
         counts what it sees of others' memory, and the rank that sees most stands for all: the least of such budgets would be higher.
 
         Args:
