@@ -185,7 +185,8 @@ def of_run(folder: Path) -> Report:
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     spread = Spread.parse(summary["nodes"], first.world) if "nodes" in summary else Spread.of([0] * first.world)
     whole = isinstance(options.parsed_budget(), ProcessBudget)
-    # What train.py starts has this optimizer.
+    # What train.py starts has this optimizer; of another one no more than its words is known here.
+    usual = config["optimizer"] == repr(AdamW())
     holding = Holding.chosen(AdamW(), layout, spread, options.shard_optimizer, options.share_weights, whole)
     others = plan_run(
         first.costs,
@@ -193,7 +194,7 @@ def of_run(folder: Path) -> Report:
         shards=first.shards,
         world=first.world,
         bucket_nbytes=options.bucket_nbytes,
-        updates=holding.updates if holding.sharded else (),
+        updates=holding.updates if holding.sharded and usual else (),
     )
     plans = (first, *others.train[1:])
     return build.report(

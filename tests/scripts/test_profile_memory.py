@@ -13,7 +13,7 @@ import pytest
 from checkpointing.report import json_file, text, trace
 from distributed import Trainer
 from distributed.records import config_of
-from framework import build
+from framework import SGD, build
 from tests.scripts.programs import Runner
 
 PREDICTED = ("--model", "mlp-small", "--batch", "16", "--no-measure")
@@ -118,7 +118,7 @@ def test_a_runs_folder_is_reported_by_its_plan_or_its_own_report(program: Runner
     assert program("profile_memory", "run").stdout.startswith("what the run wrote\n")
 
 
-@pytest.mark.parametrize("how", [{}, {"share_weights": "no"}, {"shard_optimizer": True}])
+@pytest.mark.parametrize("how", [{}, {"share_weights": "no"}, {"shard_optimizer": True}, {"optimizer": SGD()}])
 def test_a_run_that_wrote_no_report_is_told_of_every_rank_as_it_held_weights_and_state(
     program: Runner, tmp_path: Path, how: dict[str, Any]
 ) -> None:
