@@ -142,25 +142,6 @@ def slices_of(size: int, world: int) -> list[slice]:
     return [slice(*(min(edge * NORM_BLOCK, size) for edge in (share.start, share.stop))) for share in shares]
 
 
-def share_of(places: Sequence[slice], world: int, rank: int) -> list[slice]:
-    """Returns a rank's share of some elements, cut at multiples of 4,096.
-
-    >>> share_of([slice(0, 8192), slice(10000, 14096)], 3, 1)
-    [slice(4096, 8192, None)]
-    """
-    mine = shards_of(-(-sum(place.stop - place.start for place in places) // NORM_BLOCK), world, rank)
-    found, before = [], 0
-    for place in places:
-        start, stop = (
-            min(max(place.start + edge * NORM_BLOCK - before, place.start), place.stop)
-            for edge in (mine.start, mine.stop)
-        )
-        if stop > start:
-            found.append(slice(start, stop))
-        before += place.stop - place.start
-    return found
-
-
 def combine(inputs: Sequence[Array], op: Op, out: Array, scratch: Array) -> None:
     """Combines equally long arrays in the canonical order, a block that fits the cache at a time: each is read once, `out` written once.
 

@@ -1,6 +1,6 @@
 """What ranks that reduce gradients have in memory: slots of gradients in their segments, and before them what they tell each other.
 
-A segment: the control area, the totals and the slots of roots by shard, the sums of squares by block, then the slots.
+A segment: the control area, the totals and the slots of roots by shard, when buckets were made, the sums of squares by block, then the slots.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from distributed.collectives.transport import SlotSizes
 from framework.memory import Allocation, Array
 from framework.optimizers import norm_blocks
 
+#: Buckets whose times are kept: a rank is never more than one meeting ahead of another, so nobody overwrites one that is still to be read.
+_TIMES = 2
 #: Numbers of the totals of a shard.
 SUMS = len(Totals._fields)
 _FLOAT, _INTEGER = np.dtype(np.float64), np.dtype(np.int64)
@@ -27,7 +29,7 @@ _FLOAT, _INTEGER = np.dtype(np.float64), np.dtype(np.int64)
 def header_nbytes(shards: int, size: int) -> int:
     """Bytes of a segment before its slots, which have so many elements each."""
     by_shard = shards * (SUMS * _FLOAT.itemsize + _INTEGER.itemsize)
-    return round_up(CONTROL_NBYTES + by_shard + norm_blocks(size) * _FLOAT.itemsize, PAGE)
+    return round_up(CONTROL_NBYTES + by_shard + (_TIMES + norm_blocks(size)) * _FLOAT.itemsize, PAGE)
 
 
 def hierarchy_of(shards: int, spread: Spread) -> Hierarchy:
@@ -55,6 +57,7 @@ class Header:
     Attributes:
         sums: The totals of each shard.
         root_slots: The slot in which the root that begins with a shard lies.
+        made: When the rank had made the last two buckets, in seconds, in turn.
         squares: Sums of squares of the mean gradient, block by block, of those that the rank has summed; see `global_norm`.
     """
 
@@ -62,7 +65,9 @@ class Header:
         self.sums = segment.array(CONTROL_NBYTES, shards * SUMS, _FLOAT).reshape(shards, SUMS)
         behind = CONTROL_NBYTES + self.sums.nbytes
         self.root_slots = segment.array(behind, shards, _INTEGER)
-        self.squares = segment.array(behind + self.root_slots.nbytes, norm_blocks(size), _FLOAT)
+        behind += self.root_slots.nbytes
+        self.made = segment.array(behind, _TIMES, _FLOAT)
+        self.squares = segment.array(behind + self.made.nbytes, norm_blocks(size), _FLOAT)
 
 
 class Slot:

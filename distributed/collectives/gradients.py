@@ -3,7 +3,8 @@
 Gradient buffers are slots of their rank's segment, so a gradient is never copied to be sent. To reduce a bucket, each rank adds its share of
 all sums up the canonical tree, in place, into the buffer of shard 0. A thread of each rank does that, bucket after bucket, while the
 rank's backward makes the next ones; the last Reduce waits for it. Who adds which elements, and when, changes no bit: an element's
-additions are those of the tree.
+additions are those of the tree. So ranks that made a bucket earlier add more of it (`shares.py`), except for the last one of a step, after which
+none has anything else to do.
 
 The thread meets those of the other ranks on a channel of its own: once a bucket, when all ranks have made it, and once in the end. It takes
 no memory.
@@ -25,11 +26,11 @@ import numpy as np
 
 from checkpointing.reduction import Sums, Totals, Word, add_in_tree, reduce_in_tree, total_of
 from checkpointing.reduction_tree import roots_of, shards_of
-from distributed.collectives.communicator import share_of
 from distributed.collectives.cross_node import Carried, CrossNode
 from distributed.collectives.gradient_memory import SUMS, Header, Slot, header_nbytes, hierarchy_of, message_sizes
 from distributed.collectives.rendezvous import GRACE, PROGRESS, Rendezvous, give_up
 from distributed.collectives.segment import CACHE_LINE, Segment, SegmentAddress, attach_all, round_up
+from distributed.collectives.shares import share_by_lead, share_of
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import RETRY, Inbox, Network, Transport
 from framework.memory import Allocation, Array, Ledger
@@ -103,6 +104,7 @@ class GradientReduction:
             int, Array
         ] = {}  # while a step is reduced: the sums of this node's ranks, by their first shard
         self._totals: Totals | None = None
+        self._buckets, self._left = 0, size  # how many were reduced, and how many elements of this step were not
         self._finishing = threading.Event()  # the rank has nothing else to do than to wait for the reduction
         self._told = False  # whether other nodes have been told this node's totals
         self._rendezvous: Rendezvous | None = None
@@ -159,7 +161,7 @@ class GradientReduction:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, f"reduction of rank {self.rank}")
-        self._begun.append(self._thread.submit(self._reduce, sums, places, totals))
+        self._begun.append(self._thread.submit(self._reduce, sums, places, totals, time.monotonic()))
 
     def finish(self) -> tuple[Array, Totals]:
         """Waits for all that was begun, and returns the mean gradient and the totals over all shards.
@@ -223,16 +225,20 @@ class GradientReduction:
         if self._cross is not None:
             self._cross.abort(reason)
 
-    def _reduce(self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums) -> None:
-        """Adds this rank's share of a bucket when all ranks have made it."""
+    def _reduce(
+        self, sums: Mapping[int, Array], places: Sequence[slice], totals: Sums, made: float | None = None
+    ) -> None:
+        """Adds this rank's share of a bucket when all ranks have made it, which this one had at some time of the system's clock."""
         if not self._everyone:
             self._publish(sums, totals)
+        if made is not None:
+            self._headers[self._here.index(self.rank)].made[self._buckets % 2] = made
         self._reducing.barrier("all-reduce", hurry=self._finishing)
         if not self._everyone:
             self._everyone = self._sums_of_all(sums)
         if self._bandwidth is not None:
             time.sleep(sum(place.stop - place.start for place in places) * self.dtype.itemsize / self._bandwidth)
-        mine = share_of(places, len(self._here), self._here.index(self.rank))
+        mine = self._share(places, overlaps=made is not None)
         if len(self._spread.nodes) == 1:
             self._totals = self._totals or self._totals_of_all()
             reduce_in_tree(self._everyone, mine, self._totals.divisor)
@@ -241,6 +247,16 @@ class GradientReduction:
         self._reducing.barrier("all-reduce", hurry=self._finishing)
         if self._cross is not None:
             self._reduce_across(self._cross, places)
+
+    def _share(self, places: Sequence[slice], overlaps: bool) -> list[slice]:
+        """Returns which elements of the next bucket this rank adds."""
+        turn, here = self._buckets % 2, self._here.index(self.rank)
+        self._buckets += 1
+        self._left -= sum(place.stop - place.start for place in places)
+        if not self._left or not overlaps:
+            return share_of(places, len(self._here), here)
+        made = [float(header.made[turn]) for header in self._headers]
+        return share_by_lead(places, made, here, (len(self._everyone) + 1) * self.dtype.itemsize)
 
     def _reduce_across(self, cross: CrossNode, places: Sequence[slice]) -> None:
         """Makes the mean of what the nodes' roots have of a bucket, in this node's first root."""
@@ -339,6 +355,7 @@ class GradientReduction:
     def _forget(self) -> None:
         """Holds no gradient any more."""
         self._everyone, self._totals, self._told = {}, None, False
+        self._left = self.size
         self._finishing.clear()
         self._waiting.clear()
         self._begun.clear()

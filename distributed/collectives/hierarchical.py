@@ -21,18 +21,11 @@ import numpy as np
 from checkpointing.reduction import add_in_tree
 from checkpointing.reduction_tree import in_hierarchy
 from distributed.collectives.calls import CALLS_NBYTES, Calls
-from distributed.collectives.communicator import (
-    UFUNCS,
-    CollectiveError,
-    Op,
-    kind_of,
-    require_array,
-    share_of,
-    slices_of,
-)
+from distributed.collectives.communicator import UFUNCS, CollectiveError, Op, kind_of, require_array, slices_of
 from distributed.collectives.cross_node import Carried, CrossNode
 from distributed.collectives.rendezvous import CONTROL_NBYTES, GRACE, Rendezvous, give_up
 from distributed.collectives.segment import PAGE, Segment, SegmentAddress, attach_all, round_up
+from distributed.collectives.shares import share_of
 from distributed.collectives.spread import Spread
 from distributed.collectives.transport import Inbox, Network, SlotSizes, Transport
 from framework.memory import Array

@@ -1,0 +1,107 @@
+"""Which rank adds which elements of a bucket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed.collectives import gradients as reductions
+from distributed.collectives.shares import BANDWIDTH, share_by_lead, share_of
+from framework.optimizers import NORM_BLOCK
+from tests.distributed.collectives.reductions import all_reduce, bucketed, gradients, in_parallel, open_world, reference
+
+#: Seconds that a rank takes for a block, by `NBYTES` an element.
+NBYTES = 20
+EACH = NORM_BLOCK * NBYTES / BANDWIDTH
+
+PLACES = st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 90_000)), max_size=4).map(
+    lambda runs: [slice(gap + 100_000 * at, gap + 100_000 * at + size) for at, (gap, size) in enumerate(runs)]
+)
+
+
+def elements(share: Sequence[slice]) -> list[int]:
+    return [at for place in share for at in range(place.start, place.stop)]
+
+
+def blocks(share: Sequence[slice]) -> int:
+    return -(-len(elements(share)) // NORM_BLOCK)
+
+
+@given(
+    places=PLACES,
+    made=st.lists(st.one_of(st.just(0.0), st.floats(0, 1e-3), st.floats(0, 1e6)), min_size=1, max_size=8),
+)
+def test_each_element_is_one_ranks_and_who_was_ahead_by_more_has_none_less(
+    places: list[slice], made: list[float]
+) -> None:
+    shares = [share_by_lead(places, made, rank, NBYTES) for rank in range(len(made))]
+    assert [at for share in shares for at in elements(share)] == elements(places)
+    for one, own in zip(made, shares, strict=True):
+        for other, theirs in zip(made, shares, strict=True):
+            assert one > other or blocks(own) >= blocks(theirs) - 2  # edges are rounded
+
+
+@given(count=st.integers(1, 200), made=st.lists(st.floats(0, 300 * EACH), min_size=2, max_size=8))
+def test_no_other_shares_let_the_last_rank_be_ready_earlier(count: int, made: list[float]) -> None:
+    places = [slice(0, count * NORM_BLOCK)]
+    ready = [time + EACH * blocks(share_by_lead(places, made, rank, NBYTES)) for rank, time in enumerate(made)]
+    # Independent: ranks take a block, one after the other, whoever would be ready with it first.
+    one_by_one = [*made]
+    for _ in range(count):
+        first = min(range(len(made)), key=one_by_one.__getitem__)
+        one_by_one[first] += EACH
+    assert max(ready) <= max(*made, max(one_by_one)) + 2 * EACH
+
+
+def test_ranks_that_came_together_share_equally() -> None:
+    places = [slice(0, 5 * NORM_BLOCK), slice(10 * NORM_BLOCK, 11 * NORM_BLOCK)]
+    assert [share_by_lead(places, [7.0, 7.0, 7.0], rank, NBYTES) for rank in range(3)] == [
+        share_of(places, 3, rank) for rank in range(3)
+    ]
+
+
+@pytest.mark.parametrize("late", range(3))
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_rank_that_is_late_adds_nothing_but_of_the_last_bucket(
+    late: int, overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, count = 60 * NORM_BLOCK, 3
+    added: dict[str, list[int]] = {}
+
+    def add(sums: object, places: Sequence[slice], divisor: float) -> None:
+        added.setdefault(threading.current_thread().name, []).append(sum(p.stop - p.start for p in places))
+        plain(sums, places, divisor)  # type: ignore[arg-type]
+
+    plain = reductions.reduce_in_tree
+    monkeypatch.setattr(reductions, "reduce_in_tree", add)
+    parts = gradients(4, size, "float32")
+    ranks = open_world(3, 4, size, overlap=overlap)
+
+    def work(rank: reductions.GradientReduction) -> list[tuple[bytes, float, float]]:
+        threading.current_thread().name = f"rank {rank.rank}"
+        begin = rank.begin
+
+        def begin_late(*bucket: object) -> None:
+            time.sleep(0.2 * (rank.rank == late))
+            begin(*bucket)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(rank, "begin", begin_late)
+        return all_reduce(rank, parts, buckets=count)
+
+    results = in_parallel(ranks, work)
+    for rank in ranks:
+        rank.close()
+    assert {result[0][0] for result in results} == {reference(parts, 1)}
+    sizes = [sum(place.stop - place.start for place in places) for places in bucketed(size, count)]
+    found = [next(each for name, each in added.items() if f"rank {rank.rank}" in name) for rank in ranks]
+    assert [*map(sum, zip(*found, strict=True))] == sizes
+    if overlap:
+        assert found[late][:-1] == [0] * (count - 1)
+    equal = found if not overlap else [own[-1:] for own in found]
+    np.testing.assert_allclose(equal, np.array([sizes if not overlap else sizes[-1:]] * 3) / 3, atol=NORM_BLOCK)
