@@ -9,7 +9,7 @@
 - **DistributedDataParallel** over Gloo, two processes of one thread, with the AdamW that is the faster one there.
 - **One worker** under the Trainer beside the plain loop of a process over the engine's steps.
 - **The first step**: from the making of the Trainer, planning included, to the end of the first step, when Ray is up: its processes, which
-  go on starting for half a second after `ray.init`, have come to rest.
+  go on starting for half a second after `ray.init`, have come to rest. It is the median of launches, of which there is one a round.
 - **Overlap** of reduction and backward: see `overlap`.
 - **Snapshots**, one in 50 steps: see `snapshots`.
 
@@ -35,7 +35,7 @@ from benchmarks import overlap, snapshots
 from benchmarks.engine_cases import CASES, Case, Configuration
 from benchmarks.engine_sides import OPTIMIZER, RATE, step_of_ours, step_of_rank
 from benchmarks.measure import Row, installed
-from benchmarks.turns import Found, Over, Turns, by_processes, in_turns
+from benchmarks.turns import Found, Over, Side, Turns, by_processes, in_turns
 from threadpoolctl import threadpool_limits
 
 from distributed import Trainer
@@ -86,7 +86,7 @@ def rows(
             how = Configuration("pytorch", processes=WORKERS, fused=fused).to_json()
             sides[f"ddp{', fused' * fused}"] = ddp_here, case.name, how
     ready, found = in_turns(sides, rounds * steps, lambda done, total, name: tell(done, total, f"{case.name}: {name}"))
-    found["workers"]["first"] = ready["workers"]["first"]
+    found["workers"]["first"] = ready["workers"]["first"] + _launches(sides["workers"], rounds - 1, case.name, tell)
     for name, each in found.items():
         record(
             {
@@ -100,6 +100,16 @@ def rows(
     if only is None:
         yield from overlap.rows(steps, rounds, tell)
         yield from snapshots.rows(rounds + 2, WORKERS, case.batch, SHARDS)
+
+
+def _launches(side: tuple[Any, ...], count: int, case: str, tell: Tell) -> list[float]:
+    """Returns the seconds to the end of the first step of more launches of a side, each in fresh processes."""
+    found: list[float] = []
+    for number in range(count):
+        tell(number, count, f"{case}: launching")
+        with Side(*side) as launched:
+            found += launched.ready["first"]
+    return found
 
 
 def compared(case: Case, found: dict[str, Found]) -> Iterator[Row]:
