@@ -5,6 +5,7 @@ from __future__ import annotations
 from checkpointing.plan import Plan, pack_together
 from checkpointing.reduction_tree import roots_of, shards_of
 from distributed.collectives.gradient_memory import header_nbytes, message_sizes
+from distributed.collectives.shares import read_nbytes
 from distributed.collectives.spread import Spread
 from framework.data import Dataset, LastBatch, order_dtype, spread
 from framework.layers import Spec
@@ -55,16 +56,17 @@ def outside_nbytes(layout: Layout, shards: int, spread: Spread, chunk: int) -> i
 def outside_of(rank: int, layout: Layout, shards: int, spread: Spread, chunk: int) -> int:
     """Returns the bytes that a rank's process takes besides the engine's for what ranks do together.
 
-    On its node it touches memory shared with others: it reads its slice of every root of other ranks, and all of the mean gradient, which lies
-    in the leader's memory. What goes to and comes from other nodes is Ray's meanwhile: at most as much each way as there is room for where it
+    On its node it touches memory shared with others: it reads its share of every root of other ranks (see `shares`), and all of the mean gradient,
+    which lies in the leader's memory, in its first root. What goes to and comes from other nodes is Ray's meanwhile: at most as much each way as there is room for where it
     arrives, and what Ray keeps once it has made calls.
     """
     world, nbytes, here = len(spread.node_of), layout.gradients.nbytes, spread.nodes[spread.node_of[rank]]
     roots = sum(len(roots_of(shards_of(shards, world, other))) for other in here if other != rank)
-    mean = nbytes if rank != here[0] else 0
+    share = read_nbytes(nbytes, len(here))
+    mean = nbytes - share if rank != here[0] else 0  # what is not read as a share of the root
     chunks = chunk_nbytes(layout, shards, spread, chunk, rank)
     across = 2 * chunks + KEPT_BY_CALLS_NBYTES if chunks else 0
-    return roots * -(-nbytes // len(here)) + mean + across
+    return roots * share + mean + across
 
 
 def reserved_nbytes(train: Plan, evaluate: Plan, block: bool) -> int:

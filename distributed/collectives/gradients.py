@@ -3,8 +3,8 @@
 Gradient buffers are slots of their rank's segment, so a gradient is never copied to be sent. To reduce a bucket, each rank adds its share of
 all sums up the canonical tree, in place, into the buffer of shard 0. A thread of each rank does that, bucket after bucket, while the
 rank's backward makes the next ones; the last Reduce waits for it. Who adds which elements, and when, changes no bit: an element's
-additions are those of the tree. So ranks that made a bucket earlier add more of it (`shares.py`), except for the last one of a step, after which
-none has anything else to do.
+additions are those of the tree. So of two ranks the one that made a bucket earlier adds more of it (`shares.py`), except for the last one of a
+step, after which neither has anything else to do.
 
 The thread meets those of the other ranks on a channel of its own: once a bucket, when all ranks have made it, and once in the end. It takes
 no memory.

@@ -1,8 +1,10 @@
-"""Which rank adds which elements of a bucket, in whole blocks: all as many, or those more that are ahead.
+"""Which rank adds which elements of a bucket, in whole blocks: all as many, or of two the one more that is ahead.
 
-Ranks of a node make a bucket one after the other, since cores are not equally fast. Who made it first will wait in the end for who made it last, so it
-has time to add for both, and the last one goes on with its backward at once. Blocks are shared out so that after them all ranks are as little apart as
-possible. It changes no bit which rank adds an element.
+Ranks of a node make a bucket one after the other, since cores are not equally fast. Who made it first will wait in the end for who made it last. So of two ranks the
+first adds for both as far as it has time, and the second goes on with its backward at once. It changes no bit which rank adds an element.
+
+In the course of a run each rank then reads every element of the other's sums, so these become resident in its process as a whole, and not by its share alone. With
+two ranks that is little; with more it would be the memory of all of them, so more than two share equally.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def share_of(places: Sequence[slice], world: int, rank: int) -> list[slice]:
 
 
 def share_by_lead(places: Sequence[slice], made: Sequence[float], rank: int, nbytes: int) -> list[slice]:
-    """Returns a rank's share of some elements where ranks made them at different times, cut as in `share_of`.
+    """Returns a rank's share of some elements that ranks made at different times: after it two are as little apart as can be. Cut as in `share_of`.
 
     Args:
         places: The elements.
@@ -38,26 +40,22 @@ def share_by_lead(places: Sequence[slice], made: Sequence[float], rank: int, nby
     >>> [share_by_lead([slice(0, 16384)], made, rank, 20) for rank in (0, 1)]
     [[slice(0, 12288, None)], [slice(12288, 16384, None)]]
     """
-    blocks, last = _blocks(places), max(made)
-    each = NORM_BLOCK * nbytes / BANDWIDTH
-    wanted = _filled([(last - time) / each for time in made], blocks)
-    start, stop = (round(sum(wanted[:edge])) for edge in (rank, rank + 1))
-    return _cut(places, range(start, blocks if rank + 1 == len(made) else stop))
+    if len(made) != 2:
+        return share_of(places, len(made), rank)
+    blocks = _blocks(places)
+    lead = (made[1] - made[0]) * BANDWIDTH / (NORM_BLOCK * nbytes)
+    edge = round(min(max(0.0, (blocks + lead) / 2), blocks))
+    return _cut(places, range(edge, blocks) if rank else range(edge))
 
 
-def _filled(leads: Sequence[float], total: float) -> list[float]:
-    """Returns parts of a total, one a rank, after which what is left of the leads is as equal as can be: who is ahead by more has none less.
+def read_nbytes(nbytes: int, ranks: int) -> int:
+    """Returns how many bytes of another's sum a rank reads in the course of a run.
 
     Args:
-        leads: How many parts each could do before the last one has come as far; none is negative.
-        total: All parts.
+        nbytes: Of the sum.
+        ranks: How many there are on the node.
     """
-    level, order = 0.0, sorted(leads, reverse=True)
-    for count in range(1, len(order) + 1):  # the so many ranks that are ahead most
-        level = (sum(order[:count]) - total) / count
-        if count == len(order) or level >= order[count]:
-            break
-    return [max(0.0, lead - level) for lead in leads]
+    return nbytes if ranks == 2 else -(-nbytes // ranks)
 
 
 def _blocks(places: Sequence[slice]) -> int:
