@@ -68,7 +68,7 @@ class Benchmark(_console.Common):
     steps: int | None = None
     """Timed steps in each process, in scaling in each round: 10 in the suites engine and scaling; 3 of each configuration in policies, or more where they are short."""
     rounds: int = 3
-    """Processes of each configuration in the suite engine, of each side in policies; rounds of steps in scaling, whose processes live at once and take turns."""
+    """Processes of each configuration in the suite engine, of each side in policies; rounds of steps in scaling, whose processes live at once and take turns, and launches."""
     profile: str | None = None
     """Instead of comparing, tell where the time of a step of this model of the suite engine goes."""
 

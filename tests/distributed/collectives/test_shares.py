@@ -16,7 +16,7 @@ from distributed.collectives.shares import BANDWIDTH, share_by_lead, share_of
 from framework.optimizers import NORM_BLOCK
 from tests.distributed.collectives.reductions import all_reduce, bucketed, gradients, in_parallel, open_world, reference
 
-#: Seconds that a rank takes for a block, by `NBYTES` an element.
+#: Bytes that are read and written of an element, and the seconds that a rank takes for a block of them.
 NBYTES = 20
 EACH = NORM_BLOCK * NBYTES / BANDWIDTH
 
