@@ -50,10 +50,10 @@ def test_no_other_shares_let_the_later_of_two_be_ready_earlier(count: int, made:
     assert max(time + EACH * own for time, own in zip(made, shares, strict=True)) <= min(every) + EACH / 1000
 
 
-def test_ranks_that_came_together_share_equally() -> None:
+def test_two_ranks_that_came_together_share_equally() -> None:
     places = [slice(0, 5 * NORM_BLOCK), slice(10 * NORM_BLOCK, 11 * NORM_BLOCK)]
-    assert [share_by_lead(places, [7.0, 7.0, 7.0], rank, NBYTES) for rank in range(3)] == [
-        share_of(places, 3, rank) for rank in range(3)
+    assert [share_by_lead(places, [7.0, 7.0], rank, NBYTES) for rank in range(2)] == [
+        share_of(places, 2, rank) for rank in range(2)
     ]
 
 
@@ -79,7 +79,9 @@ def test_of_two_ranks_the_late_one_adds_nothing_but_of_the_last_bucket(
         begin = rank.begin
 
         def begin_late(*bucket: object) -> None:
-            time.sleep(0.2 * (rank.rank == late))
+            time.sleep(
+                (0.5 if overlap else 0.1) * (rank.rank == late)
+            )  # far longer than a machine under load halts a thread
             begin(*bucket)  # type: ignore[arg-type]
 
         monkeypatch.setattr(rank, "begin", begin_late)
